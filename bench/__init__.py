@@ -1,0 +1,1 @@
+"""Benchmarks: what an event costs, step by step and as a whole, beside an honest control."""

@@ -1,0 +1,1 @@
+"""The control that Parshall is measured against."""

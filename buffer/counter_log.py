@@ -1,0 +1,63 @@
+"""The counter-log port: where flushed counter records go, in Kafka or in a local log.
+
+Belongs here: the port and the values that cross it. Must not know: what a record's bytes mean, who reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+
+class Record(NamedTuple):
+    """One numbered record of one (writer, partition), as it is journalled and produced: the same bytes every time it is sent."""
+
+    partition: int
+    n: int  # 1, 2, 3 … per (writer, partition), without a gap
+    headers: tuple[tuple[str, bytes], ...]
+    value: bytes  # uncompressed
+
+
+class Rejected(NamedTuple):
+    """One rejected event, for the operator."""
+
+    tenant: str
+    body: bytes  # JSON: when, code, detail, source, id, and the raw event in base64, cut at 64 KiB
+
+
+class LogUnavailable(Exception):
+    """Not now, or the outcome is unknown: produce the same records again later. The message says what happened."""
+
+
+class CounterLog(Protocol):
+    @property
+    def identity(self) -> str:
+        """The Kafka cluster id, or the id of the local log."""
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions counters are spread over. Fixed while open."""
+
+    async def open(self) -> None:
+        """Connect and check. Raises LogUnavailable (try again) or UnfitLog (do not)."""
+
+    async def produce(self, records: Sequence[Record]) -> None:
+        """Return when every record is durable in the log, in order within a partition. Raises LogUnavailable: any subset may have been written."""
+
+    async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:
+        """The same for `usage.rejected`; at least once."""
+
+    async def register(self, writer: bytes) -> None:
+        """Add the writer to the registry (`usage.writers`), durably."""
+
+    async def writers(self) -> dict[bytes, int | None]:
+        """Every writer ever registered, with the horizon (microseconds) it retired at, or None while it is a member."""
+
+    async def has_data(self) -> bool:
+        """Whether any counter record was ever written: an empty registry beside data is refused."""
+
+    async def close(self) -> None: ...
+
+
+class UnfitLog(Exception):
+    """The log cannot keep the promise (replication, retention, another format). One sentence that says what to change."""

@@ -1,0 +1,373 @@
+"""The counter record: how a flush becomes numbered records, and how a record is read back.
+
+Pure. Belongs here: the bytes of schema version 1 (docs/FORMATS.md), chunking, the choice of partition. Must not know: files, Kafka,
+the journal, when to flush, what rating does with a record.
+
+The law: what a flush's records decode to adds up to exactly what was flushed. Each counter is in one record, each tenant's tally is in
+one record, no record's value is above CHUNK_BYTES (but for a single counter that is larger by itself), and numbers have no gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+
+from buffer.counter_log import Record
+from buffer.counters import MERGE_OF, CounterKey, Deltas, MeterDefinition, Tallies, merge_max, unpack
+from buffer.journal_records import Through
+
+VERSION = 1
+CHUNK_BYTES = 256 * 1024
+PIECE_COUNTERS = 500  # one step of `pieces` handles about this many counters: about a millisecond
+
+_VERSION_HEADER = b"%d" % VERSION
+_HEAD, _COUNTERS, _TALLIES, _TAIL = b'{"v":1,"meters":[', b'],"counters":[', b'],"tallies":{', b"}}"
+_FRAME_BYTES = len(_HEAD) + len(_COUNTERS) + len(_TALLIES) + len(_TAIL)
+_DIMENSIONS_AT = 4  # in a CounterKey
+
+_encode = msgspec.json.Encoder().encode
+
+
+def partition_of(tenant: int, subject: str, partitions: int) -> int:
+    return xxh3_64_intdigest(f"{tenant}\0{subject}".encode()) % partitions
+
+
+class UnknownTenant(Exception):
+    """A journal holds counters of a tenant that the configuration no longer has. The message is one sentence for the operator."""
+
+    def __init__(self, tenant: int) -> None:
+        super().__init__(f"tenant number {tenant} has unflushed usage but is not in the configuration: put it back until it is flushed")
+        self.tenant = tenant
+
+
+class _Chunk:
+    """A record in the making: counters of one partition, kept as encoded JSON until they are enough."""
+
+    def __init__(self) -> None:
+        self.rows: list[bytes] = []
+        self.meters: dict[int, int] = {}  # meter number -> index in this chunk
+        self.meter_rows: list[bytes] = []
+        self.tallies: list[bytes] = []
+        self.size = _FRAME_BYTES
+
+    def holds(self, size: int) -> bool:
+        return self.size + size <= CHUNK_BYTES or self.size == _FRAME_BYTES
+
+    def value(self) -> bytes:
+        join = b",".join
+        return b"".join((_HEAD, join(self.meter_rows), _COUNTERS, join(self.rows), _TALLIES, join(self.tallies), _TAIL))
+
+
+class RecordEncoder:
+    """Encodes one flush. `next_n` is its own copy: when the pieces are exhausted it says how the numbers go on."""
+
+    def __init__(
+        self,
+        meters: Mapping[int, MeterDefinition],
+        tenants: Mapping[int, str],
+        writer: bytes,
+        partitions: int,
+        through: Through,
+        next_n: Mapping[int, int],
+    ) -> None:
+        self.next_n = dict(next_n)
+        self._meters = meters
+        self._tenants = tenants
+        self._partitions = partitions
+        self._writer = writer.hex().encode()
+        self._through = b"%s:%d" % (through.incarnation.hex().encode(), through.call)
+        self._chunks: dict[int, _Chunk] = {}
+        self._meter_rows = {number: _meter_row(meter) for number, meter in meters.items()}
+        self._counting = {number for number, meter in meters.items() if meter.aggregation == "count"}
+        self._names: dict[int, str] = {}
+
+    def pieces(self, deltas: Deltas, tallies: Tallies) -> Iterator[list[Record]]:
+        """Each step is bounded work and gives the records that it completed, perhaps none. The deltas must not change meanwhile."""
+        yield from self._tally_pieces(self._first_partition(deltas), tallies)
+        for kind, counters in deltas.items():
+            yield from self._counter_pieces(kind, counters)
+        for partition in list(self._chunks):
+            yield [self._finish(partition)]
+
+    def _first_partition(self, deltas: Deltas) -> int:
+        """Where the tallies go: with the first counter, so that a flush of one counter is one record."""
+        for counters in deltas.values():
+            for key in counters:
+                return partition_of(int(key[1]), str(key[2]), self._partitions)
+        return 0
+
+    def _tally_pieces(self, partition: int, tallies: Tallies) -> Iterator[list[Record]]:
+        done: list[Record] = []
+        for position, (tenant, counts) in enumerate(tallies.items(), 1):
+            item = b"%s:%s" % (_encode(self._tenant(tenant)), _encode(counts))
+            chunk = self._chunk(partition)
+            if not chunk.holds(len(item) + 1):
+                done.append(self._finish(partition))
+                chunk = self._chunk(partition)
+            chunk.tallies.append(item)
+            chunk.size += len(item) + 1
+            if position % PIECE_COUNTERS == 0:
+                yield done
+                done = []
+        yield done
+
+    def _counter_pieces(self, kind: str, counters: Mapping[CounterKey, int]) -> Iterator[list[Record]]:
+        numeric: dict[CounterKey, int] = {}  # counters with a dimension value like 1, under the key with "1"
+        for step in _steps(counters):
+            for key, packed in step:
+                if _has_number(key):
+                    _merge_one(kind, numeric, _as_text(key), packed)
+            yield []
+        for step in _steps(counters):
+            if numeric:
+                step = [(key, _with_twin(kind, numeric, key, packed)) for key, packed in step if not _has_number(key)]
+            yield self._add(step)
+        for step in _steps(numeric):
+            yield self._add(step)
+
+    def _add(self, counters: Sequence[tuple[Any, int]]) -> list[Record]:
+        done: list[Record] = []
+        for key, packed in counters:
+            number, tenant, subject, window_start_s, *dimensions = key
+            value, events = unpack(packed)
+            if number in self._counting:
+                value = events
+            name = self._names.get(tenant) or self._tenant(tenant)
+            partition = xxh3_64_intdigest(f"{tenant}\0{subject}".encode()) % self._partitions  # partition_of, without the call
+            chunk = self._chunks.get(partition) or self._chunk(partition)
+            index = chunk.meters.get(number, -1)
+            new = 0 if index >= 0 else len(self._meter_rows[number]) + 1
+            row = _encode((index if index >= 0 else len(chunk.meters), name, subject, window_start_s, dimensions, str(value), events))
+            if not chunk.holds(new + len(row) + 1):
+                done.append(self._finish(partition))
+                chunk = self._chunk(partition)
+                new = len(self._meter_rows[number]) + 1
+                row = _encode((0, name, subject, window_start_s, dimensions, str(value), events))
+            if new:
+                chunk.meters[number] = len(chunk.meters)
+                chunk.meter_rows.append(self._meter_rows[number])
+            chunk.rows.append(row)
+            chunk.size += new + len(row) + 1
+        return done
+
+    def _chunk(self, partition: int) -> _Chunk:
+        return self._chunks.setdefault(partition, _Chunk())
+
+    def _finish(self, partition: int) -> Record:
+        value = self._chunks.pop(partition).value()
+        n = self.next_n.get(partition, 1)
+        self.next_n[partition] = n + 1
+        headers = (
+            ("v", _VERSION_HEADER),
+            ("writer", self._writer),
+            ("partition", b"%d" % partition),
+            ("n", b"%d" % n),
+            ("hash", xxh3_128_hexdigest(value).encode()),
+            ("through", self._through),
+        )
+        return Record(partition, n, headers, value)
+
+    def _tenant(self, number: int) -> str:
+        name = self._tenants.get(number)
+        if name is None:
+            raise UnknownTenant(number)
+        self._names[number] = name
+        return name
+
+
+def _meter_row(meter: MeterDefinition) -> bytes:
+    return _encode((meter.name, meter.hash, meter.aggregation, meter.scale, meter.window_s, meter.dimensions))
+
+
+def _steps(counters: Mapping[CounterKey, int]) -> Iterator[list[tuple[CounterKey, int]]]:
+    step: list[tuple[CounterKey, int]] = []
+    for item in counters.items():
+        step.append(item)
+        if len(step) == PIECE_COUNTERS:
+            yield step
+            step = []
+    if step:
+        yield step
+
+
+def _has_number(key: CounterKey) -> bool:
+    for value in key[_DIMENSIONS_AT:]:  # noqa: SIM110 - any() over a generator takes three times as long
+        if type(value) is not str:
+            return True
+    return False
+
+
+def _as_text(key: CounterKey) -> CounterKey:
+    return (*key[:_DIMENSIONS_AT], *(str(value) for value in key[_DIMENSIONS_AT:]))
+
+
+def _with_twin(kind: str, numeric: dict[CounterKey, int], key: CounterKey, packed: int) -> int:
+    """The counter merged with the one whose key differs only in that a dimension value is 1 and not "1"."""
+    twin = numeric.pop(key, None)
+    if twin is None:
+        return packed
+    return merge_max(packed, twin) if kind == "max" else packed + twin
+
+
+def _merge_one(kind: str, into: dict[CounterKey, int], key: CounterKey, packed: int) -> None:
+    known = into.get(key)
+    if known is None:
+        into[key] = packed
+    else:
+        into[key] = merge_max(known, packed) if kind == "max" else known + packed
+
+
+# Reading.
+
+
+class Place(NamedTuple):
+    """Where a record belongs and what it covers, from its headers: known even when its value cannot be decoded."""
+
+    writer: bytes  # 16 bytes
+    partition: int
+    n: int
+    hash: str  # 32 hex digits
+    through: Through
+
+
+class Counter(NamedTuple):
+    meter: int  # index in CounterRecord.meters
+    tenant: str
+    subject: str
+    window_start_s: int
+    dimensions: tuple[str, ...]  # in the order of the meter's dimension names
+    value: int  # scaled by the meter's scale
+    events: int
+
+
+class CounterRecord(NamedTuple):
+    meters: tuple[MeterDefinition, ...]
+    counters: list[Counter]
+    tallies: dict[str, dict[str, int]]  # tenant name -> counts of events
+
+
+class NoPlace(Exception):
+    """The headers are not those of a counter record. The message names the header and what is wrong with it."""
+
+
+class Undecodable(Exception):
+    """The value is not what its headers promise. The message names the field and what is wrong with it."""
+
+
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _MeterRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    name: str
+    hash: str
+    aggregation: str
+    scale: Annotated[int, msgspec.Meta(ge=0, le=18)]
+    window_s: Annotated[int, msgspec.Meta(ge=1)]
+    dimensions: tuple[str, ...]
+
+
+class _CounterRow(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    meter: _Natural
+    tenant: str
+    subject: str
+    window_start_s: int
+    dimensions: tuple[str, ...]
+    value: Annotated[str, msgspec.Meta(min_length=1, max_length=48)]
+    events: _Natural
+
+
+class _Value(msgspec.Struct, forbid_unknown_fields=True):
+    v: int
+    meters: list[_MeterRow]
+    counters: list[_CounterRow]
+    tallies: dict[str, dict[str, _Natural]]
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+_decode_value = msgspec.json.Decoder(_Value).decode
+_decode_version = msgspec.json.Decoder(_Version).decode
+
+
+def read_place(headers: Mapping[str, bytes]) -> Place:
+    """Raises NoPlace."""
+    writer = _hexadecimal(headers, "writer", _header(headers, "writer"), 16)
+    hash_hex = _header(headers, "hash")
+    _hexadecimal(headers, "hash", hash_hex, 16)
+    incarnation, colon, call = _header(headers, "through").partition(b":")
+    if not colon:
+        raise NoPlace(f"header through is {headers['through']!r}, not <incarnation>:<call>")
+    through = Through(_hexadecimal(headers, "through", incarnation, 16) if incarnation else b"", _decimal(headers, "through", call))
+    n = _decimal(headers, "n", _header(headers, "n"))
+    if n < 1:
+        raise NoPlace("header n is 0: records are numbered from 1")
+    return Place(writer, _decimal(headers, "partition", _header(headers, "partition")), n, hash_hex.decode(), through)
+
+
+def decode(headers: Mapping[str, bytes], value: bytes) -> CounterRecord:
+    """Strictly: nothing is guessed, nothing is ignored. Raises Undecodable; the headers must have passed `read_place`."""
+    if headers.get("v") != _VERSION_HEADER:
+        raise Undecodable(f"schema version {headers.get('v')!r} is not {VERSION}")
+    digest = xxh3_128_hexdigest(value).encode()
+    if digest != headers.get("hash"):
+        raise Undecodable(f"the value hashes to {digest.decode()}, its header says {headers.get('hash')!r}")
+    try:
+        version = _decode_version(value).v
+        if version != VERSION:
+            raise Undecodable(f"schema version {version} in the value is not {VERSION}")
+        raw = _decode_value(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Undecodable(str(error)) from error
+    meters = tuple(_meter(row) for row in raw.meters)
+    return CounterRecord(meters, [_counter(position, row, meters) for position, row in enumerate(raw.counters)], raw.tallies)
+
+
+def _meter(row: _MeterRow) -> MeterDefinition:
+    if row.aggregation not in MERGE_OF:
+        raise Undecodable(f"meter {row.name!r} has the unknown aggregation {row.aggregation!r}")
+    return MeterDefinition(row.name, row.hash, row.aggregation, row.scale, row.window_s, row.dimensions)
+
+
+def _counter(position: int, row: _CounterRow, meters: tuple[MeterDefinition, ...]) -> Counter:
+    if row.meter >= len(meters):
+        raise Undecodable(f"counters[{position}] names meter {row.meter}, of {len(meters)}")
+    meter = meters[row.meter]
+    if len(row.dimensions) != len(meter.dimensions):
+        raise Undecodable(f"counters[{position}] has {len(row.dimensions)} dimension values, {meter.name!r} has {len(meter.dimensions)}")
+    if row.window_start_s % meter.window_s:
+        raise Undecodable(f"counters[{position}] starts at {row.window_start_s}, no multiple of {meter.window_s} s")
+    digits = row.value[1:] if row.value[0] == "-" else row.value
+    if not (digits.isascii() and digits.isdigit()):
+        raise Undecodable(f"counters[{position}] has the value {row.value!r}, not an integer")
+    value = int(row.value)
+    if meter.aggregation == "count" and value != row.events:
+        raise Undecodable(f"counters[{position}] counts {value} but has {row.events} events")
+    return Counter(row.meter, row.tenant, row.subject, row.window_start_s, row.dimensions, value, row.events)
+
+
+def _header(headers: Mapping[str, bytes], name: str) -> bytes:
+    content = headers.get(name)
+    if content is None:
+        raise NoPlace(f"header {name} is missing")
+    return content
+
+
+def _decimal(headers: Mapping[str, bytes], name: str, digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > 18:
+        raise NoPlace(f"header {name} is {headers[name]!r}, not a decimal number")
+    return int(digits)
+
+
+def _hexadecimal(headers: Mapping[str, bytes], name: str, digits: bytes, size: int) -> bytes:
+    try:
+        content = bytes.fromhex(digits.decode("ascii"))
+    except ValueError:
+        content = b""
+    if len(content) != size or content.hex().encode() != digits:
+        raise NoPlace(f"header {name} is {headers[name]!r}: {2 * size} lower-case hexadecimal digits are needed")
+    return content

@@ -1,0 +1,199 @@
+#!lua
+-- The claim script: PROTOCOL's five steps, in its order. One call of one incarnation; atomic, and it either executes or changes nothing
+-- but the mark and what the clocks made due.
+--
+-- ARGV[9]    '>I4I4I8I8I8': number of the call (0: only publish the mark), mark, caller's clock, least and greatest event time in us
+-- ARGV[10..] per section: tenant, then 12 bytes of digest an event followed by 4 bytes of fingerprint an event
+--
+-- Replies: {'rebuild'}  claims are not complete in this Redis
+--          {'rejoin'}   this incarnation is not known here   {'zombie'}  it is closed   {'stale'}  a newer connection has spoken
+--          {'marked'}   the mark was raised (number 0)
+--          {'late', horizon}   an event lies at or below the horizon: nothing was claimed
+--          {'verdicts', generation, executions, horizon, codes}   codes: one of g d p c an event, '' when all are granted
+--@include context.lua
+--@include generations.lua
+
+local number, mark, clock_us, oldest_us, newest_us = struct.unpack('>I4I4I8I8I8', ARGV[9])
+
+-- Step 1: is this the Redis in which claims are complete?
+local open = redis.call('HMGET', open_key, 'replid', 'identity')
+if open[2] ~= identity or open[1] ~= replication_id() then
+  return {'rebuild'}
+end
+
+-- Step 2: may I speak?
+local refusal, known_mark, executions = admit()
+if refusal then
+  return refusal
+end
+local my_number = tonumber(redis.call('HGET', namespace .. 'numbers', incarnation))
+if not my_number then
+  return {'rejoin'}
+end
+
+-- Step 3: marks only rise.
+if mark > known_mark then
+  redis.call('HSET', w_key, 'mark', text(mark))
+end
+if number == 0 then
+  return {'marked'}
+end
+
+-- Step 4: rotate, then refuse what lies at or below the horizon.
+local gen, low, horizon = rotate(clock_us)
+if #ARGV > 9 and oldest_us <= horizon then
+  return {'late', horizon}
+end
+
+-- Step 5: the verdicts.
+executions = executions + 1
+redis.call('HSET', w_key, 'executions', text(executions))
+local my_tag = struct.pack('>I4I4', my_number, number)
+
+-- Generations below the current one that have claims, newest first.
+local older = {}
+if low < gen then
+  for _, field in ipairs(redis.call('HKEYS', newest_key)) do
+    local generation = tonumber(field)
+    if generation >= low and generation < gen then
+      older[#older + 1] = generation
+    end
+  end
+  table.sort(older, function(one, other) return one > other end)
+end
+
+local function lookup(key, digests)
+  if #digests <= CHUNK then
+    return redis.call('HMGET', key, unpack(digests))
+  end
+  local values = {}
+  for first = 1, #digests, CHUNK do
+    local part = redis.call('HMGET', key, unpack(digests, first, math.min(first + CHUNK - 1, #digests)))
+    for i = 1, #part do
+      values[first + i - 1] = part[i]
+    end
+  end
+  return values
+end
+
+-- The first claim found decides: newest generation first.
+local function find(key, is_new, tenant, digests)
+  local values = is_new and {} or lookup(key, digests)
+  for _, generation in ipairs(older) do
+    local older_key = claims_key(generation, tenant)
+    if redis.call('EXISTS', older_key) == 1 then
+      local asked, at = {}, {}
+      for i = 1, #digests do
+        if not values[i] then
+          asked[#asked + 1], at[#at + 1] = digests[i], i
+        end
+      end
+      if #asked == 0 then
+        break
+      end
+      local more = lookup(older_key, asked)
+      for j = 1, #at do
+        values[at[j]] = more[j]
+      end
+    end
+  end
+  return values
+end
+
+-- Mark and last call of the other incarnations met in this call. Mark nil: its w: is missing.
+local others = {}
+local function other_incarnation(other)
+  local state = others[other]
+  if not state then
+    state = {}
+    local id = redis.call('HGET', namespace .. 'incarnations', other)
+    if id then
+      local w = redis.call('HMGET', namespace .. 'w:' .. id, 'mark', 'closed')
+      state.closed = tonumber(w[2])
+      state.mark = tonumber(w[1]) or (state.closed and 0)
+    end
+    others[other] = state
+  end
+  return state
+end
+
+-- The table of verdicts for a claim that was found; 'v': void, to be taken over.
+local function verdict(value)
+  local other, call = struct.unpack('>I4I4', value)
+  if other == my_number then
+    if call == number then
+      return 'g'
+    end
+    return call < number and 'd' or 'p'
+  end
+  local state = other_incarnation(other)
+  if not state.mark then
+    return 'p'
+  end
+  if call <= state.mark then
+    return 'd'
+  end
+  if state.closed then
+    return call <= state.closed and 'd' or 'v'
+  end
+  return 'p'
+end
+
+-- A duplicate of the same shape with other content is a conflict; of another shape it is only a duplicate.
+local function differs(value, fingerprint)
+  return string.sub(value, 9, 12) ~= fingerprint and string.sub(value, 9, 9) == string.sub(fingerprint, 1, 1)
+end
+
+local total, codes, any_granted = 0, nil, false
+local function note(at, code)
+  codes = codes or {}
+  codes[at] = code
+end
+
+local function claim_section(tenant, blob)
+  local count = #blob / 16
+  local digests = {}
+  for i = 1, count do
+    digests[i] = string.sub(blob, 12 * i - 11, 12 * i)
+  end
+  local key = claims_key(gen, tenant)
+  local is_new = redis.call('EXISTS', key) == 0
+  local values, taken = find(key, is_new, tenant, digests), {}
+  local offset = 12 * count
+  for i = 1, count do
+    local value, code = values[i], 'v'
+    local fingerprint = string.sub(blob, offset + 4 * i - 3, offset + 4 * i)
+    if value then
+      code = verdict(value)
+      if code == 'd' and differs(value, fingerprint) then
+        code = 'c'
+      end
+    end
+    if code == 'v' then
+      taken[#taken + 1] = digests[i]
+      taken[#taken + 1] = my_tag .. fingerprint
+      any_granted = true
+    elseif code == 'g' then
+      any_granted = true
+    else
+      note(total + i, code)
+    end
+  end
+  if #taken > 0 then
+    write(gen, tenant, key, is_new, taken)
+  end
+  total = total + count
+end
+
+for at = 10, #ARGV, 2 do
+  claim_section(ARGV[at], ARGV[at + 1])
+end
+if any_granted then
+  raise_newest(gen, newest_us)
+end
+if codes then
+  for i = 1, total do
+    codes[i] = codes[i] or 'g'
+  end
+end
+return {'verdicts', gen, executions, horizon, codes and table.concat(codes) or ''}

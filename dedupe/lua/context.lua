@@ -1,0 +1,89 @@
+-- Included by every script: what it is told first, the names of the keys, and the few questions that several scripts ask.
+--
+-- ARGV[1..8], the same for every script of a connection:
+--   namespace, writer (hex), incarnation (hex), session, log, identity hash, length of a generation in us, lifetime of a claim in us
+--
+-- Keys, all below the namespace; none has a TTL:
+--   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to
+--   join               hash: replid, log, identity and era (random) of the join under way, or of the last one
+--   joined:{replid}    set of the writers that have claimed everything again into this Redis
+--   gen, low, horizon  current generation, lowest live generation, time at or below which nothing is ever claimed again
+--   newest             hash: generation -> newest event time claimed in it; only generations with claims are in it
+--   tenants:{g}        set of the tenants with claims in generation g
+--   claims:{g}:{t}     hash: 12 bytes of digest -> 4 bytes incarnation number, 4 bytes call (big endian), 4 bytes fingerprint
+--   numbers            hash: incarnation -> its number;  incarnations: hash: number -> incarnation. Numbers live as long as the claims
+--   w:{incarnation}    hash: writer, session, mark, executions, closed (the last call; absent while it is open)
+--   writer:{id}        the last incarnation opened
+--
+-- Times are microseconds since 1970, so Lua's numbers hold them exactly (below 2^53).
+-- The keys depend on what the scripts find, so they cannot be declared: one primary, no cluster.
+local namespace, writer, incarnation, session = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local log, identity, length_us, lifetime_us = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local w_key, open_key, join_key = namespace .. 'w:' .. incarnation, namespace .. 'open', namespace .. 'join'
+
+-- Lua writes large numbers as 1e+15; Redis must see all digits.
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- The server's own replication id; nil in a replica, which shows its primary's: a writable replica must not pass for a primary.
+local function replication_id()
+  local info = redis.call('INFO', 'replication')
+  return string.find(info, 'role:master', 1, true) and string.match(info, 'master_replid:(%w+)')
+end
+
+-- Step 2: may this incarnation speak on this connection? A refusal or nil; its mark; its executions.
+local function admit()
+  local w = redis.call('HMGET', w_key, 'session', 'closed', 'mark', 'executions')
+  if w[2] then
+    return {'zombie'}
+  end
+  if not w[1] then
+    return {'rejoin'}
+  end
+  if tonumber(w[1]) > session then
+    return {'stale'}
+  end
+  return nil, tonumber(w[3]) or 0, tonumber(w[4]) or 0
+end
+
+-- Is this a replica, or does the store belong to another log or (under this replication id) to another kind of identity? A refusal or nil.
+local function belongs_elsewhere(replid)
+  if not replid then
+    return {'replica'}
+  end
+  for _, key in ipairs({open_key, join_key}) do
+    local owner = redis.call('HMGET', key, 'replid', 'log', 'identity')
+    if owner[2] and owner[2] ~= log then
+      return {'wrong_log', owner[2]}
+    end
+    if owner[1] == replid and owner[3] ~= identity then
+      return {'wrong_identity', owner[3]}
+    end
+  end
+  return nil
+end
+
+-- Is the join that began with this era still the one under way here?
+local function joining(replid, era)
+  local join = redis.call('HMGET', join_key, 'replid', 'era')
+  return join[1] == replid and join[2] == era
+end
+
+local function raise_horizon(horizon_us)
+  if horizon_us > (tonumber(redis.call('GET', namespace .. 'horizon')) or 0) then
+    redis.call('SET', namespace .. 'horizon', text(horizon_us))
+  end
+end
+
+-- The number that tags carry for this incarnation, given out when it is asked for first.
+local function intern()
+  local number = redis.call('HGET', namespace .. 'numbers', incarnation)
+  if number then
+    return tonumber(number)
+  end
+  local fresh = redis.call('HLEN', namespace .. 'incarnations') + 1
+  redis.call('HSET', namespace .. 'numbers', incarnation, fresh)
+  redis.call('HSET', namespace .. 'incarnations', fresh, incarnation)
+  return fresh
+end

@@ -1,0 +1,143 @@
+"""Entering a claim store: say hello, publish what the journal closed, and where claims are not complete claim the whole journal again.
+
+Belongs here: the order of the steps (PROTOCOL.md, "Redis loses data"), the same for every store. `ask` executes one script by its name.
+Must not know: what the store is, how it is reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import NoReturn, cast
+
+from dedupe.port import Claimed, History, StaleJournal, WrongLog, Zombie
+from dedupe.scripts import Reclaim
+
+log = logging.getLogger(__name__)
+
+Ask = Callable[..., Awaitable[Sequence[object]]]  # (name of the script, *its arguments) -> its reply
+
+CLAIMS_A_CHUNK = 4000
+FIRST_POLL_S, SLOWEST_POLL_S = 0.05, 1.0
+
+
+class StartOver(Exception):
+    """The store changed under our hands, or does not answer calls: connect again and begin with hello. Retry."""
+
+
+def refused(reply: Sequence[object]) -> NoReturn:
+    """Raise what a reply that is no answer means."""
+    status = reply[0]
+    if status == b"zombie":
+        raise Zombie("This incarnation of the journal was closed by somebody else: another process has it, or it was declared lost.")
+    if status == b"wrong_log":
+        raise WrongLog(f"The claim store belongs to the log {_text(reply[1])}, not to this one: point this writer at its own claim store.")
+    if status == b"wrong_identity":
+        raise WrongLog(
+            "The claim store is in use with another digest version or generation length: all writers must agree; "
+            "to change them stop every writer, restart the store, and start them again."
+        )
+    if status == b"stale_journal":
+        raise StaleJournal(
+            "This journal is an old copy: the claim store knows more of incarnation "
+            f"{_text(reply[1])} than the journal does ({_text(reply[2])})."
+        )
+    raise StartOver(f"the claim store answered {_text(status)!r}")
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def enter(
+    ask: Ask,
+    history: History,
+    *,
+    clock_us: Callable[[], int],
+    era: bytes,
+    known_in: str,
+    on_rebuilding: Callable[[str], None],
+) -> str:
+    """Return the replication id of the store once calls may be sent to it.
+
+    `known_in` is the replication id that this incarnation entered before: if the store has forgotten it since, it joins again.
+    """
+    reply = await _expect(ask, b"hello", "hello", clock_us())
+    _, replication_id, is_open, is_joined, unknown, _ = reply
+    entered = _text(replication_id)
+    await _expect(ask, b"published", "publish", history.mark, list(history.closed))
+    if is_open and is_joined and not (unknown and known_in == entered):
+        return entered
+    on_rebuilding("claiming the journal again")
+    await _join(ask, history, clock_us, era, on_rebuilding)
+    return entered
+
+
+async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes, on_rebuilding: Callable[[str], None]) -> None:
+    await history.drain()
+    _, agreed, _ = await _expect(ask, b"joining", "join", era)
+    count = 0
+    for sections in chunks(history.claims(), CLAIMS_A_CHUNK):
+        await _expect(ask, b"reclaimed", "reclaim", agreed, clock_us(), sections)
+        count += sum(len(section.digests) for section in sections) // 12
+    log.info("claimed %d digests of the journal again", count)
+    await _wait_until_open(ask, history, cast(bytes, agreed), on_rebuilding)
+
+
+async def _wait_until_open(ask: Ask, history: History, era: bytes, on_rebuilding: Callable[[str], None]) -> None:
+    """Members are read anew each time: some may be retired while we wait, and then nobody else would notice."""
+    pause_s = FIRST_POLL_S
+    while True:
+        members = await history.members() | {history.writer}
+        _, is_open, missing = await _expect(ask, b"joined", "joined", era, history.mark, history.horizon_us, members)
+        if is_open:
+            return
+        on_rebuilding(f"waiting for {missing} of {len(members)} writers to claim their journals again")
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, SLOWEST_POLL_S)
+
+
+async def _expect(ask: Ask, status: bytes, name: str, *arguments: object) -> Sequence[object]:
+    reply = await ask(name, *arguments)
+    if reply[0] != status:
+        refused(reply)
+    return reply
+
+
+def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
+    """The claims in groups of about `most` digests; neighbours of one tenant and generation become one section."""
+    group: list[Reclaim] = []
+    size = 0
+    for claimed in _pieces(claims, most):
+        if size + len(claimed.digests) // 12 > most and group:
+            yield _joined_up(group)
+            group, size = [], 0
+        group.append(Reclaim(*claimed))
+        size += len(claimed.digests) // 12
+    if group:
+        yield _joined_up(group)
+
+
+def _pieces(claims: Iterable[Claimed], most: int) -> Iterator[Claimed]:
+    for claimed in claims:
+        tenant, generation, newest_us, digests, fingerprints = claimed
+        for first in range(0, len(digests) // 12, most):
+            last = first + most
+            yield Claimed(tenant, generation, newest_us, digests[12 * first : 12 * last], fingerprints[4 * first : 4 * last])
+
+
+def _joined_up(group: list[Reclaim]) -> list[Reclaim]:
+    by_origin: dict[tuple[int, int], list[Reclaim]] = {}
+    for piece in group:
+        by_origin.setdefault((piece.tenant, piece.generation), []).append(piece)
+    return [
+        Reclaim(
+            tenant,
+            generation,
+            max(piece.newest_us for piece in pieces),
+            b"".join([piece.digests for piece in pieces]),
+            b"".join([piece.fingerprints for piece in pieces]),
+        )
+        for (tenant, generation), pieces in by_origin.items()
+    ]

@@ -1,0 +1,61 @@
+"""Where a Redis is and how one gets in: from a URL, or made by a simulation with a network of its own.
+
+Belongs here: parsing (redis-py's parser, so its URLs mean what they mean everywhere) and making a transport. Must not know: claims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio.connection import SSLConnection, parse_url
+
+from dedupe.ordered_connection import Connect
+
+
+@dataclass(frozen=True)
+class RedisAddress:
+    connect: Connect
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    db: int = 0
+    name: str = "redis"  # for messages: never holds a password
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisAddress:
+        """redis://, rediss:// or unix://; ValueError otherwise."""
+        parsed: dict[str, Any] = dict(parse_url(url))
+        db = int(parsed.get("db", 0))
+        if "path" in parsed:
+            return cls(_unix(parsed["path"]), parsed.get("username"), parsed.get("password"), db, parsed["path"])
+        host, port = parsed.get("host", "localhost"), int(parsed.get("port", 6379))
+        connect = _tcp(host, port, _tls(parsed))
+        return cls(connect, parsed.get("username"), parsed.get("password"), db, f"{host}:{port}")
+
+
+def _tls(parsed: dict[str, Any]) -> Any:
+    """An SSLContext, or None for plain TCP."""
+    if parsed.get("connection_class") is not SSLConnection:
+        return None
+    options = {name: value for name, value in parsed.items() if name.startswith("ssl_")}
+    if "ssl_check_hostname" in options:  # redis-py's parser leaves it a string
+        options["ssl_check_hostname"] = str(options["ssl_check_hostname"]).lower() not in ("false", "0", "no")
+    return SSLConnection(**options).ssl_context.get()
+
+
+def _tcp(host: str, port: int, tls: Any) -> Connect:
+    async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port, ssl=tls)
+        return transport
+
+    return connect
+
+
+def _unix(path: str) -> Connect:
+    async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        transport, _ = await asyncio.get_running_loop().create_unix_connection(factory, path)
+        return transport
+
+    return connect

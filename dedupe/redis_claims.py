@@ -1,0 +1,268 @@
+"""Claims over Redis: one ordered connection, one script execution a call.
+
+Belongs here: the life of the connection (connect, enter, serve, begin again) and the hot path, where a call becomes bytes. The store's
+law is in lua/, the order of entering in rebuild.py. Must not know: the journal, HTTP, meters.
+
+Each connection is a session. The reply to a call is either its verdict (or its refusal with the horizon) or the end of the connection:
+then a new one says hello first, and all unanswered calls go out again, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from dedupe.ordered_connection import ConnectionEnded, OrderedConnection, pack
+from dedupe.port import Call, History, Identity, Refused, Reply, State, UnsuitableStore, Verdicts
+from dedupe.rebuild import StartOver, enter, refused
+from dedupe.redis_address import RedisAddress
+from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_arguments, context_of, load
+
+log = logging.getLogger(__name__)
+
+IDLE_MARK_S = 0.04  # a mark goes out by itself within 50 ms
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+ERA_BYTES = 16
+
+OnReply = Callable[[Reply], None]
+
+
+class RedisClaims:
+    """The Claims port for one incarnation. `reason` says in words why the state is not OPEN."""
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        identity: Identity,
+        clock_us: Callable[[], int],
+        entropy: Callable[[int], bytes],
+        namespace: str = NAMESPACE,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.reason = "not connected yet"
+        self._address = address
+        self._identity = identity
+        self._clock_us = clock_us
+        self._entropy = entropy
+        self._namespace = namespace
+        self._timeout_s = timeout_s
+        self._scripts = load()
+        self._state = State.DISCONNECTED
+        self._session = 0
+        self._known_in = ""  # the replication id that was entered last
+        self._connection: OrderedConnection | None = None
+        self._context: Context | None = None
+        self._unanswered: deque[tuple[Call, OnReply]] = deque()
+        self._headers: list[bytes] = []  # by number of sections: everything of a claim command before ARGV[9]
+        self._mark = 0
+        self._marked = 0  # the highest mark sent on this connection
+        self._idle: asyncio.TimerHandle | None = None
+        self._served = False  # this connection has answered a call: the next failure is a new one
+        self._closing = False
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    # ---- the life of the connection
+
+    async def run(self, history: History) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._closing:
+            self._served = False
+            reason = "not connected"
+            try:
+                await self._enter(history)
+                await self._serve()
+            except (ConnectionEnded, StartOver, OSError, TimeoutError) as error:
+                reason = f"{self._address.name}: {str(error) or type(error).__name__}"
+                log.warning("claims: %s", reason)
+            finally:
+                self._drop_connection(reason)
+            if not self._closing:
+                pause_s = FIRST_PAUSE_S if self._served else min(2 * pause_s, LONGEST_PAUSE_S)
+                await asyncio.sleep(pause_s)
+
+    async def _enter(self, history: History) -> None:
+        connection = self._connection = await OrderedConnection.open(self._address.connect, self._timeout_s)
+        await self._prepare(connection)
+        self._session += 1
+        self._context = context_of(self._identity, history.writer, history.incarnation, self._session)
+        self._headers = []
+        self._marked = 0
+        self._known_in = await enter(
+            self._ask,
+            history,
+            clock_us=self._clock_us,
+            era=self._entropy(ERA_BYTES),
+            known_in=self._known_in,
+            on_rebuilding=self._on_rebuilding,
+        )
+
+    async def _prepare(self, connection: OrderedConnection) -> None:
+        """Who we are, which database, the scripts; and a look at the one setting that loses claims."""
+        address = self._address
+        if address.password is not None:
+            user = [address.username.encode()] if address.username else []
+            await connection.ask(pack([b"AUTH", *user, address.password.encode()]))
+        if address.db:
+            await connection.ask(pack([b"SELECT", b"%d" % address.db]))
+        memory = cast(bytes, await connection.ask(pack([b"INFO", b"memory"])))
+        policy = _field(memory, b"maxmemory_policy")
+        if policy != b"noeviction":
+            raise UnsuitableStore(
+                f"The Redis at {address.name} evicts keys when its memory is full (maxmemory-policy {policy.decode()}), "
+                "which would lose claims: set maxmemory-policy to noeviction."
+            )
+        for script in self._scripts.values():
+            await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
+
+    async def _serve(self) -> None:
+        """Send what is unanswered, in call order; then calls go out as they come, until the connection ends."""
+        connection = self._connection
+        assert connection is not None
+        if connection.ended.done():
+            connection.ended.result()
+        self._unanswered = deque(sorted(self._unanswered, key=lambda waiting: waiting[0].number))
+        self._state, self.reason = State.OPEN, ""
+        log.info("claims: open at %s", self._address.name)
+        for call, _ in self._unanswered:
+            self._transmit(call)
+        if self._mark > self._marked:
+            self._schedule_mark()
+        await asyncio.shield(connection.ended)
+
+    def _not_open(self, state: State, reason: str) -> None:
+        self._state, self.reason = state, reason
+
+    def _on_rebuilding(self, reason: str) -> None:
+        if (self._state, self.reason) != (State.REBUILDING, reason):
+            self._not_open(State.REBUILDING, reason)
+            log.info("claims: %s", reason)
+
+    def _drop_connection(self, reason: str) -> None:
+        self._not_open(State.DISCONNECTED, reason)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.end(ConnectionEnded("given up"))
+
+    async def _ask(self, name: str, *arguments: object) -> Sequence[object]:
+        connection, context = self._connection, self._context
+        assert connection is not None and context is not None
+        command = [b"EVALSHA", self._scripts[name].sha, b"0"]
+        command += context_arguments(self._namespace, context) + arguments_of(name, *arguments)
+        return cast(Sequence[object], await connection.ask(pack(command)))
+
+    # ---- the hot path
+
+    def send(self, call: Call, on_reply: OnReply) -> None:
+        self._unanswered.append((call, on_reply))
+        if self._state is State.OPEN:
+            self._transmit(call)
+
+    def _transmit(self, call: Call) -> None:
+        connection = self._connection
+        assert connection is not None
+        if not connection.ended.done():
+            number, sections, oldest_us, newest_us = call
+            mark = self._marked = self._mark
+            head = HEAD.pack(number, mark, self._clock_us(), oldest_us, newest_us)
+            parts = [self._header(len(sections)), head, b"\r\n"]
+            for tenant, digests, fingerprints in sections:
+                name = b"%d" % tenant
+                parts += (b"$%d\r\n%b\r\n$%d\r\n" % (len(name), name, len(digests) + len(fingerprints)), digests, fingerprints, b"\r\n")
+            connection.send(b"".join(parts), self._answer)
+
+    def _header(self, sections: int) -> bytes:
+        while len(self._headers) <= sections:
+            self._headers.append(self._claim_header(len(self._headers)))
+        return self._headers[sections]
+
+    def _claim_header(self, sections: int) -> bytes:
+        assert self._context is not None
+        first = [b"EVALSHA", self._scripts["claim"].sha, b"0", *context_arguments(self._namespace, self._context)]
+        packed = pack(first).split(b"\r\n", 1)[1]
+        return b"*%d\r\n%b$%d\r\n" % (len(first) + 1 + 2 * sections, packed, HEAD.size)
+
+    def _answer(self, reply: object) -> None:
+        if isinstance(reply, list):
+            status = reply[0]
+            if status == b"verdicts":
+                self._served = True
+                call, on_reply = self._unanswered.popleft()
+                on_reply(Verdicts(call.number, reply[1], reply[2], reply[3], reply[4]))
+                return
+            if status == b"late":
+                call, on_reply = self._unanswered.popleft()
+                on_reply(Refused(call.number, reply[1]))
+                return
+        self._give_up(reply)
+
+    def _give_up(self, reply: object) -> None:
+        """Not a verdict: this connection is over, and no later reply on it counts."""
+        self._state = State.DISCONNECTED
+        connection = self._connection
+        assert connection is not None
+        try:
+            if isinstance(reply, list):
+                refused(reply)
+            raise ConnectionEnded(f"the server answered: {reply}")
+        except Exception as error:
+            connection.end(error)
+
+    # ---- marks, and the end
+
+    def raise_mark(self, mark: int) -> None:
+        if mark > self._mark:
+            self._mark = mark
+            if self._idle is None:
+                self._schedule_mark()
+
+    def _schedule_mark(self) -> None:
+        if self._idle is None:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_MARK_S, self._publish_mark)
+
+    def _publish_mark(self) -> None:
+        self._idle = None
+        connection = self._connection
+        if self._mark > self._marked and self._state is State.OPEN and connection is not None and not connection.ended.done():
+            self._marked = self._mark
+            head = HEAD.pack(0, self._mark, self._clock_us(), 0, 0)
+            connection.send(b"%b%b\r\n" % (self._header(0), head), self._mark_answer)
+
+    def _mark_answer(self, reply: object) -> None:
+        if not (isinstance(reply, list) and reply[0] == b"marked"):
+            self._give_up(reply)
+
+    async def close(self, last_call: int) -> None:
+        """Best done, not needed: where it does not get through, the next opening of the journal publishes it."""
+        assert not self._unanswered, "calls must be finished first"
+        self._closing = True
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        connection = self._connection
+        if self._state is State.OPEN and connection is not None and not connection.ended.done():
+            try:
+                reply = await self._ask("close", last_call)
+            except ConnectionEnded as error:
+                log.warning("claims: could not publish the end of this incarnation: %s", error)
+            else:
+                if reply[0] != b"closed":
+                    log.warning("claims: the end of this incarnation was refused: %s", reply)
+        if connection is not None:
+            connection.end(ConnectionEnded("closed"))
+        self._not_open(State.DISCONNECTED, "closed")
+
+
+def _field(info: bytes, name: bytes) -> bytes:
+    """The value of a line `name:value` of INFO."""
+    for line in info.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key == name:
+            return value
+    return b"unknown"

@@ -1,0 +1,271 @@
+"""From requests to claim calls and back: which events a call asks about, and what its reply means for each request.
+
+Pure: no IO, clock or task; every function changes state in one step and returns what is now due. The law is PROTOCOL.md's:
+a call once sent is finished under its number, every call leaves a record, two copies of a digest in one call are one claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from buffer.counters import Deltas, Tallies
+from dedupe.port import CONFLICT, DIGEST_BYTES, DUPLICATE, FINGERPRINT_BYTES, GRANTED, PENDING, Call, Section, Verdicts
+from ingest import batch as codes
+from ingest.batch import Batch, Rejection
+
+
+class Outcome(NamedTuple):
+    """What a request is answered with once every event of it has its verdict."""
+
+    received: int
+    accepted: int
+    duplicate: int
+    rejections: Sequence[Rejection]
+
+
+class Request:
+    """One batch on its way: what has been decided so far, and who waits for it."""
+
+    __slots__ = ("accepted", "answer", "batch", "deadline_s", "duplicate", "open_positions", "rejections", "tallied")
+
+    def __init__(self, batch: Batch, deadline_s: float, answer: asyncio.Future[Outcome]) -> None:
+        self.batch = batch
+        self.deadline_s = deadline_s  # by the event loop's clock
+        self.answer = answer
+        self.open_positions: Sequence[int] | None = None  # events without a verdict; None: all of them, none was asked about yet
+        self.accepted = 0
+        self.duplicate = 0
+        self.rejections: list[Rejection] | None = None  # None: just those of the decoder
+        self.tallied = False  # whether what the decoder rejected is in a call record
+
+    @property
+    def undecided(self) -> int:
+        return len(self.batch.digests) if self.open_positions is None else len(self.open_positions)
+
+    def reject(self, position: int, code: str, detail: str) -> Rejection:
+        id_, source, raw = self.batch.describe(position)
+        rejection = Rejection(self.batch.indexes[position], id_, source, code, detail, raw)
+        if self.rejections is None:
+            self.rejections = list(self.batch.rejections)
+        self.rejections.append(rejection)
+        return rejection
+
+    def outcome(self) -> Outcome:
+        rejections = self.batch.rejections if self.rejections is None else sorted(self.rejections)
+        return Outcome(self.batch.received, self.accepted, self.duplicate, rejections)
+
+
+class Part(NamedTuple):
+    """What one call asks for one request."""
+
+    request: Request
+    positions: Sequence[int] | None  # None: every claimable event of the batch
+    held_back: Sequence[int]  # second copies of a digest: asked in the next call, when the first copy has its verdict
+    digests: Sequence[bytes]
+    fingerprints: bytes
+
+
+class PlannedCall(NamedTuple):
+    number: int
+    parts: Sequence[Part]  # in the order of the sections
+    sections: Sequence[Section]
+    oldest_us: int
+    newest_us: int
+
+    def to_send(self) -> Call:
+        return Call(self.number, self.sections, self.oldest_us, self.newest_us)
+
+
+class CallResult(NamedTuple):
+    """What the journal records of a call, and what becomes of its requests."""
+
+    claims: list[tuple[int, bytes, bytes]]
+    deltas: list[Deltas]
+    newest_us: int
+    tallies: Tallies
+    rejected: list[tuple[int, Rejection]]  # (tenant, rejection)
+    decided: list[Request]  # every event has its verdict: answer when the record is synced
+    pending: list[Request]  # ask again later
+    ask_now: list[Request]  # ask again in the very next call: second copies of a digest
+
+
+TOO_LATE_BY_HORIZON = "the event's time is older than what can still be deduplicated, so it was not counted now; it may have been counted before: look it up instead of sending it again"
+CONFLICT_DETAIL = "an event with this source and id was counted before with other content; an id names one event for ever: send a correction under a new id"
+
+
+def plan(number: int, requests: Iterable[Request]) -> PlannedCall:
+    """One call for these requests, sections by tenant, no digest twice."""
+    by_tenant: dict[int, list[Request]] = {}
+    for request in requests:
+        by_tenant.setdefault(request.batch.tenant, []).append(request)
+    parts: list[Part] = []
+    sections: list[Section] = []
+    for tenant, group in by_tenant.items():
+        mine = _parts(group)
+        parts += mine
+        if any(part.digests for part in mine):
+            digests = b"".join([digest for part in mine for digest in part.digests])
+            sections.append(Section(tenant, digests, b"".join([part.fingerprints for part in mine])))
+    oldest_us, newest_us = _time_range(parts)
+    return PlannedCall(number, parts, sections, oldest_us, newest_us)
+
+
+def _parts(requests: Sequence[Request]) -> list[Part]:
+    parts = [_whole(request) if request.open_positions is None else _some(request, request.open_positions) for request in requests]
+    asked = sum(len(part.digests) for part in parts)
+    if len({digest for part in parts for digest in part.digests}) == asked:
+        return parts
+    seen: set[bytes] = set()
+    return [_without_copies(part, seen) for part in parts]
+
+
+def _whole(request: Request) -> Part:
+    return Part(request, None, (), request.batch.digests, request.batch.fingerprints)
+
+
+def _some(request: Request, positions: Sequence[int], held_back: Sequence[int] = ()) -> Part:
+    digests, prints = request.batch.digests, request.batch.fingerprints
+    size = FINGERPRINT_BYTES
+    return Part(
+        request, positions, held_back, [digests[k] for k in positions], b"".join([prints[k * size : k * size + size] for k in positions])
+    )
+
+
+def _without_copies(part: Part, seen: set[bytes]) -> Part:
+    positions = range(len(part.digests)) if part.positions is None else part.positions
+    asked, held_back = [], []
+    for position, digest in zip(positions, part.digests, strict=True):
+        (held_back if digest in seen else asked).append(position)
+        seen.add(digest)
+    return _some(part.request, asked, held_back) if held_back else part
+
+
+def _time_range(parts: Sequence[Part]) -> tuple[int, int]:
+    oldest: list[int] = []
+    newest: list[int] = []
+    for part in parts:
+        if not part.digests:
+            continue
+        if part.positions is None:
+            oldest.append(part.request.batch.oldest_us)
+            newest.append(part.request.batch.newest_us)
+        else:  # exact: a decided event at or below the horizon must not have the rest refused for ever
+            times = part.request.batch.times_us()
+            mine = [times[k] for k in part.positions]
+            oldest.append(min(mine))
+            newest.append(max(mine))
+    return min(oldest, default=0), max(newest, default=0)
+
+
+class Refusal(NamedTuple):
+    """What is left of a call of which some events lie at or below the horizon."""
+
+    rest: PlannedCall
+    too_late: list[tuple[Request, Rejection]]
+
+
+def refuse(call: PlannedCall, horizon_us: int) -> Refusal:
+    """Events at or below the horizon become `too_late`; the rest is to be sent again under the same number."""
+    too_late: list[tuple[Request, Rejection]] = []
+    requests: list[Request] = []
+    for part in call.parts:
+        request = part.request
+        times = request.batch.times_us()
+        positions = range(len(request.batch.digests)) if request.open_positions is None else request.open_positions
+        rest = []
+        for position in positions:
+            if times[position] <= horizon_us:
+                too_late.append((request, request.reject(position, codes.TOO_LATE, TOO_LATE_BY_HORIZON)))
+            else:
+                rest.append(position)
+        request.open_positions = rest
+        requests.append(request)
+    return Refusal(plan(call.number, requests), too_late)
+
+
+def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tuple[Request, Rejection]] = ()) -> CallResult:
+    """What the reply means. `verdicts` is None for a call of which nothing was left above the horizon."""
+    result = CallResult([], [], 0, {}, [], [], [], [])
+    newest_us = 0
+    for request, rejection in too_late:
+        _tally(result.tallies, request.batch.tenant, rejection.code, 1)
+        result.rejected.append((request.batch.tenant, rejection))
+    offset = 0
+    for part in call.parts:
+        replied = b"" if verdicts is None else verdicts.codes[offset : offset + len(part.digests)]
+        offset += len(part.digests)
+        newest_us = max(newest_us, _settle_part(part, replied, result))
+    return result._replace(newest_us=newest_us)
+
+
+def _settle_part(part: Part, replied: bytes, result: CallResult) -> int:
+    """Returns the newest event time granted, 0 when nothing was."""
+    request, batch = part.request, part.request.batch
+    if not request.tallied:
+        request.tallied = True
+        for rejection in batch.rejections:
+            _tally(result.tallies, batch.tenant, rejection.code, 1)
+            result.rejected.append((batch.tenant, rejection))
+    asked = len(part.digests)
+    newest_us = 0
+    pending: list[int] = []
+    if asked and replied.count(GRANTED) == len(replied):
+        newest_us = _grant(part, range(asked), result)
+    elif asked:
+        positions = range(asked) if part.positions is None else part.positions
+        granted = [k for k in range(asked) if replied[k] == GRANTED]
+        if granted:
+            newest_us = _grant(part, granted, result)
+        duplicates = replied.count(DUPLICATE)
+        if duplicates:
+            request.duplicate += duplicates
+            _tally(result.tallies, batch.tenant, "duplicate", duplicates)
+        if CONFLICT in replied:
+            _conflicts(request, [positions[k] for k in range(asked) if replied[k] == CONFLICT], result)
+        pending = [positions[k] for k in range(asked) if replied[k] == PENDING]
+    request.open_positions = [*pending, *part.held_back]
+    if pending:
+        result.pending.append(request)
+    elif part.held_back:
+        result.ask_now.append(request)
+    else:
+        result.decided.append(request)
+    return newest_us
+
+
+def _grant(part: Part, asked: Sequence[int], result: CallResult) -> int:
+    """Count the events at these places of the part."""
+    request, batch = part.request, part.request.batch
+    everything = len(asked) == len(batch.digests)
+    if len(asked) == len(part.digests):
+        digests, prints = b"".join(part.digests), part.fingerprints
+    else:
+        size = FINGERPRINT_BYTES
+        digests = b"".join([part.digests[k] for k in asked])
+        prints = b"".join([part.fingerprints[k * size : k * size + size] for k in asked])
+    assert len(digests) == DIGEST_BYTES * len(asked)
+    result.claims.append((batch.tenant, digests, prints))
+    request.accepted += len(asked)
+    _tally(result.tallies, batch.tenant, "accepted", len(asked))
+    if everything:
+        result.deltas.append(batch.deltas)
+        return batch.newest_us
+    positions = list(asked) if part.positions is None else [part.positions[k] for k in asked]
+    result.deltas.append(batch.refold(positions))
+    times = batch.times_us()
+    return max(times[position] for position in positions)
+
+
+def _conflicts(request: Request, positions: Sequence[int], result: CallResult) -> None:
+    for position in positions:
+        rejection = request.reject(position, codes.CONFLICT, CONFLICT_DETAIL)
+        _tally(result.tallies, request.batch.tenant, rejection.code, 1)
+        result.rejected.append((request.batch.tenant, rejection))
+
+
+def _tally(tallies: Tallies, tenant: int, verdict: str, number: int) -> None:
+    counts = tallies.setdefault(tenant, {"received": 0})
+    counts["received"] += number
+    counts[verdict] = counts.get(verdict, 0) + number

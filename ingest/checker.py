@@ -1,0 +1,264 @@
+"""The explicit checker: why one event is refused, in precise words. It runs only for events that the fast decoder could not take.
+
+Pure. Belongs here: every rejection code but `conflict`, and its sentence. Must not know: batches, folding, claims.
+
+An event is read member by member (each stays raw until it is wanted), so a fault in one field never hides another, and what no meter
+reads is never looked at. Of several faults the first in this order is named: specversion, id, source, type, subject, data_base64, time,
+data. A member that occurs twice: the last one counts, except that two different `type`s are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from ingest.batch import INVALID_VALUE, MISSING_FIELD, TOO_EARLY, TOO_LATE, TOO_LONG, TOO_MANY_DIGITS, UNKNOWN_TYPE
+from ingest.catalogue import MOST_CHARACTERS
+from ingest.quantity import Fault, decode_decimal, shown
+from ingest.shape import Leaf, Moment, Shape
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EXAMPLE_TIME = '"2026-11-24T10:15:00Z"'
+_MOST_TYPES_NAMED = 10
+
+Members = dict[str, Raw]
+_members: msgspec.json.Decoder[Members] = msgspec.json.Decoder(Members)
+_anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=decode_decimal)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_ABSENT = object()
+
+
+class TimeBounds(NamedTuple):
+    """Event times that are accepted, both ends included."""
+
+    oldest: datetime
+    newest: datetime
+    max_age_s: int
+    max_skew_s: int
+
+    def fault(self, time: datetime) -> Fault | None:
+        if time < self.oldest:
+            return Fault(
+                TOO_LATE, f"time is {time.isoformat()}, more than {self.max_age_s} s ago: it can no longer be counted. Send events sooner."
+            )
+        if time > self.newest:
+            return Fault(
+                TOO_EARLY, f"time is {time.isoformat()}, more than {self.max_skew_s} s ahead: check the sender's clock, then send it again."
+            )
+        return None
+
+
+def time_bounds(now_us: int, max_age_s: int, max_skew_s: int) -> TimeBounds:
+    now = EPOCH + timedelta(microseconds=now_us)
+    return TimeBounds(now - timedelta(seconds=max_age_s), now + timedelta(seconds=max_skew_s), max_age_s, max_skew_s)
+
+
+def identify(raw: bytes | Raw) -> tuple[str, str]:
+    """(id, source) of an event, each "" if it cannot be read."""
+    try:
+        members = _members.decode(raw)
+    except _UNREADABLE:
+        return "", ""
+    return _text_or_nothing(members.get("id")), _text_or_nothing(members.get("source"))
+
+
+def last_members(raw: bytes | Raw, shapes: Mapping[str, Shape]) -> bytes:
+    """The event with every member once: of those that occur twice, the last. What cannot be read stays as it is."""
+    try:
+        members = _members.decode(raw)
+        shape = shapes.get(_text_or_nothing(members.get("type")))
+        if shape is not None and shape.leaves and "data" in members:
+            members["data"] = _last_members(members["data"], [leaf.path for leaf in shape.leaves])
+        return msgspec.json.encode(members)
+    except _UNREADABLE:
+        return bytes(raw)
+
+
+def _last_members(raw: Raw, paths: Sequence[tuple[str, ...]]) -> Raw:
+    members = _members.decode(raw)
+    for path in paths:
+        if len(path) > 1 and path[0] in members:
+            members[path[0]] = _last_members(members[path[0]], [other[1:] for other in paths if other[0] == path[0]])
+    return Raw(msgspec.json.encode(members))
+
+
+def check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> Fault | None:
+    """What is wrong with an event, or None."""
+    try:
+        _check(raw, shapes, bounds)
+    except Fault as fault:
+        return fault
+    return None
+
+
+def check_decoded(event: Any, shape: Shape, bounds: TimeBounds) -> bool:
+    """Whether an event that the decoder took may be counted: what the types of its struct do not say."""
+    if event.time is not None and bounds.fault(event.time) is not None:
+        return False
+    texts = [event.id, event.source, event.subject]
+    for leaf in shape.leaves:
+        value = event
+        for attribute in leaf.attributes:
+            value = getattr(value, attribute)
+        if leaf.quantities:
+            try:
+                for quantity in leaf.quantities:
+                    quantity.scaled(value)
+            except Fault:
+                return False
+        elif isinstance(value, str):
+            texts.append(value)
+    return not any("\0" in text for text in texts)
+
+
+def _check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> None:
+    try:
+        members = _members.decode(raw)
+    except _UNREADABLE as error:
+        raise Fault(INVALID_VALUE, _unreadable_event(error)) from None
+    version = _read(members, "specversion", "specversion")
+    if version != "1.0":
+        raise Fault(INVALID_VALUE, f'specversion is {shown(version)}; send "1.0", the only version of CloudEvents that is read.')
+    _name(members, "id")
+    _name(members, "source")
+    shape = _shape(members, shapes)
+    _name(members, "subject")
+    if "data_base64" in members and bytes(members["data_base64"]) != b"null":
+        raise Fault(INVALID_VALUE, "data_base64 is not read: send the data as a JSON object in `data`.")
+    _time(members, shape, bounds)
+    if shape.leaves:
+        _object(members, (), shape.leaves)
+
+
+def _unreadable_event(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "The event is not valid UTF-8: encode it as UTF-8 before sending."
+    return "The event is not a JSON object: send one object for each event."
+
+
+def _shape(members: Members, shapes: Mapping[str, Shape]) -> Shape:
+    event_type = _text(members, "type")
+    shape = shapes.get(event_type)
+    if shape is None:
+        known = ", ".join(sorted(shapes)[:_MOST_TYPES_NAMED]) + (", …" if len(shapes) > _MOST_TYPES_NAMED else "")
+        raise Fault(UNKNOWN_TYPE, f"type is {shown(event_type)}, which no meter reads; the catalogue has: {known}.")
+    return shape
+
+
+def _time(members: Members, shape: Shape, bounds: TimeBounds) -> None:
+    time = _read(members, "time", "time", required=not shape.arrival)
+    if time is _ABSENT or (time is None and shape.arrival):
+        return
+    try:
+        moment: datetime = msgspec.convert(time, Moment)
+    except msgspec.ValidationError:
+        raise Fault(INVALID_VALUE, f"time is {shown(time)}; send RFC 3339 with an offset, such as {_EXAMPLE_TIME}.") from None
+    if (fault := bounds.fault(moment)) is not None:
+        raise fault
+
+
+def _object(above: Members, path: tuple[str, ...], leaves: Sequence[Leaf]) -> None:
+    """Check all `leaves` below the object at `path`, which is a member of `above`."""
+    field = ".".join(("data", *path))
+    raw = above.get(path[-1] if path else "data")
+    if raw is None:
+        needed = next((leaf for leaf in leaves if leaf.default is None), None)
+        if needed is not None:
+            raise _missing(needed)
+        return
+    try:
+        members = _members.decode(raw)
+    except _UNREADABLE as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
+        raise Fault(INVALID_VALUE, f"{field} is {shown(_decoded(raw, field))}; send a JSON object.") from None
+    depth = len(path)
+    for key in dict.fromkeys(leaf.path[depth] for leaf in leaves):
+        below = [leaf for leaf in leaves if leaf.path[depth] == key]
+        if len(below[0].path) == depth + 1:
+            _leaf(members, below[0])
+        else:
+            _object(members, (*path, key), below)
+
+
+def _leaf(members: Members, leaf: Leaf) -> None:
+    if leaf.path[-1] not in members:
+        if leaf.default is None:
+            raise _missing(leaf)
+        return
+    value = _decoded(members[leaf.path[-1]], leaf.field)
+    if leaf.quantities:
+        for quantity in leaf.quantities:
+            quantity.scaled(value)
+    elif value.__class__ is int:
+        if not -(2**63) <= value < 2**63:
+            raise Fault(INVALID_VALUE, f"{leaf.field} is an integer of more than 64 bits: send it as a string.")
+    elif isinstance(value, str):
+        _check_text(value, leaf.field)
+    else:
+        raise Fault(INVALID_VALUE, f"{leaf.field} is {shown(value)}; a dimension is a string or an integer.")
+
+
+def _missing(leaf: Leaf) -> Fault:
+    meters = ", ".join(leaf.meters)
+    return Fault(
+        MISSING_FIELD, f"{leaf.field} is missing; the meter{'s' if len(leaf.meters) > 1 else ''} {meters} cannot count without it."
+    )
+
+
+# ---- members
+
+
+def _read(members: Members, name: str, field: str, *, required: bool = True) -> Any:
+    raw = members.get(name)
+    if raw is None or bytes(raw) == b"null":
+        if required:
+            raise Fault(MISSING_FIELD, f"{field} is missing; every event needs it.")
+        return _ABSENT
+    return _decoded(raw, field)
+
+
+def _decoded(raw: Raw, field: str) -> Any:
+    try:
+        return _anything.decode(raw)
+    except UnicodeDecodeError:
+        raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
+    except RecursionError:
+        raise Fault(INVALID_VALUE, f"{field} is nested too deeply.") from None
+    except msgspec.MsgspecError:  # the JSON was read before, so this is an integer of thousands of digits
+        raise Fault(TOO_MANY_DIGITS, f"{field} has more digits than any number that is counted.") from None
+
+
+def _text(members: Members, name: str) -> str:
+    value = _read(members, name, name)
+    if not isinstance(value, str):
+        raise Fault(INVALID_VALUE, f"{name} is {shown(value)}; send a string.")
+    return value
+
+
+def _name(members: Members, name: str) -> None:
+    value = _text(members, name)
+    if not value:
+        raise Fault(INVALID_VALUE, f"{name} is empty; send a string of 1 to {MOST_CHARACTERS} characters.")
+    _check_text(value, name)
+
+
+def _check_text(value: str, field: str) -> None:
+    if len(value) > MOST_CHARACTERS:
+        raise Fault(TOO_LONG, f"{field} has {len(value)} characters; send at most {MOST_CHARACTERS}.")
+    if "\0" in value:
+        raise Fault(INVALID_VALUE, f"{field} holds NUL or half of a surrogate pair: send text without it.")
+
+
+def _text_or_nothing(raw: Raw | None) -> str:
+    if raw is None:
+        return ""
+    try:
+        value = _anything.decode(raw)
+    except _UNREADABLE:
+        return ""
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,412 @@
+"""Decoding: the bytes of one request become digests, fingerprints, folded deltas, and a verdict for every event that cannot count.
+
+Belongs here: the two paths through a batch. Must not know: HTTP, Redis, the journal, the clock (`now_us` comes in).
+
+Fast path: one C call decodes and validates the whole array, then a few passes over columns. Whatever goes wrong there, the slow path
+takes the batch event by event, so that each bad event gets its own verdict (checker.py) and its neighbours still count. Both paths end in
+the same function, so they cannot count differently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple, Union
+
+import msgspec
+from msgspec import Raw
+from xxhash import xxh3_64_digest
+
+from buffer.counters import Deltas
+from dedupe.digest import digests
+from ingest.batch import INVALID_VALUE, Batch, Rejection
+from ingest.catalogue import Catalogue
+from ingest.checker import EPOCH, TimeBounds, check, check_decoded, identify, last_members, time_bounds
+from ingest.fold import Counters, Fold, make_fold
+from ingest.quantity import Fault, decode_decimal
+from ingest.shape import Shape, shape_of
+
+_REPEATS = 2  # events a counter on average, from which on gathering them first is faster
+_MOST_COMMAS_AN_EVENT = 64  # a body with many more may be a bomb of tiny elements: look closer before it is split
+
+# Half of a surrogate pair, escaped: legal JSON that stands for no text. Whole pairs and other escapes are matched to step over them.
+_HALF_PAIR = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair
+    rb"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|\\.",
+    re.DOTALL,
+)
+_NUL = b"\\u0000"
+
+_REFUSED_BY_TYPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_to_msgpack = msgspec.msgpack.Encoder().encode
+_to_json = msgspec.json.Encoder().encode
+_one: Callable[[bytes], Raw] = msgspec.json.Decoder(Raw).decode
+_split: Callable[[bytes], list[Raw]] = msgspec.json.Decoder(list[Raw]).decode
+_objects: Callable[[bytes], list[msgspec.Struct]] = msgspec.json.Decoder(list[msgspec.defstruct("Object", [], gc=False)]).decode
+
+
+class Limits(NamedTuple):
+    max_events: int = 10_000
+    max_age_s: int = 86_400
+    max_skew_s: int = 300
+
+
+class Unusable(Exception):
+    """The request as a whole cannot be read: nothing of it was counted, and sending the same again will not help."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class _Kind:
+    """One event type, ready to count."""
+
+    __slots__ = ("fold", "repeats", "shape")
+
+    def __init__(self, shape: Shape, fold: Fold) -> None:
+        self.shape = shape
+        self.fold = fold
+        self.repeats = False  # whether counters repeated in the last batch: a hint that decides speed, never a result
+
+
+class _Counted(NamedTuple):
+    digests: list[bytes]
+    fingerprints: bytes
+    oldest_us: int
+    newest_us: int
+    deltas: Deltas
+
+
+class Decoder:
+    """One catalogue, compiled. Immutable but for hints about speed; a new catalogue makes a new decoder."""
+
+    def __init__(self, catalogue: Catalogue, meter_numbers: Mapping[str, int], limits: Limits) -> None:
+        self._limits = limits
+        shapes = [shape_of(event_type, meters, number) for number, (event_type, meters) in enumerate(catalogue.by_event_type.items())]
+        self._shapes = {shape.event_type: shape for shape in shapes}
+        self._kinds: dict[type, _Kind] = {shape.struct: _Kind(shape, make_fold(shape, meter_numbers)) for shape in shapes}
+        self._shape_bytes: dict[type, int] = {shape.struct: shape.byte for shape in shapes}
+        self._arrival = any(shape.arrival for shape in shapes)
+        event: Any = Union[tuple(shape.struct for shape in shapes)]  # noqa: UP007 - made at run time
+        self._decode_all: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[event], float_hook=Decimal).decode
+        self._decode_one: Callable[[bytes | Raw], Any] = msgspec.json.Decoder(event, float_hook=decode_decimal).decode
+
+    def decode_batch(self, tenant: int, body: bytes, now_us: int) -> Batch:
+        """`body` is a JSON array of events, or one event. Raises Unusable."""
+        body = as_array(body)
+        bounds = time_bounds(now_us, self._limits.max_age_s, self._limits.max_skew_s)
+        if not may_hold_nul(body):
+            try:
+                events = self._decode_all(body)
+                self._check_count(len(events))
+                counted = self._count(tenant, events, now_us, bounds)
+            except (*_REFUSED_BY_TYPE, ArithmeticError, Fault):
+                pass
+            else:
+                return self._batch(tenant, body, now_us, len(events), range(len(events)), counted, ())
+        return self._decode_slowly(tenant, body, now_us, bounds)
+
+    # ---- slow path
+
+    def _decode_slowly(self, tenant: int, body: bytes, now_us: int, bounds: TimeBounds) -> Batch:
+        sent, readable = split(body, self._limits.max_events)
+        self._check_count(len(sent))
+        events = [self._event(raw) for raw in readable]
+        indexes = [index for index, event in enumerate(events) if event is not None]
+        counted: _Counted | None = None
+        if not may_hold_nul(body) and readable is sent:
+            with suppress(Fault):  # often the only faults are those that the types refuse
+                counted = self._count(tenant, [events[index] for index in indexes], now_us, bounds)
+        if counted is None:
+            indexes = [index for index in indexes if check_decoded(events[index], self._kinds[type(events[index])].shape, bounds)]
+            counted = self._count(tenant, [events[index] for index in indexes], now_us, bounds)
+        good = set(indexes)
+        rejections = [self._rejection(index, sent[index], raw, bounds) for index, raw in enumerate(readable) if index not in good]
+        return self._batch(tenant, body, now_us, len(sent), indexes, counted, rejections)
+
+    def _event(self, raw: bytes | Raw) -> Any:
+        """The event, or None if the types refuse it. Of members that occur twice the last one counts, whatever the others are."""
+        try:
+            return self._decode_one(raw)
+        except _REFUSED_BY_TYPE:
+            pass
+        try:
+            return self._decode_one(last_members(raw, self._shapes))
+        except _REFUSED_BY_TYPE:
+            return None
+
+    def _rejection(self, index: int, sent: bytes | Raw, readable: bytes | Raw, bounds: TimeBounds) -> Rejection:
+        fault = check(readable, self._shapes, bounds)
+        if fault is None:  # the types know a fault that the checker does not name
+            fault = Fault(INVALID_VALUE, "The event cannot be read: send it as CloudEvents 1.0 in JSON.")
+        id_, source = identify(readable)
+        return Rejection(index, id_, source, fault.code, fault.detail, bytes(sent))
+
+    def _check_count(self, events: int) -> None:
+        if events > self._limits.max_events:
+            raise _too_many(events, self._limits.max_events)
+
+    # ---- what both paths share
+
+    def _batch(
+        self,
+        tenant: int,
+        body: bytes,
+        now_us: int,
+        received: int,
+        indexes: Sequence[int],
+        counted: _Counted,
+        rejections: Sequence[Rejection],
+    ) -> Batch:
+        again = _Again(self, tenant, body, now_us, received, indexes)
+        return Batch(
+            tenant=tenant,
+            received=received,
+            indexes=indexes,
+            digests=counted.digests,
+            fingerprints=counted.fingerprints,
+            times_us=again.times_us,
+            oldest_us=counted.oldest_us,
+            newest_us=counted.newest_us,
+            deltas=counted.deltas,
+            rejections=rejections,
+            refold=again.refold,
+            describe=again.describe,
+        )
+
+    def _count(self, tenant: int, events: Sequence[Any], now_us: int, bounds: TimeBounds) -> _Counted:
+        """Raises Fault if some event's time or value is one that the types cannot refuse."""
+        if not events:
+            return _Counted([], b"", 0, 0, {})
+        times = self._times(events, now_us)
+        oldest, newest = min(times), max(times)
+        if oldest < bounds.oldest or newest > bounds.newest:
+            fault = bounds.fault(oldest) or bounds.fault(newest)
+            assert fault is not None
+            raise fault
+        deltas = self._fold(tenant, events, times)
+        return _Counted(digests(events), self._fingerprints(events), to_us(oldest), to_us(newest), deltas)
+
+    def _times(self, events: Sequence[Any], now_us: int) -> list[datetime]:
+        times = [event.time for event in events]
+        if self._arrival:
+            now = EPOCH + timedelta(microseconds=now_us)
+            return [now if time is None else time for time in times]
+        return times
+
+    def _fold(self, tenant: int, events: Sequence[Any], times: Sequence[datetime]) -> Deltas:
+        sums: Counters = {}
+        maxima: Counters = {}
+        if len(set(map(type, events))) == 1:
+            self._fold_kind(tenant, events, times, sums, maxima)
+        else:
+            columns: dict[type, tuple[list[Any], list[datetime]]] = {struct: ([], []) for struct in self._kinds}
+            for event, time in zip(events, times, strict=True):
+                of_kind, their_times = columns[event.__class__]
+                of_kind.append(event)
+                their_times.append(time)
+            for of_kind, their_times in columns.values():
+                if of_kind:
+                    self._fold_kind(tenant, of_kind, their_times, sums, maxima)
+        deltas: Deltas = {}
+        if sums:
+            deltas["sum"] = sums
+        if maxima:
+            deltas["max"] = maxima
+        return deltas
+
+    def _fold_kind(self, tenant: int, events: Sequence[Any], times: Sequence[datetime], sums: Counters, maxima: Counters) -> None:
+        """Events of one type: almost always they lie in one window."""
+        kind = self._kinds[type(events[0])]
+        fold = kind.fold.grouped if kind.repeats else kind.fold.direct
+        known = len(sums) + len(maxima)
+        window_s = kind.fold.finest_window_s
+        first = to_us(min(times)) // 1_000_000
+        if first // window_s == to_us(max(times)) // 1_000_000 // window_s:
+            fold(events, tenant, first, sums, maxima)
+        else:
+            for second, part in by_window(events, times, window_s):
+                fold(part, tenant, second, sums, maxima)
+        counters = (len(sums) + len(maxima) - known) // len(kind.shape.meters)
+        kind.repeats = counters * _REPEATS < len(events)
+
+    def _fingerprints(self, events: Sequence[Any]) -> bytes:
+        """Of each event the byte of its shape and three bytes of a hash of what was sent."""
+        try:
+            hashes = b"".join([xxh3_64_digest(_to_msgpack((event.time, event.subject, event.data))) for event in events])
+        except OverflowError:  # an integer beyond 64 bits, which MessagePack does not have
+            hashes = b"".join([xxh3_64_digest(_sent(event)) for event in events])
+        fingerprints = bytearray(4 * len(events))
+        fingerprints[0::4] = bytes(map(self._shape_bytes.__getitem__, map(type, events)))
+        for place in (0, 1, 2):
+            fingerprints[place + 1 :: 4] = hashes[place::8]
+        return bytes(fingerprints)
+
+    # ---- the rare path of a batch
+
+    def _events(self, body: bytes, received: int, indexes: Sequence[int]) -> list[Any]:
+        """The claimable events of a body that was decoded before."""
+        if len(indexes) == received:
+            try:
+                return self._decode_all(body)
+            except (*_REFUSED_BY_TYPE, ArithmeticError):
+                pass
+        _, readable = split(body, self._limits.max_events)
+        return [self._event(readable[index]) for index in indexes]
+
+
+class _Again(NamedTuple):
+    """A request decoded once more, when its events are not all new."""
+
+    decoder: Decoder
+    tenant: int
+    body: bytes
+    now_us: int
+    received: int
+    indexes: Sequence[int]
+
+    def _events(self) -> list[Any]:
+        return self.decoder._events(self.body, self.received, self.indexes)
+
+    def times_us(self) -> list[int]:
+        return [to_us(time) for time in self.decoder._times(self._events(), self.now_us)]
+
+    def refold(self, positions: Sequence[int]) -> Deltas:
+        events = self._events()
+        wanted = [events[position] for position in positions]
+        return self.decoder._fold(self.tenant, wanted, self.decoder._times(wanted, self.now_us)) if wanted else {}
+
+    def describe(self, position: int) -> tuple[str, str, bytes]:
+        sent, readable = split(self.body, self.received)
+        index = self.indexes[position]
+        return (*identify(readable[index]), bytes(sent[index]))
+
+
+def to_us(time: datetime) -> int:
+    since = time - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def by_window(events: Sequence[Any], times: Sequence[datetime], window_s: int) -> Iterator[tuple[int, list[Any]]]:
+    """(a second of the window, its events)."""
+    parts: dict[int, list[Any]] = defaultdict(list)
+    for event, time in zip(events, times, strict=True):
+        since = time - EPOCH
+        parts[(since.days * 86_400 + since.seconds) // window_s].append(event)
+    for number, part in parts.items():
+        yield number * window_s, part
+
+
+def _sent(event: Any) -> bytes:
+    content = (event.time, event.subject, event.data)
+    try:
+        return _to_msgpack(content)
+    except OverflowError:
+        return _to_msgpack((event.time, event.subject, _to_json(event.data)))
+
+
+# ---- the body as a whole
+
+
+def as_array(body: bytes) -> bytes:
+    """One event is a batch of one. Raises Unusable."""
+    start = body[:1]
+    if start != b"[" and start != b"{":
+        start = body.lstrip(b" \t\r\n")[:1]
+    if start == b"[":
+        return body
+    if start == b"{":
+        _check_one(body)
+        return b"[" + body + b"]"
+    if not start:
+        raise Unusable(400, "The body is empty: send a JSON array of events, or one event.")
+    raise Unusable(400, "The body is neither a JSON array of events nor one event: it must start with [ or {.")
+
+
+def _check_one(body: bytes) -> None:
+    """Exactly one JSON value: what follows it must not become part of an array."""
+    try:
+        try:
+            _one(body)
+        except msgspec.MsgspecError:
+            _one(_without_half_pairs(body))
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.MsgspecError as error:
+        raise broken(body, error) from None
+
+
+def may_hold_nul(body: bytes) -> bool:
+    """Whether some string may hold NUL, which PostgreSQL cannot store. Almost no body has a backslash, and looking for one is cheap."""
+    return b"\\" in body and _NUL in body
+
+
+def split(body: bytes, max_events: int) -> tuple[Sequence[bytes | Raw], Sequence[bytes | Raw]]:
+    """The elements of an array: as they were sent, and as they can be read (the same object where nothing differs). Raises Unusable."""
+    try:
+        _refuse_bomb(body, max_events)
+        try:
+            sent = _split(body)
+        except msgspec.MsgspecError:
+            return _split_half_pairs(body)
+    except RecursionError:
+        raise _too_deep() from None
+    except msgspec.MsgspecError as error:
+        raise broken(body, error) from None
+    return sent, sent
+
+
+def _split_half_pairs(body: bytes) -> tuple[Sequence[bytes], Sequence[bytes]]:
+    """An event with half of a surrogate pair (text cut in the middle of an emoji) must not cost its neighbours."""
+    whole = _without_half_pairs(body)
+    readable = [bytes(raw) for raw in _split(whole)]
+    sent = []
+    end = 0
+    for element in readable:  # between elements there is only white space and a comma, so the next find is the right one
+        start = whole.index(element, end)
+        end = start + len(element)
+        sent.append(body[start:end])
+    return sent, readable
+
+
+def _without_half_pairs(body: bytes) -> bytes:
+    """NUL takes the place of each half, at the same length: where a meter reads it, the event is refused for it."""
+    return _HALF_PAIR.sub(lambda match: _NUL if match["half"] else match[0], body)
+
+
+def _refuse_bomb(body: bytes, max_events: int) -> None:
+    """Splitting costs far more memory than the body when its elements are tiny: find out before."""
+    if body.count(b",") > _MOST_COMMAS_AN_EVENT * max_events:
+        elements = len(_objects(body))
+        if elements > max_events:
+            raise _too_many(elements, max_events)
+
+
+def _too_many(events: int, max_events: int) -> Unusable:
+    return Unusable(413, f"The request has {events} events; send at most {max_events} in one.")
+
+
+def _too_deep() -> Unusable:
+    return Unusable(400, "The JSON is nested too deeply: no meter reads anything that deep.")
+
+
+def broken(body: bytes, error: Exception) -> Unusable:
+    """400 with the place."""
+    if isinstance(error, msgspec.ValidationError):
+        return Unusable(400, "The elements of the array are not objects: send one object for each event.")
+    match = re.search(r"^(?:JSON is malformed: )?(.*?) \(byte (\d+)\)$", str(error))
+    if match is None:
+        return Unusable(400, f"The JSON ends too early, after {len(body)} bytes: {_excerpt(body, len(body))}.")
+    place = int(match[2])
+    return Unusable(400, f"The JSON is broken at byte {place}: {match[1]}, near {_excerpt(body, place)}.")
+
+
+def _excerpt(body: bytes, place: int) -> str:
+    return repr(body[max(0, place - 20) : place + 20].decode("utf-8", "replace"))

@@ -1,0 +1,178 @@
+"""The flush: live counters are swapped out, numbered, journalled with their bytes, and only then produced.
+
+Belongs here: the live counters and the order of a flush's steps. Must not know: claims, requests, HTTP, which log it is.
+
+One flush at a time; it covers exactly the calls up to `through`, the last one merged when the counters were swapped out. After a crash
+or an unknown outcome the same bytes go out again under the same numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from buffer.counter_log import CounterLog, LogUnavailable, Record, Rejected
+from buffer.counters import Deltas, MeterDefinition, Tallies, add_tallies, count, merge
+from buffer.flush_tuner import FlushTuner
+from buffer.journal import Journal
+from buffer.journal_records import FlushBegin, FlushCommit, Flushed, FlushPart, Through
+from buffer.record import RecordEncoder
+
+log = structlog.get_logger()
+
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+
+
+class Flusher:
+    def __init__(
+        self,
+        journal: Journal,
+        counter_log: CounterLog,
+        tuner: FlushTuner,
+        *,
+        meters: Mapping[int, MeterDefinition],
+        tenants: Mapping[int, str],
+        clock_us: Callable[[], int],
+    ) -> None:
+        """`meters` and `tenants` are live views: number to definition, number to name."""
+        state = journal.state
+        self._journal = journal
+        self._log = counter_log
+        self._tuner = tuner
+        self._meters = meters
+        self._tenants = tenants
+        self._clock_us = clock_us
+        self.live: Deltas = state.deltas
+        self.tallies: Tallies = state.tallies
+        self._rejected: list[Rejected] = list(state.rejected)
+        self.through = Through(*state.incarnations[-1]) if state.incarnations else Through(b"", 0)
+        self._outstanding = state.flush
+        self.outstanding_tallies: Tallies = {} if state.flush is None else state.flush.tallies
+        self._next_n = dict(state.next_n)
+        self._next_flush = state.next_flush
+        self._wake = asyncio.Event()
+        self._wanted: list[asyncio.Future[None]] = []  # callers of `now`
+        self.last_flush_us = 0
+        self.last_duration_us = 0
+        self.failures = 0  # produce attempts that ended without a known outcome
+
+    # ---- what the writer calls with each call record
+
+    def merge(self, deltas: Sequence[Deltas], tallies: Tallies, rejected: Sequence[Rejected], through: Through) -> None:
+        for more in deltas:
+            merge(self.live, more)
+        add_tallies(self.tallies, tallies)
+        if rejected:
+            self._rejected.extend(rejected)
+        self.through = through
+        if self._tuner.full(count(self.live)):
+            self._wake.set()
+
+    @property
+    def live_counters(self) -> int:
+        return count(self.live)
+
+    @property
+    def flush_number(self) -> int:
+        return self._next_flush - 1
+
+    # ---- operators
+
+    @property
+    def interval_ms(self) -> int:
+        return self._tuner.interval_ms
+
+    def set_interval(self, interval_ms: int) -> None:
+        self._tuner.set_interval(interval_ms)
+        self._wake.set()
+
+    async def now(self) -> None:
+        """Return when everything merged before this call is in the counter log."""
+        wanted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanted.append(wanted)
+        self._wake.set()
+        await wanted
+
+    # ---- the loop
+
+    async def run(self) -> None:
+        """Flush for ever; cancelled between flushes or while producing, never needing more than the journal to go on."""
+        if self._outstanding is not None:
+            await self._finish(self._outstanding.flush, self._outstanding.records, self._outstanding.rejected)
+            self._outstanding = None
+        while True:
+            await self._until_due()
+            wanted, self._wanted = self._wanted, []
+            await self.flush()
+            for waiter in wanted:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _until_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            wait_s = 0.0 if self._wanted else self._tuner.wait_s(loop.time(), count(self.live))
+            if wait_s <= 0:
+                return
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def flush(self) -> None:
+        self._tuner.flushed(asyncio.get_running_loop().time())
+        if not self.live_counters and not self.tallies and not self._rejected:
+            return
+        started_us = self._clock_us()
+        flush, through = self._next_flush, self.through
+        deltas, tallies, rejected = self.live, self.tallies, self._rejected
+        self.live, self.tallies, self._rejected = {}, {}, []
+        self.outstanding_tallies = tallies
+        self._next_flush += 1
+        self._journal.append(FlushBegin(flush, through))
+        records = await self._encode(flush, through, deltas, tallies)
+        self._journal.append(FlushCommit(flush))
+        await self._journal.drain()  # only a committed flush on disk may be produced
+        await self._finish(flush, records, rejected)
+        self.last_flush_us = self._clock_us()
+        self.last_duration_us = self.last_flush_us - started_us
+
+    async def _encode(self, flush: int, through: Through, deltas: Deltas, tallies: Tallies) -> list[Record]:
+        encoder = RecordEncoder(
+            meters=self._meters,
+            tenants=self._tenants,
+            writer=self._journal.writer,
+            partitions=self._log.partitions,
+            through=through,
+            next_n=self._next_n,
+        )
+        records: list[Record] = []
+        for piece in encoder.pieces(deltas, tallies):
+            if piece:
+                self._journal.append(FlushPart(flush, piece))
+                records += piece
+            await asyncio.sleep(0)  # requests get their turn between pieces
+        return records
+
+    async def _finish(self, flush: int, records: Sequence[Record], rejected: Sequence[Rejected]) -> None:
+        wait_s = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._log.produce(records)
+                if rejected:
+                    await self._log.produce_rejected(rejected)
+                break
+            except LogUnavailable as error:
+                self.failures += 1
+                log.warning(
+                    "the counter log is unavailable; the same flush is produced again", flush=flush, error=str(error), wait_s=wait_s
+                )
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
+        self._journal.append(Flushed(flush))
+        self.outstanding_tallies = {}

@@ -1,0 +1,47 @@
+"""What the claims may ask of a writer's past: the journal and the registry of writers, seen through dedupe's History port.
+
+Must not know: Redis, HTTP, calls under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from buffer.counter_log import CounterLog
+from buffer.journal import Journal
+from dedupe.port import Claimed
+
+
+class JournalHistory:
+    """`dedupe.port.History` over a journal. The writer raises `mark` as calls reach the disk."""
+
+    def __init__(self, journal: Journal, log: CounterLog, incarnation: bytes, registry_horizon_us: int) -> None:
+        self._journal = journal
+        self._log = log
+        self._incarnation = incarnation
+        self._closed = list(journal.state.incarnations)
+        self.mark = 0
+        self.horizon_us = max(journal.state.horizon_us, registry_horizon_us)
+
+    @property
+    def writer(self) -> bytes:
+        return self._journal.writer
+
+    @property
+    def incarnation(self) -> bytes:
+        return self._incarnation
+
+    @property
+    def closed(self) -> Sequence[tuple[bytes, int]]:
+        return self._closed
+
+    async def drain(self) -> None:
+        await self._journal.drain()
+
+    def claims(self) -> Iterator[Claimed]:
+        for tenant, generation, newest_us, digests, fingerprints in self._journal.claims():
+            yield Claimed(tenant, generation, newest_us, digests, fingerprints)
+
+    async def members(self) -> frozenset[bytes]:
+        writers = await self._log.writers()
+        return frozenset(writer for writer, retired in writers.items() if retired is None)

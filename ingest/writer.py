@@ -1,0 +1,353 @@
+"""The writer: one journal's pipeline from a decoded request to its answer.
+
+Belongs here: the order of things (claim, journal, merge, sync, answer), back-pressure, opening and draining. Must not know: HTTP, JSON,
+which adapters stand behind the ports. What a reply means is in calls.py; the flush is in flusher.py.
+
+The event loop alone decides order: one synchronous step appends a call's record and merges its deltas. A thread only writes and syncs;
+then the requests of that call are answered and the mark is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from buffer.counter_log import CounterLog, LogUnavailable, Rejected
+from buffer.counters import MeterDefinition
+from buffer.flush_tuner import FlushTuner
+from buffer.journal import Journal
+from buffer.journal_records import CallRecord, Closed, Opened, Through
+from dedupe.port import Claims, Refused, Reply, State, Verdicts
+from ingest.batch import Batch, Rejection
+from ingest.calls import Outcome, PlannedCall, Request, plan, refuse, settle
+from ingest.flusher import Flusher
+from ingest.history import JournalHistory
+
+log = structlog.get_logger()
+
+_ASK_AGAIN_S = 0.02  # a pending event waits for another writer's sync, or for a mark that comes within 50 ms
+_SWEEP_S = 0.1  # how late a deadline may be noticed
+_LOG_RETRY_S = 1.0
+_MOST_RAW_BYTES = 64 * 1024
+
+
+class WriterLimits(NamedTuple):
+    """Bounds of one writer. Beyond them requests are refused before any claim."""
+
+    calls_in_flight: int = 2  # more would only make calls smaller
+    events_per_call: int = 8192
+    waiting_events: int = 200_000
+    live_counters: int = 4_000_000
+
+
+class Unavailable(Exception):
+    """Not now: nothing more was counted than what comes back as duplicate; sending the same bytes again is safe."""
+
+    def __init__(self, reason: str, retry_after_s: int = 1, *, overloaded: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.overloaded = overloaded
+
+
+class CannotStart(Exception):
+    """The writer must not serve. One sentence for the operator."""
+
+
+class _Unsynced(NamedTuple):
+    sequence: int
+    call: int
+    decided: Sequence[Request]
+
+
+class Writer:
+    def __init__(
+        self,
+        journal: Journal,
+        claims: Claims,
+        counter_log: CounterLog,
+        tuner: FlushTuner,
+        *,
+        tenants: Mapping[int, str],
+        limits: WriterLimits,
+        clock_us: Callable[[], int],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self.journal = journal
+        self.claims = claims
+        self._log = counter_log
+        self._limits = limits
+        self._clock_us = clock_us
+        self._entropy = entropy
+        self._tenants = tenants
+        self.incarnation = b""
+        self._history: JournalHistory | None = None
+        self.meters: dict[int, MeterDefinition] = dict(journal.state.meters)
+        self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=tenants, clock_us=clock_us)
+        self._ask_now: deque[Request] = deque()
+        self._waiting: deque[Request] = deque()
+        self._waiting_events = 0
+        self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
+        self._calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
+        self._replies: dict[int, Reply | None] = {}
+        self._too_late: dict[int, list[tuple[Request, Rejection]]] = {}
+        self._next_call = 1
+        self._next_append = 1
+        self._unsynced: deque[_Unsynced] = deque()
+        self.pending_requests = 0
+        self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        journal.on_synced = self._on_synced
+
+    # ---- meters
+
+    def meter_number(self, definition: MeterDefinition) -> int:
+        """The number that keys use for a meter; journalled before any delta that uses it."""
+        number = self.journal.meter_number(definition)
+        self.meters[number] = definition
+        return number
+
+    # ---- life
+
+    @property
+    def ready(self) -> bool:
+        return not self._draining and self.incarnation != b"" and self.claims.state is State.OPEN
+
+    async def open(self) -> None:
+        """Connect to the log, join the registry, journal a new incarnation. After it `run`. Raises CannotStart, UnfitLog."""
+        self._check_tenants()
+        await self._connect_log()
+        horizon_us = await self._register()
+        incarnation = self._entropy(16)
+        self._history = JournalHistory(self.journal, self._log, incarnation, horizon_us)
+        self.journal.append(Opened(incarnation, self._clock_us()))
+        await self.journal.drain()  # before its first claim: a reused incarnation would make old void claims look committed
+        self.incarnation = incarnation
+
+    def _check_tenants(self) -> None:
+        state = self.journal.state
+        unknown = (set(state.tallies) | {key[1] for counters in state.deltas.values() for key in counters}) - set(self._tenants)
+        if unknown:
+            numbers = ", ".join(str(number) for number in sorted(unknown, key=str))
+            raise CannotStart(
+                f"The journal holds unflushed usage of tenant number {numbers}, which the configuration no longer names: put it back under [[tenants]]."
+            )
+
+    async def _connect_log(self) -> None:
+        while True:
+            try:
+                return await self._log.open()
+            except LogUnavailable as error:
+                log.warning("waiting for the counter log", error=str(error))
+                await asyncio.sleep(_LOG_RETRY_S)
+
+    async def _register(self) -> int:
+        """Returns the highest horizon at which a writer was retired."""
+        while True:
+            try:
+                writers = await self._log.writers()
+                if not writers and await self._log.has_data():
+                    raise CannotStart(
+                        "The registry of writers (usage.writers) is empty although counter records exist: events could be counted twice. Restore the topic before you start."
+                    )
+                mine = writers.get(self.journal.writer)
+                if mine is not None:
+                    raise CannotStart(
+                        f"The writer {self.journal.writer.hex()} of this journal was retired: start with an empty data directory."
+                    )
+                if self.journal.writer not in writers:
+                    await self._log.register(self.journal.writer)
+                return max((horizon for horizon in writers.values() if horizon is not None), default=0)
+            except LogUnavailable as error:
+                log.warning("waiting for the registry of writers", error=str(error))
+                await asyncio.sleep(_LOG_RETRY_S)
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises what must stop the process: a failed journal, a claim store that forbids going on."""
+        assert self._history is not None, "open first"
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_journal())
+            tasks.create_task(self.claims.run(self._history))
+            tasks.create_task(self.flusher.run())
+            tasks.create_task(self._sweep())
+
+    async def _watch_journal(self) -> None:
+        await asyncio.shield(self.journal.failed)
+
+    async def drain(self, most_s: float) -> None:
+        """Stop in order while `run` still runs: finish requests and calls, flush, journal and publish `closed`. TimeoutError after `most_s`."""
+        self._draining = True
+        async with asyncio.timeout(most_s):
+            await self._idle.wait()
+            await self.flusher.now()
+            last_call = self._next_append - 1
+            self.journal.append(Closed(last_call))
+            await self.journal.drain()
+            await self.claims.close(last_call)
+
+    # ---- requests
+
+    def submit(self, batch: Batch, deadline_s: float) -> asyncio.Future[Outcome]:
+        """Take a request; the future ends with its outcome or with Unavailable. Raises Unavailable at once when it cannot be taken."""
+        self._admit(batch)
+        request = Request(batch, deadline_s, asyncio.get_running_loop().create_future())
+        self._open[request] = None
+        self._idle.clear()
+        self._waiting.append(request)
+        self._waiting_events += batch.received
+        self._send_calls()
+        return request.answer
+
+    def _admit(self, batch: Batch) -> None:
+        if self._draining:
+            raise self._refusal(batch, "This node is shutting down.")
+        if self.claims.state is not State.OPEN:
+            raise self._refusal(batch, f"The claims are not ready ({self.claims.state.value}).")
+        if self._waiting_events > self._limits.waiting_events:
+            raise self._refusal(batch, "Too many events are waiting.", overloaded=True)
+        if self.flusher.live_counters > self._limits.live_counters:
+            raise self._refusal(batch, "Too many counters wait for the counter log.")
+        if not self.journal.has_room(_room_for(batch)):
+            raise self._refusal(batch, "The journal has no room left on its disk.", retry_after_s=5)
+
+    def _refusal(self, batch: Batch, reason: str, *, retry_after_s: int = 1, overloaded: bool = False) -> Unavailable:
+        self._count_unanswered(batch.tenant, batch.received)
+        return Unavailable(reason, retry_after_s, overloaded=overloaded)
+
+    def _count_unanswered(self, tenant: int, events: int) -> None:
+        self.unanswered[tenant] = self.unanswered.get(tenant, 0) + events
+
+    async def _sweep(self) -> None:
+        """End requests past their deadline as a whole; what they were granted stays counted and comes back as duplicate."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_s = loop.time()
+            late = [request for request in self._open if request.deadline_s <= now_s]
+            for request in late:
+                self._finish(request)
+                self._count_unanswered(request.batch.tenant, request.undecided)
+                if not request.answer.done():
+                    request.answer.set_exception(Unavailable("The events could not be settled before the deadline."))
+
+    def _finish(self, request: Request) -> None:
+        self._open.pop(request, None)
+        if not self._open and not self._calls and not self._unsynced:
+            self._idle.set()
+
+    # ---- calls
+
+    def _send_calls(self) -> None:
+        while len(self._calls) < self._limits.calls_in_flight:
+            requests = self._next_requests()
+            if not requests:
+                return
+            call = plan(self._next_call, requests)
+            self._next_call += 1
+            self._calls[call.number] = call
+            self.claims.send(call.to_send(), self._on_reply)
+
+    def _next_requests(self) -> list[Request]:
+        requests: list[Request] = []
+        events = 0
+        for queue in (self._ask_now, self._waiting):
+            while queue and (not requests or events + queue[0].undecided <= self._limits.events_per_call):
+                request = queue.popleft()
+                if request.open_positions is None:
+                    self._waiting_events -= request.batch.received
+                if request not in self._open:
+                    continue  # its deadline passed while it waited: nothing of it is under way
+                requests.append(request)
+                events += request.undecided
+        return requests
+
+    def _on_reply(self, reply: Reply) -> None:
+        if isinstance(reply, Refused):
+            rest, too_late = refuse(self._calls[reply.number], reply.horizon_us)
+            self._too_late.setdefault(reply.number, []).extend(too_late)
+            self._calls[reply.number] = rest
+            if rest.sections:
+                self.claims.send(rest.to_send(), self._on_reply)
+                return
+        self._replies[reply.number] = reply
+        while self._next_append in self._replies:  # in call order, whatever the order of execution was
+            self._append(self._next_append)
+            self._next_append += 1
+        self._send_calls()
+
+    def _append(self, number: int) -> None:
+        """One synchronous step: the record enters the journal's queue and its deltas the live counters."""
+        reply = self._replies.pop(number)
+        call = self._calls.pop(number)
+        verdicts = reply if isinstance(reply, Verdicts) else None
+        result = settle(call, verdicts, self._too_late.pop(number, ()))
+        rejected = [self._rejected_record(tenant, rejection) for tenant, rejection in result.rejected]
+        record = CallRecord(
+            number=number,
+            generation=verdicts.generation if verdicts else 0,
+            execution=verdicts.execution if verdicts else 0,
+            horizon_us=reply.horizon_us if reply else 0,
+            newest_us=result.newest_us,
+            claims=result.claims,
+            deltas=result.deltas,
+            tallies=result.tallies,
+            rejected=rejected,
+        )
+        sequence = self.journal.append(record)
+        self.flusher.merge(result.deltas, result.tallies, rejected, Through(self.incarnation, number))
+        self._unsynced.append(_Unsynced(sequence, number, result.decided))
+        self._ask_now.extend(result.ask_now)
+        if result.pending:
+            self.pending_requests += len(result.pending)
+            asyncio.get_running_loop().call_later(_ASK_AGAIN_S, self._ask_again, result.pending)
+
+    def _ask_again(self, requests: Sequence[Request]) -> None:
+        self.pending_requests -= len(requests)
+        self._ask_now.extend(request for request in requests if request in self._open)
+        self._send_calls()
+
+    def _rejected_record(self, tenant: int, rejection: Rejection) -> Rejected:
+        raw = rejection.raw
+        body = {
+            "v": 1,
+            "at_us": self._clock_us(),
+            "code": rejection.code,
+            "detail": rejection.detail,
+            "source": rejection.source,
+            "id": rejection.id,
+            "raw": b64encode(raw[:_MOST_RAW_BYTES]).decode(),
+            "cut": len(raw) > _MOST_RAW_BYTES,
+        }
+        return Rejected(self._tenants[tenant], msgspec.json.encode(body))
+
+    # ---- answers
+
+    def _on_synced(self, synced: int) -> None:
+        """Answer when the call's own record is on disk: a duplicate verdict may rest on an earlier one."""
+        unsynced = self._unsynced
+        mark = 0
+        while unsynced and unsynced[0].sequence <= synced:
+            _, mark, decided = unsynced.popleft()
+            for request in decided:
+                self._open.pop(request, None)
+                if not request.answer.done():
+                    request.answer.set_result(request.outcome())
+        if mark:
+            assert self._history is not None
+            self._history.mark = mark
+            self.claims.raise_mark(mark)
+        if not self._open and not self._calls and not unsynced:
+            self._idle.set()
+
+
+def _room_for(batch: Batch) -> int:
+    """A generous guess of the journal bytes of a batch: digests, deltas, and the same again when they are flushed."""
+    return 1024 + 512 * batch.received + 2 * sum(len(rejection.raw) for rejection in batch.rejections)

@@ -1,0 +1,88 @@
+"""Asks a running service over its HTTP API: shared by the small commands. Standard library only, so that they start at once.
+
+Belongs here: address and key options, one request, and the sentence for each way it can fail. Must not know: what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import click
+
+from parshall.errors import FAILED, UNAVAILABLE, USAGE, Stop
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+DEMO_KEY = "demo-key"  # `parshall up` without a configuration accepts it, on the loopback only
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def url_option(command: F) -> F:
+    text = "Where Parshall listens."
+    return click.option("--url", default=DEFAULT_URL, envvar="PARSHALL_URL", show_envvar=True, show_default=True, callback=_url, help=text)(
+        command
+    )
+
+
+def key_option(command: F) -> F:
+    text = "API key. [default: demo-key, at a loopback address]"
+    return click.option("--key", envvar="PARSHALL_KEY", show_envvar=True, help=text)(command)
+
+
+def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise click.BadParameter(f"{value!r} is not a URL as in {DEFAULT_URL}")
+    return value.rstrip("/")
+
+
+def key_or_demo(url: str, key: str | None) -> str:
+    if key:
+        return key
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        return DEMO_KEY
+    raise Stop(f"{url} needs an API key: give it with --key or in PARSHALL_KEY.", USAGE)
+
+
+def ask(method: str, url: str, path: str, key: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+    request = Request(url + path, method=method, data=None if body is None else json.dumps(body).encode())
+    request.add_header("Authorization", f"Bearer {key}")
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urlopen(request, timeout=60) as answer:
+            content = answer.read()
+    except HTTPError as error:
+        raise _refusal(url, error) from error
+    except (URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise Stop(f"Nothing answers at {url} ({reason}). Is Parshall running there? --url says where to look.", UNAVAILABLE) from error
+    try:
+        decoded = json.loads(content) if content else {}
+    except ValueError:
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise Stop(f"What answers at {url} is not Parshall.", FAILED)
+    return decoded
+
+
+def _refusal(url: str, error: HTTPError) -> Stop:
+    try:
+        said = str(json.loads(error.read()).get("detail", ""))
+    except (ValueError, AttributeError, OSError):
+        said = ""
+    match error.code:
+        case 401:
+            return Stop(f"{url} does not know this key: give the right one with --key or PARSHALL_KEY.", FAILED)
+        case 403:
+            return Stop(f"This key may not do that at {url}: {said or 'it lacks the scope'}", FAILED)
+        case 429 | 502 | 503 | 504:
+            return Stop(f"{url} cannot do that now ({error.code}): {said}", UNAVAILABLE)
+        case _:
+            return Stop(f"{url} answered {error.code}: {said or error.reason}", FAILED)

@@ -1,0 +1,99 @@
+"""The command line: which commands there are, and how every one of them ends.
+
+Must not know: what a command does. Each has a file of its own, imported only when it is asked for: `parshall --help` imports none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from parshall.errors import EXIT_CODES, INTERRUPTED, Stop
+
+COMMANDS = {  # name -> (where it is, what it does)
+    "up": ("parshall.up:up", "Run everything in one process tree, nothing else needed."),
+    "ingest": ("parshall.ingest_role:ingest", "Run the HTTP edge alone, with Redis and Kafka."),
+    "rate": ("parshall.rate_role:rate", "Run the rater alone, with Kafka and PostgreSQL."),
+    "send": ("parshall.send:send", "Send files of events, as an edge worker would."),
+    "flush": ("parshall.flush_commands:flush", "Read and change the flush interval of a running service."),
+    "audit": ("parshall.audit:audit", "Prove from the stores that every event is where it should be."),
+    "check": ("parshall.check:check", "Check a configuration, or print one with every setting."),
+    "key": ("parshall.key:key", "Make an API key."),
+}
+
+HELP = f"""Parshall counts usage events exactly once and turns them into charges.
+
+\b
+Examples:
+  parshall up                       everything, on http://127.0.0.1:8080
+  parshall send events.ndjson       send a file of events
+  parshall check parshall.toml      is the configuration right?
+
+{EXIT_CODES}"""
+
+
+class Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does it, without importing a command for its one line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="parshall", message="parshall %(version)s")
+def parshall() -> None:
+    pass
+
+
+def main() -> None:
+    """The console script. Whatever happens, a person reads sentences and a script reads an exit code."""
+    try:
+        sys.exit(parshall.main(prog_name="parshall", standalone_mode=False) or 0)
+    except Stop as stop:
+        click.echo(stop.message, err=True)
+        sys.exit(stop.code)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has seen enough
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(_report_bug(error))
+
+
+def _report_bug(error: Exception) -> int:
+    """A defect of ours. The traceback goes to a file: it is for us, not for the person who waits."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="parshall-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    click.echo(f"Parshall has a defect: {type(error).__name__}: {error}. Please report it together with {file.name}.", err=True)
+    return 1

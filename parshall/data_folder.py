@@ -1,0 +1,104 @@
+"""The data folder: what lies where in it, and that one process tree at a time has it.
+
+Must not know: what is in the files.
+
+The lock is held open by every process of a tree: the supervisor takes it and its children inherit it. So it is free only when the
+last of them is gone, also after a kill -9 of some.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable
+
+from parshall.errors import UNAVAILABLE, USAGE, Stop
+
+LONGEST_SOCKET_PATH = 107
+_RUNNING_S = 3.0  # how long to wait for a tree that looks as if it will stay
+_ENDING_S = 45.0  # how long for the rest of one whose supervisor is gone
+
+
+class DataFolder:
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        try:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+            os.makedirs(f"{self.path}/run", mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise Stop(f"The data folder {self.path} cannot be made or used: {error.strerror}. Choose another with --data.", USAGE) from error
+        if not os.access(f"{self.path}/run", os.W_OK | os.X_OK):
+            raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
+        self.run = self._short_folder("run")
+
+    def journal(self, worker: int) -> str:
+        return f"{self.path}/writers/{worker}"
+
+    @property
+    def log(self) -> str:
+        return f"{self.path}/log"
+
+    @property
+    def postgres(self) -> str:
+        return f"{self.path}/postgres"
+
+    @property
+    def postgres_sockets(self) -> str:
+        return f"{self.run}/pg"
+
+    @property
+    def flush_file(self) -> str:
+        return f"{self.path}/flush.json"
+
+    def control_socket(self, worker: int) -> str:
+        return f"{self.run}/worker-{worker}.sock"
+
+    def _short_folder(self, name: str) -> str:
+        """The address of a unix socket has little room. Where the data folder's path is too long, a private folder elsewhere serves."""
+        folder = f"{self.path}/{name}"
+        if len(os.fsencode(f"{folder}/worker-00.sock")) <= LONGEST_SOCKET_PATH and len(os.fsencode(f"{folder}/pg/.s.PGSQL.5432")) <= LONGEST_SOCKET_PATH:
+            return folder
+        return tempfile.mkdtemp(prefix="parshall-")
+
+    def lock(self, about: str, say: Callable[[str], None]) -> int:
+        """The descriptor of the lock, for children to inherit. Waits a little for a tree that is ending."""
+        path = f"{self.path}/lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Stop(f"Cannot open {path}: {error.strerror}.", USAGE) from error
+        began_s = time.monotonic()
+        said = False
+        while not _try_lock(descriptor):
+            holder = os.pread(descriptor, 300, 0).decode(errors="replace")
+            running = _runs(holder)
+            if time.monotonic() - began_s > (_RUNNING_S if running else _ENDING_S):
+                raise Stop(self._in_use(holder, running), UNAVAILABLE)
+            if not said:
+                say(f"{self.path} is still in use; waiting for the other Parshall to end …")
+                said = True
+            time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {about}".encode(), 0)
+        return descriptor
+
+    def _in_use(self, holder: str, running: bool) -> str:
+        pid, _, about = holder.partition(" ")
+        who = f"a running Parshall (process {pid}, {about})" if running else "the rest of a Parshall that was killed"
+        return f"The data folder {self.path} is in use by {who}. Stop that one, or choose another folder with --data."
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runs(holder: str) -> bool:
+    """Only a guess that decides how long to wait: process numbers are used again."""
+    pid = holder.partition(" ")[0]
+    return pid.isdecimal() and os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,74 @@
+"""`parshall flush show | set | now`: the flush interval of a running service, over its admin API.
+
+Must not know: how a flush works, how many workers there are.
+"""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from parshall.admin_client import ask, key_option, key_or_demo, url_option
+from parshall.errors import EXIT_CODES
+
+HELP = f"""Read and change how often a running service hands its counters on.
+
+A shorter interval shows usage sooner, a longer one costs less. All workers follow at once, and restarts keep it.
+
+\b
+Examples:
+  parshall flush show
+  parshall flush set --interval 5s
+  parshall flush now
+
+{EXIT_CODES}"""
+
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+@click.group(help=HELP)
+def flush() -> None:
+    pass
+
+
+@flush.command(help="Print the interval.")
+@url_option
+@key_option
+def show(url: str, key: str | None) -> None:
+    answer = ask("GET", url, "/v1/admin/flush", key_or_demo(url, key))
+    click.echo(f"every {in_words(int(answer['interval_ms']))}")
+
+
+@flush.command("set", help="Change the interval, as in 500ms, 5s or 1m.")
+@click.option(
+    "--interval", required=True, metavar="TIME", callback=lambda _context, _option, text: parse_interval(text), help="500ms, 5s, 1m, …"
+)
+@url_option
+@key_option
+def set_interval(interval: int, url: str, key: str | None) -> None:
+    answer = ask("PUT", url, "/v1/admin/flush", key_or_demo(url, key), {"interval_ms": interval})
+    click.echo(f"every {in_words(int(answer.get('interval_ms', interval)))} from now on, also after a restart")
+
+
+@flush.command(help="Flush at once, and return when the counters are handed on.")
+@url_option
+@key_option
+def now(url: str, key: str | None) -> None:
+    ask("POST", url, "/v1/admin/flush/now", key_or_demo(url, key))
+    click.echo("flushed")
+
+
+def parse_interval(text: str) -> int:
+    """In milliseconds."""
+    match = re.fullmatch(r"(\d{1,9})(ms|s|m|h)", text.strip(), re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a number with a unit as in 500ms, 5s or 1m")
+    return int(match[1]) * _UNITS_MS[match[2]]
+
+
+def in_words(interval_ms: int) -> str:
+    for unit in ("h", "m", "s"):
+        if interval_ms >= _UNITS_MS[unit] and interval_ms % _UNITS_MS[unit] == 0:
+            return f"{interval_ms // _UNITS_MS[unit]}{unit}"
+    return f"{interval_ms}ms"

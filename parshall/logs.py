@@ -1,0 +1,43 @@
+"""How every process of Parshall logs: lines for a person on a terminal, JSON for machines elsewhere; always to standard error.
+
+Must not know: what is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+
+def configure_logs(process: str, *, level: int = logging.INFO) -> None:
+    """Once, at the start of a process. Libraries that use the standard logging come out in the same form."""
+    terminal = sys.stderr.isatty()
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
+        _named(process),
+    ]
+    last: list[structlog.types.Processor] = [structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=0)]
+    if not terminal:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    only_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[only_meta, *last]))
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+
+
+def _named(process: str) -> structlog.types.Processor:
+    def add(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        event["process"] = process
+        return event
+
+    return add

@@ -1,0 +1,155 @@
+"""One child process of a supervisor: how it is started, given its order, watched, started again, and stopped.
+
+Must not know: what the child does, which others there are.
+
+A child is a Python module run by this interpreter. Its order comes pickled on standard input: it is made by the same code a moment
+before, holds passwords, and must not show in a process list. The kernel sends it SIGTERM when the supervisor dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import structlog
+
+from parshall.embedded_postgres import die_with_parent
+from parshall.errors import FAILED, OK, REFUSED, USAGE, Stop
+
+log = structlog.get_logger()
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 15.0
+_HEALTHY_S = 30.0  # a child that ran so long starts anew with short pauses
+_MOST_STARTS = 5  # of a child that was never ready
+
+
+class Order(NamedTuple):
+    """What a child is told to do."""
+
+    name: str  # worker-0
+    module: str  # parshall.worker
+    content: Any  # whatever the module's main expects; picklable
+    patience_s: int  # how long it may take to stop
+
+
+class Child:
+    def __init__(self, order: Order, inherited: tuple[int, ...]) -> None:
+        self.order = order
+        self.was_ready = False  # set by whoever sees it serve
+        self._inherited = inherited
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._wake = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Run it, again and again, until `stop`. Raises Stop when starting it once more cannot help."""
+        pause_s = _FIRST_PAUSE_S
+        starts = 0
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            began_s = loop.time()
+            starts += 1
+            process = self._process = self._start()
+            code = await ended(process)
+            if self._stopping:
+                return
+            self._give_up_if_hopeless(code, starts)
+            pause_s = _FIRST_PAUSE_S if loop.time() - began_s > _HEALTHY_S else min(pause_s * 2, _LONGEST_PAUSE_S)
+            log.warning("a process ended and is started again", child=self.order.name, how=in_words(code), pause_ms=int(pause_s * 1000))
+            await self._sleep(pause_s)
+
+    def _give_up_if_hopeless(self, code: int, starts: int) -> None:
+        if code in (REFUSED, USAGE):
+            raise Stop(f"{self.order.name} cannot go on; the reason stands above.", code)
+        if not self.was_ready and starts >= _MOST_STARTS:
+            raise Stop(f"{self.order.name} was started {starts} times and {in_words(code)} each time; the reason stands above.", FAILED)
+
+    async def stop(self, hurry: asyncio.Event) -> int:
+        """Ask it to stop, and wait as long as its patience says; at once without asking when in a hurry. Returns its exit code."""
+        self._stopping = True
+        self._wake.set()
+        process = self._process
+        if process is None or process.poll() is not None:
+            return OK
+        if not hurry.is_set():
+            process.terminate()
+            await _first_of(ended(process), hurry.wait(), timeout_s=self.order.patience_s)
+        if process.poll() is None:
+            log.warning("a process is killed, what it had not finished is finished at the next start", child=self.order.name)
+            process.kill()
+        return await ended(process)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        parent = os.getpid()
+        order = _file_of(pickle.dumps(self.order.content))
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-m", self.order.module, self.order.name],
+                stdin=order,
+                start_new_session=True,  # Ctrl-C is for the supervisor alone, which stops the children in order
+                pass_fds=self._inherited,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),
+            )
+        finally:
+            os.close(order)
+
+    async def _sleep(self, seconds: float) -> None:
+        await _first_of(self._wake.wait(), timeout_s=seconds)
+
+
+def read_order() -> Any:
+    """In the child: what it was told."""
+    return pickle.load(sys.stdin.buffer)
+
+
+def _file_of(content: bytes) -> int:
+    """In memory only, and of any size: a pipe would hold up the supervisor until the child reads."""
+    descriptor = os.memfd_create("order", os.MFD_CLOEXEC)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait without a thread or a poll."""
+    if (code := process.poll()) is not None:
+        return code
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(process.pid)
+    over = asyncio.Event()
+    loop.add_reader(descriptor, over.set)
+    try:
+        await over.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return process.wait()
+
+
+def in_words(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+async def _first_of(*waits: Any, timeout_s: float) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

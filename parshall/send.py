@@ -1,0 +1,166 @@
+"""`parshall send`: what a person sees of sending files: options, the progress bar, the file of rejected events, the summary, exit codes.
+
+Must not know: how bytes travel (send_client.py), how lines are cut (send_lines.py), what answers mean (send_answers.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from parshall.admin_client import DEFAULT_URL, key_option, key_or_demo, url_option
+from parshall.errors import EXIT_CODES, FAILED, INTERRUPTED, OK, Stop
+
+if TYPE_CHECKING:
+    from parshall.send_answers import Reject
+    from parshall.send_client import Sender
+    from parshall.send_lines import BadLine, Batch, Input
+
+HELP = f"""Send FILEs of events, one JSON object a line, as an edge worker would.
+
+A FILE may be gzipped; - is standard input. Every request is sent again until it is answered: events are never counted twice, so an
+interrupted `send` is simply started again, and says how many events were already counted.
+
+\b
+Examples:
+  parshall send events.ndjson
+  zcat *.gz | parshall send -
+  parshall send --url https://meter.example.com --key "$KEY" day-*.ndjson.gz
+
+Rejected events go to FILE.rejected.ndjson with the reason of each. Exit code 1 says that there are some.
+
+{EXIT_CODES}"""
+
+
+@click.command(help=HELP)
+@click.argument("files", nargs=-1, required=True, metavar="FILE…")
+@url_option
+@key_option
+@click.option("--batch", default=1000, show_default=True, type=click.IntRange(1, 1_000_000), help="Events in one request.")
+@click.option("--parallel", default=4, show_default=True, type=click.IntRange(1, 64), help="Requests under way at the same time.")
+@click.option("--patience", default=300, show_default=True, type=click.IntRange(0), help="Seconds before a request is given up.")
+@click.option("--rejects", metavar="PATH", help="Where rejected events go. [default: FILE.rejected.ndjson]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def send(
+    files: tuple[str, ...], url: str, key: str | None, batch: int, parallel: int, patience: int, rejects: str | None, as_json: bool
+) -> None:
+    import asyncio
+
+    from parshall.send_client import Sender, Target
+    from parshall.send_lines import Input
+
+    target = Target(url, key_or_demo(url, key), parallel, patience)
+    inputs = [Input(name) for name in files]
+    rejected = RejectFiles(rejects)
+    progress = Progress(inputs)
+    sender = Sender(target, entropy=os.urandom, on_reject=rejected.write, on_wait=progress.waiting)
+    stop: Stop | None = None
+    try:
+        with progress:
+            asyncio.run(sender.send(_all_batches(inputs, batch, progress), lambda: progress.show(sender)))
+    except Stop as error:
+        stop = error
+    except KeyboardInterrupt:
+        stop = Stop("Interrupted. Start the same command again to go on: nothing is counted twice.", INTERRUPTED)
+    rejected.close(inputs, complete=stop is None)
+    _report(sender, rejected, as_json, stop)
+    _leave(stop.code if stop else FAILED if sender.summary.rejected else OK)
+
+
+def _all_batches(inputs: list[Input], size: int, progress: Progress) -> Iterator[Batch | BadLine]:
+    for source in inputs:
+        progress.current = source
+        yield from source.batches(size)
+
+
+def _report(sender: Sender, rejected: RejectFiles, as_json: bool, stop: Stop | None) -> None:
+    if as_json:
+        import json
+
+        paths = ", ".join(rejected.paths) or None
+        click.echo(json.dumps(sender.summary.as_json(paths, complete=stop is None), indent=2))
+    else:
+        click.echo(sender.summary.as_table(rejected.paths))
+    if stop is not None:
+        click.echo(stop.message, err=True)
+
+
+def _leave(code: int) -> None:
+    """Not sys.exit: the reading thread may hang in standard input, and the interpreter would wait for its lock."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class RejectFiles:
+    """One file of rejected events beside each input, or one for all. Written as the verdicts come."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._files: dict[str, IO[bytes]] = {}
+
+    @property
+    def paths(self) -> list[str]:
+        return sorted(self._files)
+
+    def path_for(self, source: str) -> str:
+        return self._path or f"{'stdin' if source == '-' else source}.rejected.ndjson"
+
+    def write(self, reject: Reject) -> None:
+        path = self.path_for(reject.file)
+        if path not in self._files:
+            try:
+                self._files[path] = open(path, "wb")
+            except OSError as error:
+                raise Stop(
+                    f"Cannot write rejected events to {path}: {error.strerror}; choose another place with --rejects.", FAILED
+                ) from error
+        self._files[path].write(reject.encode())
+
+    def close(self, inputs: list[Input], *, complete: bool) -> None:
+        """What an earlier run wrote about a file goes when this run found nothing wrong with it."""
+        for file in self._files.values():
+            file.close()
+        for path in {self.path_for(source.name) for source in inputs} - set(self._files):
+            if complete and os.path.exists(path) and self._path is None:
+                os.unlink(path)
+
+
+class Progress:
+    """A bar on a terminal, nothing elsewhere (but a line each time the service has to be waited for)."""
+
+    def __init__(self, inputs: list[Input]) -> None:
+        self.current: Input | None = None
+        self._inputs = inputs
+        self._shown = sys.stderr.isatty()
+        self._waiting = ""
+        self._last_said = ""
+        sizes = [source.size for source in inputs]
+        length = None if None in sizes else max(1, sum(size or 0 for size in sizes))
+        self._bar = click.progressbar(
+            iter(()) if length is None else None, length=length, file=sys.stderr, hidden=not self._shown, label="sending", show_pos=False
+        )
+
+    def __enter__(self) -> None:
+        self._bar.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.render_finish()
+
+    def show(self, sender: Sender) -> None:
+        summary = sender.summary
+        self._bar.label = f"{summary.counted:,} counted, {summary.rejected:,} rejected"
+        read = sum(source.position for source in self._inputs)
+        self._bar.update(read - self._bar.pos)
+
+    def waiting(self, why: str) -> None:
+        if why and not self._shown and why.partition(";")[0] != self._last_said:
+            click.echo(f"waiting: {why}", err=True)
+            self._last_said = why.partition(";")[0]
+        if why and self._shown:
+            self._bar.label = why[:60]
+            self._bar.render_progress()

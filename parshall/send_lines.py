@@ -1,0 +1,135 @@
+"""From files of one event a line to request bodies, and back from a place in a request to its line.
+
+Belongs here: reading (plain, gzip, standard input), what may be sent as it stands, cutting into batches. Must not know: HTTP, verdicts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from typing import IO, NamedTuple
+
+import msgspec
+
+from parshall.errors import USAGE, Stop
+
+STDIN = "-"
+LONGEST_LINE = 8 << 20
+MOST_BODY_BYTES = 8 << 20  # half of what a service takes by default
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_Object = dict[str, msgspec.Raw]
+
+
+class Line(NamedTuple):
+    number: int  # from 1
+    text: bytes
+
+
+class BadLine(NamedTuple):
+    """A line that is no event and is not sent."""
+
+    file: str
+    line: Line
+    detail: str
+
+
+class Batch(NamedTuple):
+    """One request. The same bytes are sent until they are answered."""
+
+    file: str
+    lines: tuple[Line, ...]
+    body: bytes
+
+    def halves(self) -> list[Batch]:
+        middle = len(self.lines) // 2
+        return [make_batch(self.file, self.lines[:middle]), make_batch(self.file, self.lines[middle:])]
+
+
+def make_batch(file: str, lines: tuple[Line, ...]) -> Batch:
+    return Batch(file, lines, b"[" + b",".join(line.text for line in lines) + b"]")
+
+
+class Input:
+    """One file, open. `position` tells how many bytes of it have been read, out of `size` (None: nobody knows)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        try:
+            self._raw = io.FileIO(0, closefd=False) if name == STDIN else io.FileIO(name)
+            buffered = io.BufferedReader(self._raw, 1 << 18)
+            self._gzip = buffered.peek(2)[:2] == _GZIP_MAGIC
+        except OSError as error:
+            raise Stop(f"Cannot read {name}: {error.strerror}.", USAGE) from error
+        self._file: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 18) if self._gzip else buffered  # type: ignore[type-var]
+        self.size = None if name == STDIN else os.fstat(self._raw.fileno()).st_size
+
+    @property
+    def position(self) -> int:
+        if self.size is None:
+            return 0
+        return self.size if self._raw.closed else self._raw.tell()
+
+    def batches(self, size: int) -> Iterator[Batch | BadLine]:
+        try:
+            yield from cut(self.name, self._file, size)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Stop(f"{self.name} is damaged or cut off ({error}); what was read before that was sent.", USAGE) from error
+        except OSError as error:
+            raise Stop(f"Cannot read {self.name}: {error.strerror}.", USAGE) from error
+        finally:
+            if self.size is not None:
+                self._raw.close()
+
+
+def cut(name: str, file: IO[bytes], size: int, most_bytes: int = MOST_BODY_BYTES) -> Iterator[Batch | BadLine]:
+    """Batches of at most `size` events and about `most_bytes`, in the order of the file; lines that are no JSON object one by one."""
+    lines: list[Line] = []
+    length = 0
+    for number, text in _numbered(file):
+        if not text:
+            continue
+        line = Line(number, text)
+        if (wrong := what_is_wrong(text)) is not None:
+            yield BadLine(name, line, wrong)
+            continue
+        if lines and (len(lines) >= size or length + len(text) > most_bytes):
+            yield make_batch(name, tuple(lines))
+            lines, length = [], 0
+        lines.append(line)
+        length += len(text) + 1
+    if lines:
+        yield make_batch(name, tuple(lines))
+
+
+def what_is_wrong(text: bytes) -> str | None:
+    """Only what would spoil the whole request is found here; whether it is a good event is for the service to say."""
+    if len(text) > LONGEST_LINE:
+        return f"the line is longer than {LONGEST_LINE} bytes"
+    try:
+        text.decode()
+        msgspec.json.decode(text, type=_Object)
+    except UnicodeDecodeError:
+        return "the line is not UTF-8"
+    except msgspec.ValidationError:
+        if text.startswith(b"["):
+            return "the line is a JSON array; one event a line is wanted (`jq -c '.[]'` turns an array into lines)"
+        return "the line is JSON, but not an object"
+    except msgspec.DecodeError as error:
+        return f"the line is not JSON: {error}"
+    return None
+
+
+def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if not line.endswith(b"\n"):
+            while (rest := file.readline(1 << 16)) and not rest.endswith(b"\n"):
+                pass  # the rest of a line that is too long is of no use
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        yield number, line if len(line) > LONGEST_LINE else line.strip()

@@ -1,0 +1,362 @@
+"""Every setting: its name, meaning, default and limits; and how a configuration becomes one immutable snapshot or a list of problems.
+
+Belongs here: the models and the checks across sections. Must not know: command lines, services, what a meter or a price means (the
+catalogue and the price books check their own sections). Reading files is in settings_sources.py, the printed page in settings_page.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from parshall.settings_sources import Raw, read_raw
+
+Whole = Annotated[int, Strict()]
+
+
+class Address(NamedTuple):
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def text(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where to reach it from this machine: an address that means 'all interfaces' is no place to connect to."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{Address(host, self.port).text}"
+
+
+def parse_address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise ValueError("a host, a colon and a port from 0 to 65535, as in 127.0.0.1:8080 or [::1]:8080")
+    return Address(host, int(port))
+
+
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
+def _redis_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("a URL as in redis://127.0.0.1:6379/0 or rediss://user:password@host:6379")
+    return text
+
+
+def _bootstrap(text: str) -> str:
+    try:
+        for server in text.split(","):
+            parse_address(server.strip())
+    except ValueError:
+        raise ValueError("host:port, several of them separated by commas, as in kafka-0:9092,kafka-1:9092") from None
+    return text
+
+
+def _dsn(text: str) -> str:
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("a URL as in postgresql://user:password@host:5432/database")
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ValueError("1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit")
+    return text
+
+
+def _key_hash(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("64 hexadecimal digits, as printed by `parshall key`")
+    return text
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class IngestSettings(Section):
+    """The HTTP edge."""
+
+    workers: Whole = Field(1, ge=1, le=64, description="Worker processes, each with a journal of its own. More than one needs [redis].")
+    max_events: Whole = Field(10_000, ge=1, le=1_000_000, description="Most events in one request.")
+    max_body_bytes: Whole = Field(16_777_216, ge=1024, le=1 << 30, description="Most bytes of one request, after decompression.")
+    max_age_s: Whole = Field(86_400, ge=60, le=30 * 86_400, description="An event whose time is older than this is too_late.")
+    max_skew_s: Whole = Field(300, ge=0, le=86_400, description="An event whose time is further ahead than this is too_early.")
+    deadline_ms: Whole = Field(10_000, ge=100, le=600_000, description="A request that cannot be answered in this time is answered 503.")
+    drain_s: Whole = Field(30, ge=1, le=3600, description="How long a worker may take to finish and flush when it is told to stop.")
+
+
+class JournalSettings(Section):
+    """The journal of each worker, below the data folder."""
+
+    max_bytes: Whole = Field(8 << 30, ge=64 << 20, le=1 << 50, description="A full journal answers 503 until a flush makes room.")
+    min_free_bytes: Whole = Field(256 << 20, ge=0, le=1 << 50, description="Disk space that is left free; below it, 503.")
+
+
+class FlushSettings(Section):
+    """How often counters are handed on. `parshall flush set` changes the interval while the service runs, and that change is kept."""
+
+    interval_ms: Whole | None = Field(
+        None,
+        ge=50,
+        le=3_600_000,
+        examples=[10_000],
+        description="Time between two flushes. When not set: 1000 in `parshall up`, 10000 in `parshall ingest`.",
+    )
+    max_counters: Whole = Field(1_000_000, ge=1, le=100_000_000, description="A flush starts early when so many counters are live.")
+
+
+class RedisSettings(Section):
+    """Where claims are kept. Without it `parshall up` keeps them in the one worker it has."""
+
+    url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
+        None, repr=False, examples=["redis://127.0.0.1:6379/0"], description="A Redis 7 or Valkey of our own."
+    )
+
+
+class KafkaSettings(Section):
+    """Where counters go. Without it `parshall up` keeps them in files below the data folder."""
+
+    bootstrap: Annotated[str, AfterValidator(_bootstrap)] | None = Field(
+        None, examples=["127.0.0.1:9092"], description="Some brokers of the cluster."
+    )
+    accept_weak: bool | None = Field(
+        None,
+        examples=[False],
+        description="Start although replication or retention of the cluster cannot keep the promise. When not set: only `parshall up` does.",
+    )
+
+
+class PostgresSettings(Section):
+    """Where usage and charges are kept. Without it `parshall up` brings a PostgreSQL along."""
+
+    dsn: Annotated[str, AfterValidator(_dsn)] | None = Field(
+        None, repr=False, examples=["postgresql://parshall@127.0.0.1:5432/parshall"], description="A PostgreSQL database of our own."
+    )
+
+
+class TenantSettings(Section):
+    """One customer whose usage is kept apart."""
+
+    name: Annotated[str, AfterValidator(_name)] = Field(description="The name in answers, charges and records.")
+    number: Whole = Field(ge=1, le=(1 << 32) - 1, description="A number of its own, never changed and never given to another tenant.")
+
+
+class KeySettings(Section):
+    """One API key. `parshall key` makes the key and prints this section; the key itself is not kept anywhere."""
+
+    tenant: str = Field(description="The tenant whose usage the key may send and read.")
+    hash: Annotated[str, AfterValidator(_key_hash)] = Field(repr=False, description="The hash of the key.")
+    scopes: tuple[Literal["ingest", "read", "admin"], ...] = Field(("ingest",), min_length=1, description="What the key may do.")
+
+
+class Settings(Section):
+    """An immutable snapshot. It is replaced as a whole, never changed."""
+
+    listen: Annotated[str, AfterValidator(_address)] = Field("127.0.0.1:8080", description="Host and port of the HTTP API.")
+    data: str = Field("parshall-data", min_length=1, description="The data folder: journals, and all that `parshall up` keeps itself.")
+    ingest: IngestSettings = IngestSettings()  # type: ignore[call-arg]
+    journal: JournalSettings = JournalSettings()  # type: ignore[call-arg]
+    flush: FlushSettings = FlushSettings()  # type: ignore[call-arg]
+    redis: RedisSettings = RedisSettings()  # type: ignore[call-arg]
+    kafka: KafkaSettings = KafkaSettings()  # type: ignore[call-arg]
+    postgres: PostgresSettings = PostgresSettings()  # type: ignore[call-arg]
+    tenants: tuple[TenantSettings, ...] = ()
+    keys: tuple[KeySettings, ...] = ()
+    meters: tuple[dict[str, Any], ...] = Field((), description="The catalogue: what is counted.")
+    price_books: tuple[dict[str, Any], ...] = Field((), description="What it costs: one book a tenant.")
+
+    @property
+    def address(self) -> Address:
+        return parse_address(self.listen)
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the configuration."""
+
+    place: str  # parshall.toml:12, PARSHALL_LISTEN or --listen
+    setting: str  # ingest.max_events; empty when the whole file is meant
+    wrong: str
+    allowed: str
+
+    def __str__(self) -> str:
+        subject = f"{self.place}: {self.setting}: " if self.setting else f"{self.place}: "
+        return subject + self.wrong + (f"; allowed: {self.allowed}" if self.allowed else "")
+
+
+class BadSettings(Exception):
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def load_settings(
+    file: str | None, *, environment: Mapping[str, str], options: Mapping[str, object], defaults: Mapping[str, object] | None = None
+) -> Settings:
+    """The file, overridden by PARSHALL_… variables, overridden by options ("redis.url" -> value). Raises BadSettings with everything wrong.
+
+    `defaults` are what a command wants where nobody said anything.
+    """
+    raw = read_raw(file, environment=environment, options=options, defaults=defaults or {}, fields=dict(scalar_fields()))
+    if raw.syntax_error is not None:
+        raise BadSettings([Problem(*raw.syntax_error, "TOML 1.0, see https://toml.io")])
+    try:
+        settings = Settings.model_validate(raw.values)
+    except ValidationError as error:
+        # The sections of the catalogue and the prices are checked all the same: all problems in one go.
+        problems = [_problem(raw, detail) for detail in error.errors(include_url=False)]
+        raise BadSettings(_in_order(problems + _sections(raw))) from None
+    problems = _check_references(raw, settings) + _sections(raw)
+    if problems:
+        raise BadSettings(_in_order(problems))
+    return settings
+
+
+def _sections(raw: Raw) -> list[Problem]:
+    from parshall.settings_sections import check_sections  # it needs the problems that are defined here
+
+    return check_sections(raw)
+
+
+def scalar_fields(model: type[BaseModel] = Settings, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], FieldInfo]]:
+    """All settings that are one value, with their paths: those can be set by a variable."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from scalar_fields(field.annotation, (*path, name))
+        elif name not in ("tenants", "keys", "meters", "price_books"):
+            yield (*path, name), field
+
+
+def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
+    problems = _repeated(raw, "tenants", "name", [tenant.name for tenant in settings.tenants])
+    problems += _repeated(raw, "tenants", "number", [tenant.number for tenant in settings.tenants])
+    names = [tenant.name for tenant in settings.tenants]
+    for index, key in enumerate(settings.keys):
+        if key.tenant not in names:
+            problems.append(_unknown_tenant(raw, ("keys", index, "tenant"), key.tenant, names))
+    for index, book in enumerate(settings.price_books):
+        if isinstance(tenant := book.get("tenant"), str) and tenant not in names:
+            problems.append(_unknown_tenant(raw, ("price_books", index, "tenant"), tenant, names))
+    if settings.ingest.workers > 1 and settings.redis.url is None:
+        problems.append(
+            Problem(
+                raw.place(("ingest", "workers")),
+                "ingest.workers",
+                f"{settings.ingest.workers} workers must share their claims, and no Redis is given",
+                "1 worker, or any number with --redis URL (redis.url)",
+            )
+        )
+    return problems
+
+
+def _repeated(raw: Raw, section: str, field: str, values: list[Any]) -> list[Problem]:
+    return [
+        Problem(raw.place((section, index, field)), f"{section}[{index}].{field}", f"{value!r} is used before", f"a {field} of its own")
+        for index, value in enumerate(values)
+        if value in values[:index]
+    ]
+
+
+def _unknown_tenant(raw: Raw, path: tuple[str | int, ...], tenant: str, names: list[str]) -> Problem:
+    return Problem(raw.place(path), dotted(path), f"no tenant is called {tenant!r}{did_you_mean(tenant, names)}", _listed(names))
+
+
+def _problem(raw: Raw, detail: ErrorDetails) -> Problem:
+    path = detail["loc"]
+    kind = detail["type"]
+    given = raw.value(path)
+    if kind == "extra_forbidden":
+        known = list(_model_at(path[:-1]).model_fields)
+        return Problem(raw.place(path), dotted(path), f"unknown setting{did_you_mean(str(path[-1]), known)}", _listed(known))
+    if kind == "missing":
+        return Problem(raw.place(path[:-1]), dotted(path), "is missing", allowed_for(_field_at(path)))
+    if kind == "value_error":
+        return Problem(raw.place(path), dotted(path), f"{shown(given)} cannot be used", detail["msg"].removeprefix("Value error, "))
+    field = _field_at(path)
+    return Problem(raw.place(path), dotted(path), f"{shown(given)} cannot be used", allowed_for(field) if field else detail["msg"])
+
+
+def _model_at(path: tuple[str | int, ...]) -> type[BaseModel]:
+    model: type[BaseModel] = Settings
+    for part in path:
+        if isinstance(part, str) and part in model.model_fields:
+            inner = {"tenants": TenantSettings, "keys": KeySettings}.get(part, model.model_fields[part].annotation)
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return model
+
+
+def _field_at(path: tuple[str | int, ...]) -> FieldInfo | None:
+    names = [part for part in path if isinstance(part, str)]
+    for length in range(len(names), 0, -1):  # the path of an error may end inside the type of a field
+        field = _model_at(tuple(names[: length - 1])).model_fields.get(names[length - 1])
+        if field is not None:
+            return field
+    return None
+
+
+_PLAIN_NAMES: Mapping[str, str] = {"int": "a whole number", "str": "text in quotes", "bool": "true or false"}
+
+
+def allowed_for(field: FieldInfo | None) -> str:
+    """What a field may be, in words, from its type and limits."""
+    if field is None:
+        return ""
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return "a table of settings"
+    written = str(field.annotation)
+    if "Literal" in written:
+        return "a list of " + _listed(re.findall(r"'([a-z]+)'", written))
+    if "tuple" in written:
+        return "a list of tables"
+    kind = next((words for name, words in _PLAIN_NAMES.items() if re.search(rf"\b{name}\b", written)), "")
+    low = next((item.ge for item in field.metadata if hasattr(item, "ge")), None)
+    high = next((item.le for item in field.metadata if hasattr(item, "le")), None)
+    return kind + (f" from {low} to {high}" if low is not None and high is not None else "")
+
+
+def shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else f"{value}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _in_order(problems: list[Problem]) -> list[Problem]:
+    def by_line(problem: Problem) -> tuple[str, int]:
+        file, _, line = problem.place.rpartition(":")
+        return (file, int(line)) if line.isdigit() else (problem.place, 0)
+
+    return sorted(problems, key=by_line)

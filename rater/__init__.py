@@ -1,0 +1,1 @@
+"""From counter records to usage and money in PostgreSQL, and the API that shows both."""

@@ -1,0 +1,67 @@
+"""Bringing the schema up to date, by Alembic: numbered steps, each run once.
+
+Belongs here: the connection, the lock and the transaction of a migration. Must not know: what the tables mean.
+
+All steps and the note of what ran are one transaction, begun with an advisory lock: of two processes that start at once the second waits
+and finds nothing to do; a process that is killed half-way leaves nothing behind, no lock either. Why Alembic: docs/decisions.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import asyncpg
+from alembic import command, op
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+_LOCK = 0x7061727368616C6C  # "parshall": the same number in every version of the project
+
+
+async def migrate(dsn: str) -> None:
+    """Run every step that this database has not seen. Raises SchemaTooNew when it has seen more than this version knows."""
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn), poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            await connection.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+class SchemaTooNew(Exception):
+    """The database was used by a newer version of Parshall. The message is one sentence for the operator."""
+
+
+def run_sql(name: str) -> None:
+    """Called by a step: a file of this package's migrations, which may hold many statements."""
+    statements = _folder().joinpath(name).read_text(encoding="utf-8")
+    connection = op.get_bind().connection.dbapi_connection
+    assert connection is not None
+    connection.run_async(lambda driver: driver.execute(statements))
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_folder()))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    _refuse_newer(connection, config)
+    command.upgrade(config, "head")
+
+
+def _refuse_newer(connection: Connection, config: Config) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    seen = MigrationContext.configure(connection, opts={"version_table": "schema_steps"}).get_current_heads()
+    if unknown := set(seen) - known:
+        raise SchemaTooNew(f"the database has schema {', '.join(unknown)}, this version of Parshall knows up to {max(known)}: use a newer version")
+
+
+def _folder() -> Path:
+    with resources.as_file(resources.files("rater.migrations")) as folder:
+        return folder

@@ -1,0 +1,62 @@
+-- Reading: usage, charges, the rated part of the ledger.
+
+-- name: meter_named
+SELECT meter, name, aggregation, scale, window_s, dimensions FROM meters WHERE name = $1;
+
+-- name: meter_names
+SELECT name FROM meters ORDER BY name;
+
+-- name: as_of
+SELECT max(as_of_us) FROM progress;
+
+-- name: usage_by_window
+-- $1 tenant's name, $2 meter, $3 subject or null, $4 starts of the windows asked for and the end of the last one,
+-- $5 positions of the dimensions to group by, $6 whether to group by subject.
+WITH keys AS MATERIALIZED (
+  SELECT s.series,
+    CASE WHEN $6 THEN s.subject END AS subject,
+    ARRAY(SELECT s.dimensions ->> i FROM unnest($5::integer[]) WITH ORDINALITY AS g (i, k) ORDER BY k) AS dimensions
+  FROM series AS s
+  WHERE s.tenant = (SELECT t.tenant FROM tenants AS t WHERE t.name = $1) AND s.meter = $2
+    AND ($3::text IS NULL OR (hashtextextended(s.subject, 0) = hashtextextended($3, 0) AND s.subject = $3))
+)
+SELECT width_bucket(u.window_start_s, $4::bigint[]) AS bucket, k.subject, k.dimensions,
+  sum(u.value)::text AS total, max(u.value)::text AS greatest, sum(u.events)::bigint AS events
+FROM keys AS k JOIN usage AS u USING (series)
+WHERE u.window_start_s >= ($4::bigint[])[1] AND u.window_start_s < ($4::bigint[])[cardinality($4::bigint[])]
+GROUP BY 1, 2, 3
+ORDER BY 1, 2, 3
+LIMIT $7;
+
+-- name: period_of
+SELECT p.period, p.start_s, p.end_s, b.definition
+FROM tenants AS t JOIN periods AS p USING (tenant) LEFT JOIN price_books AS b ON b.book = p.book
+WHERE t.name = $1 AND p.period = $2;
+
+-- name: book_of_tenant
+SELECT b.definition FROM tenants AS t JOIN price_books AS b ON b.book = t.book WHERE t.name = $1;
+
+-- name: lines_of_subject
+SELECT c.meter, m.scale, c.price, c.dimensions::text AS dimensions, c.quantity::text AS quantity, c.amount::text AS amount
+FROM tenants AS t JOIN charge_lines AS c USING (tenant) JOIN meters AS m ON m.name = c.meter
+WHERE t.name = $1 AND c.period = $2 AND hashtextextended(c.subject, 0) = hashtextextended($3, 0) AND c.subject = $3
+ORDER BY c.meter, c.price, c.dimensions;
+
+-- name: tallies_of
+-- Of one tenant, or of all when $1 is null.
+SELECT t.name AS tenant, s.writer, s.verdict, s.events
+FROM tallies AS s JOIN tenants AS t USING (tenant)
+WHERE $1::text IS NULL OR t.name = $1
+ORDER BY 1, 2, 3;
+
+-- name: chains
+SELECT c.writer, c."partition", c.last_n, c.held,
+  (SELECT count(*) FROM parked AS p WHERE p.writer = c.writer AND p."partition" = c."partition") AS parked
+FROM chains AS c
+ORDER BY 1, 2;
+
+-- name: parked
+SELECT id, writer, "partition", n, reason, missing, log, stream, next_position, octet_length(value) AS bytes, parked_at
+FROM parked
+ORDER BY id
+LIMIT $1;

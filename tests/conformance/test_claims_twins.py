@@ -1,0 +1,352 @@
+"""The scripts of dedupe/lua on real servers, and ClaimTable, side by side: every reply to a seeded random sequence of operations is equal.
+
+The callers' clocks lie in the past, so min(server's clock, caller's clock) is the caller's, and every outcome is determined.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import redis
+
+from dedupe.claim_table import ClaimTable
+from dedupe.port import Identity, Section
+from dedupe.scripts import Context, Reclaim, arguments_of, context_arguments, context_of, load
+from tests.services import Redis, redis_server, valkey_server
+
+NAMESPACE = "twin:"
+HOUR_US = 3_600_000_000
+START_US = 1_000_000_000_000_000  # in 2001
+IDENTITY = Identity("log", HOUR_US, 3 * HOUR_US)
+SEEDS = range(12)
+STEPS = 400
+
+
+@pytest.fixture(scope="module", params=[redis_server, valkey_server], ids=["redis", "valkey"])
+def server(request: pytest.FixtureRequest) -> Iterator[Redis]:
+    with request.param() as started:
+        yield started
+
+
+class LuaStore:
+    """The scripts on a real server."""
+
+    def __init__(self, server: Redis) -> None:
+        self._client = redis.Redis.from_url(server.url)
+        self._client.flushall()
+        self._scripts = load()
+        for script in self._scripts.values():
+            assert self._client.script_load(script.text).encode() == script.sha
+
+    @property
+    def replication_id(self) -> str:
+        return str(self._client.info("replication")["master_replid"])
+
+    def ask(self, name: str, context: Context, *arguments: object) -> object:
+        return self._client.evalsha(
+            self._scripts[name].sha.decode(), 0, *context_arguments(NAMESPACE, context), *arguments_of(name, *arguments)
+        )
+
+    def change_replication_id(self) -> None:
+        """As a replica does when it is promoted: the data stays, the id is a new one."""
+        before = self.replication_id
+        self._client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        self._client.execute_command("REPLICAOF", "NO", "ONE")
+        assert self.replication_id != before
+
+    def lose(self, pattern: str) -> None:
+        for key in self._client.scan_iter(NAMESPACE + pattern):
+            self._client.delete(key)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@dataclass
+class Incarnation:
+    """What a writer's process knows of itself."""
+
+    id: bytes
+    session: int = 0
+    era: bytes = b""
+    calls: int = 0
+    mark: int = 0
+
+
+@dataclass
+class Writer:
+    id: bytes
+    now: Incarnation
+    old: list[Incarnation] = field(default_factory=list)
+
+    @property
+    def closed(self) -> list[tuple[bytes, int]]:
+        return [(old.id, old.calls) for old in self.old]
+
+
+class World:
+    """Three writers that do everything a writer may do, and much that it must not, to both stores."""
+
+    def __init__(self, seed: int, lua: LuaStore, seen: Counter[str]) -> None:
+        self.random = random.Random(seed)
+        self.lua = lua
+        self.table = ClaimTable(lambda: 2**52, lua.replication_id)
+        self.clock_us = START_US
+        self.seen = seen
+        self.stale: list[tuple[str, Context, tuple[object, ...]]] = []  # requests whose copies stay in the network
+        self.writers = [self.new_writer() for _ in range(3)]
+        self.digests = [self.random.randbytes(12) for _ in range(40)]
+
+    def new_writer(self) -> Writer:
+        return Writer(self.random.randbytes(16), Incarnation(self.random.randbytes(16)))
+
+    def context(self, writer: Writer, incarnation: Incarnation | None = None) -> Context:
+        incarnation = incarnation or writer.now
+        identity = IDENTITY if self.random.random() < 0.98 else Identity("log", HOUR_US // 2, 3 * HOUR_US)
+        if self.random.random() < 0.01:
+            identity = identity._replace(log="another log")
+        return context_of(identity, writer.id, incarnation.id, incarnation.session)
+
+    def ask(self, name: str, context: Context, *arguments: object) -> list[object]:
+        theirs = self.lua.ask(name, context, *arguments)
+        ours = getattr(self.table, name)(context, *arguments)
+        assert ours == theirs, (name, context, arguments)
+        self.seen[f"{name} {ours[0].decode()}"] += 1
+        if ours[0] == b"verdicts":
+            self.seen.update(f"verdict {code}" for code in ours[4].decode())
+        if ours[0] == b"stale_journal":
+            self.seen[f"stale_journal {ours[2].decode()}"] += 1
+        if self.random.random() < 0.1:
+            self.stale.append((name, context, arguments))
+        return list(ours)
+
+    def step(self) -> None:
+        steps: list[tuple[int, Callable[[Writer], None]]] = [
+            (60, self.claim),
+            (5, self.resend),
+            (8, self.publish_mark),
+            (4, self.reconnect),
+            (3, self.restart),
+            (2, self.restart_from_old_copy),
+            (1, self.close),
+            (4, self.stale_copy),
+            (2, self.zombie),
+            (12, self.pass_time),
+            (1, self.lose_data),
+            (1, self.lose_some_keys),
+            (3, self.join),
+        ]
+        weights, actions = zip(*steps, strict=True)
+        action = self.random.choices(actions, weights)[0]
+        action(self.random.choice(self.writers))
+
+    # ---- what writers do
+
+    def sections(self) -> list[Section]:
+        sections = []
+        for tenant in self.random.sample((1, 2, 70_000), self.random.choice((0, 1, 1, 1, 2))):
+            digests = self.random.sample(self.digests, self.random.choice((1, 2, 5, 20)))
+            fingerprints = b"".join(bytes((self.random.choice(b"ss\x00"),)) + self.random.choice((b"aaa", b"aaa", b"bbb")) for _ in digests)
+            sections.append(Section(tenant, b"".join(digests), fingerprints))
+        return sections
+
+    def their_clock_us(self) -> int:
+        return max(0, self.clock_us + self.random.choice((0, 0, 0, -HOUR_US, HOUR_US, -100 * HOUR_US)))
+
+    def claim(self, writer: Writer) -> None:
+        writer.now.calls += 1
+        self.claim_number(writer, writer.now.calls)
+
+    def resend(self, writer: Writer) -> None:
+        if writer.now.calls:
+            self.claim_number(writer, self.random.randint(max(1, writer.now.calls - 3), writer.now.calls))
+
+    def claim_number(self, writer: Writer, number: int) -> None:
+        oldest_us = self.clock_us - self.random.randrange(4 * HOUR_US)
+        newest_us = oldest_us + self.random.randrange(2 * HOUR_US)
+        reply = self.ask("claim", self.context(writer), number, writer.now.mark, self.their_clock_us(), oldest_us, newest_us, self.sections())
+        if self.random.random() < 0.5:
+            writer.now.mark = max(writer.now.mark, number - 1)
+        self.react(writer, reply)
+
+    def publish_mark(self, writer: Writer) -> None:
+        writer.now.mark = self.random.randint(0, writer.now.calls)
+        self.react(writer, self.ask("claim", self.context(writer), 0, writer.now.mark, self.clock_us, 0, 0, []))
+
+    def react(self, writer: Writer, reply: list[object]) -> None:
+        """Mostly as a writer ought to; otherwise nothing would ever open."""
+        if reply[0] in (b"rebuild", b"rejoin", b"stale", b"zombie") and self.random.random() < 0.8:
+            if reply[0] == b"zombie":
+                self.restart(writer)
+            else:
+                self.reconnect(writer)
+
+    def reconnect(self, writer: Writer) -> None:
+        writer.now.session += 1
+        reply = self.ask("hello", self.context(writer), self.their_clock_us())
+        self.ask("publish", self.context(writer), max(writer.now.mark, 0), writer.closed)
+        if reply[0] == b"hello" and not (reply[2] and reply[3]):
+            self.join(writer)
+
+    def restart(self, writer: Writer) -> None:
+        """Calls above the mark are lost with the torn tail, some of them."""
+        writer.now.calls = self.random.randint(writer.now.mark, writer.now.calls)
+        writer.old.append(writer.now)
+        writer.now = Incarnation(self.random.randbytes(16))
+        self.reconnect(writer)
+
+    def restart_from_old_copy(self, writer: Writer) -> None:
+        """A journal without its last incarnation, or with fewer calls than were marked."""
+        copy = Writer(writer.id, Incarnation(self.random.randbytes(16), 1), list(writer.old))
+        if self.random.random() < 0.5:
+            copy.old = copy.old[:-1]
+        elif copy.old:
+            last = copy.old[-1]
+            copy.old[-1] = Incarnation(last.id, calls=max(0, last.calls - 1))
+        self.ask("hello", self.context(copy), self.clock_us)
+        self.ask("publish", self.context(copy), 0, copy.closed)
+
+    def close(self, writer: Writer) -> None:
+        self.ask("close", self.context(writer), writer.now.calls)
+        writer.now.mark = writer.now.calls
+        if self.random.random() < 0.7:
+            self.restart(writer)
+
+    def stale_copy(self, writer: Writer) -> None:
+        if self.stale:
+            name, context, arguments = self.stale.pop(self.random.randrange(len(self.stale)))
+            self.ask(name, context, *arguments)
+
+    def zombie(self, writer: Writer) -> None:
+        if writer.old:
+            old = self.random.choice(writer.old)
+            old.session += self.random.randint(0, 1)
+            self.ask("hello", self.context(writer, old), self.clock_us)
+            self.ask("claim", self.context(writer, old), old.calls + 1, 0, self.clock_us, self.clock_us, self.clock_us, self.sections())
+            self.ask("publish", self.context(writer, old), old.mark, [])
+            self.ask("close", self.context(writer, old), old.calls + 1)
+
+    def pass_time(self, writer: Writer) -> None:
+        self.clock_us += self.random.choice((1, HOUR_US // 10, HOUR_US // 2, HOUR_US, 2 * HOUR_US, 2 * HOUR_US, 30 * HOUR_US))
+
+    # ---- losing data, joining
+
+    def lose_data(self, writer: Writer) -> None:
+        self.lua.change_replication_id()
+        self.table.replication_id = self.lua.replication_id
+        for each in self.writers:
+            if self.random.random() < 0.7:
+                self.reconnect(each)
+
+    def lose_some_keys(self, writer: Writer) -> None:
+        """As a failover may, at the same moment as the id changes; `open` is right again only when all have joined."""
+        self.lua.change_replication_id()
+        self.table.replication_id = self.lua.replication_id
+        if self.random.random() < 0.5:
+            self.lua.lose("claims:*")
+            self.lua.lose("tenants:*")  # finding claims without them is for a test of its own
+            self.table._claims.clear()
+            self.table.size = 0
+        if self.random.random() < 0.5:
+            self.lua.lose("writer:*")
+            self.table._writers.clear()
+        if self.random.random() < 0.5:
+            for key in ("gen", "low"):
+                self.lua.lose(key)
+            self.table._gen = None
+
+    def join(self, writer: Writer) -> None:
+        reply = self.ask("join", self.context(writer), self.random.randbytes(16))
+        if reply[0] == b"joining":
+            writer.now.era = reply[1] if isinstance(reply[1], bytes) else b""
+        for _ in range(self.random.randint(0, 3)):
+            sections = [
+                Reclaim(tenant, self.clock_us // HOUR_US - self.random.randint(-2, 6), self.clock_us - self.random.randrange(4 * HOUR_US), digests, fps)
+                for tenant, digests, fps in self.sections()
+            ]
+            self.ask("reclaim", self.context(writer), writer.now.era, self.their_clock_us(), sections)
+        members = self.random.sample(self.writers, self.random.choice((2, 3, 3)))
+        horizon_us = self.clock_us - 5 * HOUR_US if self.random.random() < 0.2 else 0
+        self.ask("joined", self.context(writer), writer.now.era, writer.now.mark, horizon_us, {member.id for member in members})
+
+
+def test_every_reply_is_equal(server: Redis) -> None:
+    seen: Counter[str] = Counter()
+    for seed in SEEDS:
+        lua = LuaStore(server)
+        world = World(seed, lua, seen)
+        for step in range(STEPS):
+            try:
+                world.step()
+            except AssertionError as error:
+                raise AssertionError(f"seed {seed}, step {step}") from error
+        check_size(world, server)
+        lua.close()
+    print(sorted(seen.items()))
+    missing = EXPECTED - set(seen)
+    assert not missing, f"never reached: {sorted(missing)}"
+
+
+def check_size(world: World, server: Redis) -> None:
+    client = redis.Redis.from_url(server.url)
+    assert world.table.size == sum(client.hlen(key) for key in client.scan_iter(NAMESPACE + "claims:*"))
+    client.close()
+
+
+# Every reply that a script can give, and every verdict.
+EXPECTED = {
+    *("hello hello", "hello zombie", "hello stale", "hello wrong_log", "hello wrong_identity"),
+    *("publish published", "publish zombie", "publish stale", "publish rejoin", "publish stale_journal"),
+    *("stale_journal unknown", "stale_journal mark", "stale_journal closed", "stale_journal missing"),
+    *("join joining", "join zombie", "join stale", "join rejoin", "join wrong_log", "join wrong_identity"),
+    *("reclaim reclaimed", "reclaim rebuild", "reclaim zombie", "reclaim stale"),
+    *("joined joined", "joined rebuild", "joined zombie", "joined stale"),
+    *("claim verdicts", "claim late", "claim marked", "claim rebuild", "claim rejoin", "claim zombie", "claim stale"),
+    *("verdict g", "verdict d", "verdict p", "verdict c"),
+    *("close closed", "close zombie", "close stale"),
+}
+
+
+def test_a_call_of_many_chunks(server: Redis) -> None:
+    """More digests than one HMGET or HSET takes, half of them known, over two generations."""
+    lua = LuaStore(server)
+    world = World(1, lua, Counter())
+    writer = world.writers[0]
+    world.reconnect(writer)
+    context = context_of(IDENTITY, writer.id, writer.now.id, writer.now.session)
+    era = world.ask("join", context, b"e" * 16)[1]
+    assert world.ask("joined", context, era, 0, 0, {writer.id})[1] == 1
+    digests = [world.random.randbytes(12) for _ in range(10_000)]
+    first, second = digests[:7_500], digests[2_500:]
+    for number, some in ((1, first), (2, second)):
+        section = Section(1, b"".join(some), b"ffff" * len(some))
+        clock_us = START_US + number * HOUR_US
+        reply = world.ask("claim", context, number, 0, clock_us, clock_us, clock_us, [section])
+        assert reply[4] == (b"" if number == 1 else b"d" * 5_000 + b"g" * 2_500)
+    lua.close()
+
+
+def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis) -> None:
+    """After a failover the sets that name the claims may be lost."""
+    lua = LuaStore(server)
+    world = World(2, lua, Counter())
+    writer = world.writers[0]
+    world.writers = [writer]
+    world.reconnect(writer)
+    context = context_of(IDENTITY, writer.id, writer.now.id, writer.now.session)
+    era = world.ask("join", context, b"e" * 16)[1]
+    world.ask("joined", context, era, 0, 0, {writer.id})
+    world.ask("claim", context, 1, 0, START_US, START_US, START_US, [Section(1, b"d" * 12, b"ffff")])
+    lua.lose("tenants:*")
+    lua.lose("newest")
+    lua.lose("gen")
+    lua.change_replication_id()
+    assert lua.ask("join", context, b"f" * 16) == [b"joining", b"f" * 16, 1]
+    client = redis.Redis.from_url(server.url)
+    assert list(client.scan_iter(NAMESPACE + "claims:*")) == []
+    client.close()
+    lua.close()

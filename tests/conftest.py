@@ -1,0 +1,58 @@
+"""Fixtures that every kind of test may use: real servers, and places of one's own in them.
+
+Belongs here: which server lives how long. Must not know: how servers are started (tests/services.py), the project's own code.
+A test that breaks a server starts one of its own with tests/services.py; those of the session are shared, and must stay up.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from tests import services
+
+_names = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[services.Kafka]:
+    """One broker for the whole run. Use topics that begin with `topic_prefix`."""
+    with services.kafka_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix for topic names that no other test has."""
+    return f"test{next(_names)}."
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[services.Postgres]:
+    """One server for the whole run. Use `database`."""
+    with services.postgres_server(fsync="off", max_connections="200") as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: services.Postgres) -> Iterator[str]:
+    """The DSN of an empty database that only this test has."""
+    name = f"test{next(_names)}"
+    yield postgres.create_database(name)
+    postgres.sql(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture
+def redis() -> Iterator[services.Redis]:
+    """A Redis of this test's own: a start takes a tenth of a second."""
+    with services.redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey() -> Iterator[services.Redis]:
+    """A Valkey of this test's own."""
+    with services.valkey_server() as server:
+        yield server

@@ -1,0 +1,292 @@
+"""The files in deploy/ against the published schemas of their formats, and against the program they run.
+
+Belongs here: what can be said of deployment files without a container engine or a cluster. Must not know: how the program works.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from parshall.settings import Settings, load_settings, scalar_fields
+from parshall.settings_sources import variable_name
+
+PROJECT = Path(__file__).resolve().parents[2]
+DEPLOY = PROJECT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+# The oldest and the newest Kubernetes the base is for: ReadWriteOncePod is stable since 1.29.
+KUBERNETES_VERSIONS = ["1.29", "1.37"]
+
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+KUSTOMIZATION = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+MANIFESTS: list[dict[str, Any]] = [
+    manifest for name in KUSTOMIZATION["resources"] for manifest in yaml.safe_load_all((KUBERNETES / name).read_text())
+]
+SECRET = yaml.safe_load((KUBERNETES / "secret.example.yaml").read_text())
+WORKLOADS = [manifest for manifest in MANIFESTS if manifest["kind"] in ("StatefulSet", "Deployment")]
+
+INGEST, RATER = "parshall-ingest", "parshall-rater"
+
+
+def settings() -> Settings:
+    return load_settings(str(DEPLOY / "parshall.toml"), environment={}, options={})
+
+
+def manifest_of(kind: str, name: str) -> dict[str, Any]:
+    (found,) = [manifest for manifest in MANIFESTS if manifest["kind"] == kind and manifest["metadata"]["name"] == name]
+    return found
+
+
+def pod_of(workload: dict[str, Any]) -> dict[str, Any]:
+    pod: dict[str, Any] = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(workload: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod_of(workload)["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def own_services() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, service in COMPOSE["services"].items():
+        if service["image"].startswith("parshall:"):
+            yield name, service
+
+
+# --- Published schemas
+
+
+def test_compose_file_matches_the_compose_specification() -> None:
+    schema = json.loads((resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
+    jsonschema.validators.validator_for(schema)(schema).validate(COMPOSE)
+
+
+def test_the_compose_schema_refuses_a_misspelt_key() -> None:
+    schema = json.loads((resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
+    wrong = {"services": {"redis": {"image": "redis", "stop_grace": "1s"}}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validators.validator_for(schema)(schema).validate(wrong)
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+@pytest.mark.parametrize("manifest", [*MANIFESTS, SECRET], ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}")
+def test_manifest_matches_the_kubernetes_schema(manifest: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_kubernetes_schema_refuses_a_misspelt_key() -> None:
+    wrong = json.loads(json.dumps(manifest_of("StatefulSet", INGEST)))
+    pod_of(wrong)["terminationGracePeriod"] = 60
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES_VERSIONS[-1], strict=True)
+
+
+def test_dockerfile_is_clean_to_hadolint() -> None:
+    found = subprocess.run(
+        [Path(sys.executable).parent / "hadolint", "--no-color", "--failure-threshold", "style", DEPLOY / "Dockerfile"],
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+# --- The configuration
+
+
+def test_the_example_configuration_is_right() -> None:
+    assert settings().address.port == 8080
+
+
+def test_the_example_is_the_one_that_kubernetes_gets() -> None:
+    assert (DEPLOY / "parshall.toml").resolve() == KUBERNETES / "parshall.toml"
+
+
+def variables() -> Iterator[tuple[str, str]]:
+    """Every PARSHALL_ variable that a deployment file sets, with the place."""
+    for name in re.findall(r"\b(PARSHALL_[A-Z_]+)=", DOCKERFILE):
+        yield "Dockerfile", name
+    for service, definition in own_services():
+        for name in definition["environment"]:
+            yield f"compose.yaml {service}", name
+    for workload in WORKLOADS:
+        for entry in container_of(workload)["env"]:
+            yield workload["metadata"]["name"], entry["name"]
+
+
+def test_each_variable_is_a_setting() -> None:
+    known = {variable_name(path) for path, _ in scalar_fields()}
+    assert {(place, name) for place, name in variables() if name not in known} == set()
+
+
+@pytest.mark.parametrize("environment", [definition["environment"] for _, definition in own_services()])
+def test_the_variables_of_compose_make_a_right_configuration(environment: dict[str, str]) -> None:
+    given = {name: re.sub(r"\$\{\w+:\?[^}]*\}", "secret", value) for name, value in environment.items()}
+    made = load_settings(str(DEPLOY / "parshall.toml"), environment=given, options={})
+    assert None not in (made.redis.url, made.kafka.bootstrap, made.postgres.dsn)
+
+
+def test_the_example_secret_makes_a_right_configuration() -> None:
+    values: dict[str, str] = SECRET["stringData"]
+    given: dict[str, str] = {}
+    for workload in WORKLOADS:
+        for entry in container_of(workload)["env"]:
+            reference = entry["valueFrom"]["secretKeyRef"]
+            assert reference["name"] == SECRET["metadata"]["name"]
+            given[entry["name"]] = values[reference["key"]]
+    made = load_settings(str(DEPLOY / "parshall.toml"), environment=given, options={})
+    assert None not in (made.redis.url, made.kafka.bootstrap, made.postgres.dsn)
+
+
+# --- What runs
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    for name, service in own_services():
+        yield f"compose.yaml {name}", service["command"]
+    for workload in WORKLOADS:
+        yield workload["metadata"]["name"], container_of(workload)["args"]
+
+
+@pytest.mark.parametrize(("place", "command"), list(commands()), ids=[place for place, _ in commands()])
+def test_each_command_is_one_of_the_program(place: str, command: list[str]) -> None:
+    role, *options = command
+    told = subprocess.run([sys.executable, "-m", "parshall", role, "--help"], capture_output=True, text=True, cwd=PROJECT)
+    assert told.returncode == 0, told.stderr
+    for option in options[::2]:
+        assert option in told.stdout, f"{place}: `parshall {role}` has no {option}"
+
+
+def test_the_configuration_file_is_where_the_commands_look() -> None:
+    (target,) = {command[command.index("--config") + 1] for _, command in commands()}
+    for _, service in own_services():
+        assert [config["target"] for config in service["configs"]] == [target]
+    for workload in WORKLOADS:
+        mounts = {mount["name"]: mount["mountPath"] for mount in container_of(workload)["volumeMounts"]}
+        (generator,) = KUSTOMIZATION["configMapGenerator"]
+        (volume,) = [volume for volume in pod_of(workload)["volumes"] if "configMap" in volume]
+        assert volume["configMap"]["name"] == generator["name"]
+        assert [f"{mounts[volume['name']]}/{file}" for file in generator["files"]] == [target]
+
+
+def test_one_image_name_and_version_everywhere() -> None:
+    version = re.search(r'^version = "(.*)"$', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert {service["image"] for _, service in own_services()} == {f"parshall:{version[1]}"}
+    assert [(image["name"], image["newTag"]) for image in KUSTOMIZATION["images"]] == [("parshall", version[1])]
+    assert {container_of(workload)["image"] for workload in WORKLOADS} == {"parshall"}
+    assert f"-t parshall:{version[1]} " in DOCKERFILE
+
+
+def test_other_images_are_pinned_to_a_version() -> None:
+    images = [service["image"] for service in COMPOSE["services"].values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert [image for image in images if not re.fullmatch(r"[a-z/]+:\d+\.\d+\.?\d*(-[a-z]+)*", image)] == []
+
+
+def test_the_port_is_the_same_everywhere() -> None:
+    port = settings().address.port
+    assert f"\nEXPOSE {port}\n" in DOCKERFILE
+    assert f"http://127.0.0.1:{port}/healthz" in DOCKERFILE
+    assert {published.split(":")[2] for _, service in own_services() for published in service["ports"]} == {str(port)}
+    for workload in WORKLOADS:
+        assert [(entry["name"], entry["containerPort"]) for entry in container_of(workload)["ports"]] == [("http", port)]
+        assert workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    for manifest in MANIFESTS:
+        if manifest["kind"] == "Service":
+            assert [entry["targetPort"] for entry in manifest["spec"]["ports"]] == ["http"]
+
+
+def test_the_data_folder_is_on_a_volume() -> None:
+    data = settings().data
+    assert f"\nVOLUME {data}\n" in DOCKERFILE
+    assert f"PARSHALL_DATA={data}\n" in DOCKERFILE
+    assert [volume.split(":")[1] for volume in COMPOSE["services"]["ingest"]["volumes"]] == [data]
+    ingest = manifest_of("StatefulSet", INGEST)
+    (claim,) = ingest["spec"]["volumeClaimTemplates"]
+    assert {"name": claim["metadata"]["name"], "mountPath": data} in container_of(ingest)["volumeMounts"]
+
+
+# --- What keeps the promise
+
+
+def test_a_journal_belongs_to_one_pod() -> None:
+    ingest = manifest_of("StatefulSet", INGEST)
+    (claim,) = ingest["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    assert ingest["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    headless = manifest_of("Service", ingest["spec"]["serviceName"])
+    assert headless["spec"]["clusterIP"] == "None"
+
+
+def test_there_is_time_to_drain_before_the_kill() -> None:
+    drain_s = settings().ingest.drain_s
+    assert COMPOSE["services"]["ingest"]["stop_grace_period"] == f"{drain_s + 15}s"
+    ingest = manifest_of("StatefulSet", INGEST)
+    pause_s = int(container_of(ingest)["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod_of(ingest)["terminationGracePeriodSeconds"] >= drain_s + pause_s + 15
+    assert "\nSTOPSIGNAL SIGTERM\n" in DOCKERFILE
+
+
+def test_nothing_runs_as_root() -> None:
+    (user,) = re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)
+    assert DOCKERFILE.rindex("\nUSER ") > DOCKERFILE.rindex("\nFROM ")
+    for workload in WORKLOADS:
+        pod, container = pod_of(workload)["securityContext"], container_of(workload)["securityContext"]
+        assert pod["runAsNonRoot"] is True
+        assert pod["runAsUser"] == int(user)
+        assert container == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_each_workload_is_found_probed_and_protected() -> None:
+    for workload in WORKLOADS:
+        name = workload["metadata"]["name"]
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert workload["spec"]["selector"]["matchLabels"] == labels
+        assert manifest_of("Service", name)["spec"]["selector"] == labels
+        assert manifest_of("PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"] == labels
+        assert manifest_of("PodDisruptionBudget", name)["spec"]["maxUnavailable"] < workload["spec"]["replicas"]
+        probes = {kind: container_of(workload)[kind]["httpGet"]["path"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
+        assert probes == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+        # A Service called parshall-x would set PARSHALL_X_… variables in every pod.
+        assert pod_of(workload)["enableServiceLinks"] is False
+
+
+def test_claims_are_never_evicted() -> None:
+    command = COMPOSE["services"]["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (options["--maxmemory-policy"], options["--lazyfree-lazy-expire"], options["--appendonly"]) == ("noeviction", "yes", "yes")
+
+
+def test_each_store_of_compose_is_waited_for_and_kept() -> None:
+    stores = [name for name in COMPOSE["services"] if name not in dict(own_services())]
+    for _, service in own_services():
+        assert service["depends_on"] == {name: {"condition": "service_healthy"} for name in stores}
+    for name in stores:
+        assert "healthcheck" in COMPOSE["services"][name]
+        assert [volume.split(":")[0] for volume in COMPOSE["services"][name]["volumes"]] == [name]
+        assert name in COMPOSE["volumes"]
+
+
+# --- What goes into the image
+
+
+def test_the_kustomization_uses_nothing_that_these_tests_do_not_read() -> None:
+    assert set(KUSTOMIZATION) == {"apiVersion", "kind", "resources", "configMapGenerator", "images"}
+
+
+def test_the_image_gets_the_packages_and_no_more() -> None:
+    allowed = {line[1:].rstrip("/") for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert allowed == {"requirements.lock", "pyproject.toml", "README.md", "LICENSE", "ingest", "dedupe", "buffer", "rater", "parshall"}
+    assert [name for name in sorted(allowed) if not (PROJECT / name).exists()] == []

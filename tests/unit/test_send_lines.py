@@ -1,0 +1,101 @@
+"""Cutting files of lines into request bodies."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parshall.errors import Stop
+from parshall.send_lines import LONGEST_LINE, BadLine, Batch, Input, cut, make_batch, what_is_wrong
+
+
+def items(text: bytes, size: int = 2, most_bytes: int = 1 << 20) -> list[Batch | BadLine]:
+    return list(cut("f", io.BytesIO(text), size, most_bytes))
+
+
+def numbers(item: Batch | BadLine) -> list[int]:
+    return [line.number for line in item.lines] if isinstance(item, Batch) else [item.line.number]
+
+
+def test_lines_become_batches_that_know_their_line_numbers() -> None:
+    found = items(b'{"a":1}\n\n{"b":2}\r\n{"c":3}')
+    assert [numbers(item) for item in found] == [[1, 3], [4]]
+    assert isinstance(found[0], Batch)
+    assert found[0].body == b'[{"a":1},{"b":2}]'
+
+
+def test_a_bad_line_costs_its_neighbours_nothing() -> None:
+    found = items(b'{"a":1}\nnonsense\n{"b":2}\n[1]\n3\n\xff\n{"c":"\xc3"}\n{"d":4}\n', size=10)
+    bad = {item.line.number: item.detail for item in found if isinstance(item, BadLine)}
+    assert set(bad) == {2, 4, 5, 6, 7}
+    assert "not JSON" in bad[2]
+    assert "array" in bad[4]
+    assert "not an object" in bad[5]
+    assert "UTF-8" in bad[6]
+    assert [numbers(item) for item in found if isinstance(item, Batch)] == [[1, 3, 8]]
+
+
+def test_a_batch_is_cut_at_its_size_in_bytes_too() -> None:
+    line = json.dumps({"x": "y" * 50}).encode()
+    assert [numbers(item) for item in items(b"\n".join([line] * 4), size=100, most_bytes=130)] == [[1, 2], [3, 4]]
+
+
+def test_a_line_that_is_too_long_is_named_and_the_next_one_is_read() -> None:
+    found = items(b'{"x":"' + b"y" * (LONGEST_LINE + 100_000) + b'"}\n{"a":1}\n')
+    assert isinstance(found[0], BadLine)
+    assert "longer than" in found[0].detail
+    assert numbers(found[1]) == [2]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
+    found = items(b'\xef\xbb\xbf{"a":1}\n')
+    assert isinstance(found[0], Batch)
+    assert found[0].body == b'[{"a":1}]'
+
+
+@given(st.lists(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.none(), st.lists(st.integers()))), max_size=12), st.integers(1, 5))
+def test_what_is_sent_is_what_was_in_the_file(events: list[dict[str, object]], size: int) -> None:
+    text = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+    batches = [item for item in items(text, size) if isinstance(item, Batch)]
+    assert [event for batch in batches for event in json.loads(batch.body)] == events
+    assert all(len(batch.lines) == size for batch in batches[:-1])
+
+
+def test_halves_are_the_whole() -> None:
+    found = items(b'{"a":1}\n{"b":2}\n{"c":3}\n', size=3)[0]
+    assert isinstance(found, Batch)
+    first, second = found.halves()
+    assert first.lines + second.lines == found.lines
+    assert make_batch("f", found.lines) == found
+
+
+def test_numbers_of_any_size_are_left_to_the_service() -> None:
+    assert what_is_wrong(b'{"data":{"bytes":123456789012345678901234567890.5,"x":1e999}}') is None
+
+
+def test_gzip_is_recognized_by_its_content(tmp_path: Path) -> None:
+    text = b'{"a":1}\n{"b":2}\n'
+    (tmp_path / "events").write_bytes(gzip.compress(text))
+    source = Input(str(tmp_path / "events"))
+    (batch,) = list(source.batches(10))
+    assert isinstance(batch, Batch)
+    assert batch.body == b'[{"a":1},{"b":2}]'
+    assert source.position == source.size
+
+
+def test_a_gzip_file_that_is_cut_off_is_told_in_a_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(json.dumps({"n": n}).encode() + b"\n" for n in range(10_000)))
+    (tmp_path / "events.gz").write_bytes(whole[:-100])
+    with pytest.raises(Stop, match="cut off"):
+        list(Input(str(tmp_path / "events.gz")).batches(100))
+
+
+def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(Stop, match=r"Cannot read .*: No such file"):
+        Input(str(tmp_path / "nothing"))
