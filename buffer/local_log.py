@@ -147,7 +147,7 @@ class LocalLog:
     def _read_registry(self) -> dict[bytes, int | None]:
         writers: dict[bytes, int | None] = {}
         for name in self._disk.names(self._layout.registry):
-            writer, dot, kind = name.partition(".")
+            writer, _, kind = name.partition(".")
             if kind != "json":
                 continue  # a file that was about to be put in place
             path = f"{self._layout.registry}/{name}"

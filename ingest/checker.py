@@ -10,7 +10,7 @@ data. A member that occurs twice: the last one counts, except that two different
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,24 +37,18 @@ class TimeBounds(NamedTuple):
 
     oldest: datetime
     newest: datetime
-    max_age_s: int
-    max_skew_s: int
 
     def fault(self, time: datetime) -> Fault | None:
         if time < self.oldest:
-            return Fault(
-                TOO_LATE, f"time is {time.isoformat()}, more than {self.max_age_s} s ago: it can no longer be counted. Send events sooner."
-            )
+            oldest = self.oldest.isoformat()
+            return Fault(TOO_LATE, f"time is {time.isoformat()}, but events before {oldest} are no longer counted: send events sooner.")
         if time > self.newest:
+            newest = self.newest.isoformat()
             return Fault(
-                TOO_EARLY, f"time is {time.isoformat()}, more than {self.max_skew_s} s ahead: check the sender's clock, then send it again."
+                TOO_EARLY,
+                f"time is {time.isoformat()}, but events after {newest} are ahead of us: check the sender's clock and send it later.",
             )
         return None
-
-
-def time_bounds(now_us: int, max_age_s: int, max_skew_s: int) -> TimeBounds:
-    now = EPOCH + timedelta(microseconds=now_us)
-    return TimeBounds(now - timedelta(seconds=max_age_s), now + timedelta(seconds=max_skew_s), max_age_s, max_skew_s)
 
 
 def identify(raw: bytes | Raw) -> tuple[str, str]:
@@ -95,24 +89,24 @@ def check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> 
     return None
 
 
-def check_decoded(event: Any, shape: Shape, bounds: TimeBounds) -> bool:
-    """Whether an event that the decoder took may be counted: what the types of its struct do not say."""
-    if event.time is not None and bounds.fault(event.time) is not None:
+def is_sound(event: Any, shape: Shape, bounds: TimeBounds) -> bool:
+    """Whether the time and the values of a decoded event are acceptable: what the types of its struct do not say."""
+    time = event.time
+    if time is not None and not bounds.oldest <= time <= bounds.newest:
         return False
-    texts = [event.id, event.source, event.subject]
     for leaf in shape.leaves:
-        value = event
-        for attribute in leaf.attributes:
-            value = getattr(value, attribute)
         if leaf.quantities:
-            try:
-                for quantity in leaf.quantities:
-                    quantity.scaled(value)
-            except Fault:
-                return False
-        elif isinstance(value, str):
-            texts.append(value)
-    return not any("\0" in text for text in texts)
+            value = leaf.get(event)
+            for quantity in leaf.quantities:
+                if not quantity.takes(value):
+                    return False
+    return True
+
+
+def holds_nul(event: Any, shape: Shape) -> bool:
+    """PostgreSQL cannot store NUL, so no text that may get there holds it."""
+    dimensions = [leaf.get(event) for leaf in shape.leaves if not leaf.quantities]
+    return any("\0" in text for text in (event.id, event.source, event.subject, *dimensions) if isinstance(text, str))
 
 
 def _check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> None:

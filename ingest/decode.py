@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, Union
@@ -25,7 +24,7 @@ from buffer.counters import Deltas
 from dedupe.digest import digests
 from ingest.batch import INVALID_VALUE, Batch, Rejection
 from ingest.catalogue import Catalogue
-from ingest.checker import EPOCH, TimeBounds, check, check_decoded, identify, last_members, time_bounds
+from ingest.checker import EPOCH, TimeBounds, check, holds_nul, identify, is_sound, last_members
 from ingest.fold import Counters, Fold, make_fold
 from ingest.quantity import Fault, decode_decimal
 from ingest.shape import Shape, shape_of
@@ -45,9 +44,15 @@ _NUL = b"\\u0000"
 _REFUSED_BY_TYPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _to_json = msgspec.json.Encoder().encode
+
+
+class _Object(msgspec.Struct, gc=False):
+    """Any JSON object, nothing of it kept."""
+
+
 _one: Callable[[bytes], Raw] = msgspec.json.Decoder(Raw).decode
 _split: Callable[[bytes], list[Raw]] = msgspec.json.Decoder(list[Raw]).decode
-_objects: Callable[[bytes], list[msgspec.Struct]] = msgspec.json.Decoder(list[msgspec.defstruct("Object", [], gc=False)]).decode
+_objects: Callable[[bytes], list[_Object]] = msgspec.json.Decoder(list[_Object]).decode
 
 
 class Limits(NamedTuple):
@@ -93,6 +98,8 @@ class Decoder:
         self._shapes = {shape.event_type: shape for shape in shapes}
         self._kinds: dict[type, _Kind] = {shape.struct: _Kind(shape, make_fold(shape, meter_numbers)) for shape in shapes}
         self._shape_bytes: dict[type, int] = {shape.struct: shape.byte for shape in shapes}
+        self._max_age = timedelta(seconds=limits.max_age_s)
+        self._max_skew = timedelta(seconds=limits.max_skew_s)
         self._arrival = any(shape.arrival for shape in shapes)
         event: Any = Union[tuple(shape.struct for shape in shapes)]  # noqa: UP007 - made at run time
         self._decode_all: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[event], float_hook=Decimal).decode
@@ -101,35 +108,37 @@ class Decoder:
     def decode_batch(self, tenant: int, body: bytes, now_us: int) -> Batch:
         """`body` is a JSON array of events, or one event. Raises Unusable."""
         body = as_array(body)
-        bounds = time_bounds(now_us, self._limits.max_age_s, self._limits.max_skew_s)
-        if not may_hold_nul(body):
-            try:
-                events = self._decode_all(body)
-                self._check_count(len(events))
-                counted = self._count(tenant, events, now_us, bounds)
-            except (*_REFUSED_BY_TYPE, ArithmeticError, Fault):
-                pass
-            else:
-                return self._batch(tenant, body, now_us, len(events), range(len(events)), counted, ())
-        return self._decode_slowly(tenant, body, now_us, bounds)
+        now = EPOCH + timedelta(microseconds=now_us)
+        bounds = TimeBounds(now - self._max_age, now + self._max_skew)
+        events: list[Any] | None = None
+        try:
+            events = self._decode_all(body)
+            self._check_count(len(events))
+            if not may_hold_nul(body):
+                counted = self._count(tenant, events, now, bounds)
+                return self._batch(tenant, body, now, len(events), range(len(events)), counted, ())
+        except (*_REFUSED_BY_TYPE, ArithmeticError, Fault):
+            pass
+        return self._decode_slowly(tenant, body, now, bounds, events)
 
     # ---- slow path
 
-    def _decode_slowly(self, tenant: int, body: bytes, now_us: int, bounds: TimeBounds) -> Batch:
+    def _decode_slowly(self, tenant: int, body: bytes, now: datetime, bounds: TimeBounds, events: list[Any] | None) -> Batch:
+        """`events`: the whole batch, if the types refused none of it."""
         sent, readable = split(body, self._limits.max_events)
         self._check_count(len(sent))
-        events = [self._event(raw) for raw in readable]
-        indexes = [index for index, event in enumerate(events) if event is not None]
-        counted: _Counted | None = None
-        if not may_hold_nul(body) and readable is sent:
-            with suppress(Fault):  # often the only faults are those that the types refuse
-                counted = self._count(tenant, [events[index] for index in indexes], now_us, bounds)
-        if counted is None:
-            indexes = [index for index in indexes if check_decoded(events[index], self._kinds[type(events[index])].shape, bounds)]
-            counted = self._count(tenant, [events[index] for index in indexes], now_us, bounds)
+        if events is None:
+            events = [self._event(raw) for raw in readable]
+        nul = may_hold_nul(body) or readable is not sent
+        indexes = [index for index, event in enumerate(events) if event is not None and self._is_good(event, bounds, nul)]
+        counted = self._count(tenant, [events[index] for index in indexes], now, bounds)
         good = set(indexes)
         rejections = [self._rejection(index, sent[index], raw, bounds) for index, raw in enumerate(readable) if index not in good]
-        return self._batch(tenant, body, now_us, len(sent), indexes, counted, rejections)
+        return self._batch(tenant, body, now, len(sent), indexes, counted, rejections)
+
+    def _is_good(self, event: Any, bounds: TimeBounds, may_hold_nul: bool) -> bool:
+        shape = self._kinds[event.__class__].shape
+        return is_sound(event, shape, bounds) and not (may_hold_nul and holds_nul(event, shape))
 
     def _event(self, raw: bytes | Raw) -> Any:
         """The event, or None if the types refuse it. Of members that occur twice the last one counts, whatever the others are."""
@@ -159,13 +168,13 @@ class Decoder:
         self,
         tenant: int,
         body: bytes,
-        now_us: int,
+        now: datetime,
         received: int,
         indexes: Sequence[int],
         counted: _Counted,
         rejections: Sequence[Rejection],
     ) -> Batch:
-        again = _Again(self, tenant, body, now_us, received, indexes)
+        again = _Again(self, tenant, body, now, received, indexes)
         return Batch(
             tenant=tenant,
             received=received,
@@ -181,11 +190,11 @@ class Decoder:
             describe=again.describe,
         )
 
-    def _count(self, tenant: int, events: Sequence[Any], now_us: int, bounds: TimeBounds) -> _Counted:
+    def _count(self, tenant: int, events: Sequence[Any], now: datetime, bounds: TimeBounds) -> _Counted:
         """Raises Fault if some event's time or value is one that the types cannot refuse."""
         if not events:
             return _Counted([], b"", 0, 0, {})
-        times = self._times(events, now_us)
+        times = self._times(events, now)
         oldest, newest = min(times), max(times)
         if oldest < bounds.oldest or newest > bounds.newest:
             fault = bounds.fault(oldest) or bounds.fault(newest)
@@ -194,10 +203,9 @@ class Decoder:
         deltas = self._fold(tenant, events, times)
         return _Counted(digests(events), self._fingerprints(events), to_us(oldest), to_us(newest), deltas)
 
-    def _times(self, events: Sequence[Any], now_us: int) -> list[datetime]:
+    def _times(self, events: Sequence[Any], now: datetime) -> list[datetime]:
         times = [event.time for event in events]
         if self._arrival:
-            now = EPOCH + timedelta(microseconds=now_us)
             return [now if time is None else time for time in times]
         return times
 
@@ -243,10 +251,14 @@ class Decoder:
             hashes = b"".join([xxh3_64_digest(_to_msgpack((event.time, event.subject, event.data))) for event in events])
         except OverflowError:  # an integer beyond 64 bits, which MessagePack does not have
             hashes = b"".join([xxh3_64_digest(_sent(event)) for event in events])
+        shape_bytes = bytes([self._shape_bytes[event.__class__] for event in events])
+        if len(events) == 1:
+            return shape_bytes + hashes[:3]
         fingerprints = bytearray(4 * len(events))
-        fingerprints[0::4] = bytes(map(self._shape_bytes.__getitem__, map(type, events)))
-        for place in (0, 1, 2):
-            fingerprints[place + 1 :: 4] = hashes[place::8]
+        fingerprints[0::4] = shape_bytes
+        fingerprints[1::4] = hashes[0::8]
+        fingerprints[2::4] = hashes[1::8]
+        fingerprints[3::4] = hashes[2::8]
         return bytes(fingerprints)
 
     # ---- the rare path of a batch
@@ -262,30 +274,36 @@ class Decoder:
         return [self._event(readable[index]) for index in indexes]
 
 
-class _Again(NamedTuple):
+class _Again:
     """A request decoded once more, when its events are not all new."""
 
-    decoder: Decoder
-    tenant: int
-    body: bytes
-    now_us: int
-    received: int
-    indexes: Sequence[int]
+    __slots__ = ("_body", "_decoder", "_elements", "_indexes", "_now", "_received", "_tenant")
+
+    def __init__(self, decoder: Decoder, tenant: int, body: bytes, now: datetime, received: int, indexes: Sequence[int]) -> None:
+        self._decoder = decoder
+        self._tenant = tenant
+        self._body = body
+        self._now = now
+        self._received = received
+        self._indexes = indexes
+        self._elements: tuple[Sequence[bytes | Raw], Sequence[bytes | Raw]] | None = None
 
     def _events(self) -> list[Any]:
-        return self.decoder._events(self.body, self.received, self.indexes)
+        return self._decoder._events(self._body, self._received, self._indexes)
 
     def times_us(self) -> list[int]:
-        return [to_us(time) for time in self.decoder._times(self._events(), self.now_us)]
+        return [to_us(time) for time in self._decoder._times(self._events(), self._now)]
 
     def refold(self, positions: Sequence[int]) -> Deltas:
         events = self._events()
         wanted = [events[position] for position in positions]
-        return self.decoder._fold(self.tenant, wanted, self.decoder._times(wanted, self.now_us)) if wanted else {}
+        return self._decoder._fold(self._tenant, wanted, self._decoder._times(wanted, self._now)) if wanted else {}
 
     def describe(self, position: int) -> tuple[str, str, bytes]:
-        sent, readable = split(self.body, self.received)
-        index = self.indexes[position]
+        if self._elements is None:
+            self._elements = split(self._body, self._received)
+        sent, readable = self._elements
+        index = self._indexes[position]
         return (*identify(readable[index]), bytes(sent[index]))
 
 
@@ -323,14 +341,14 @@ def as_array(body: bytes) -> bytes:
     if start == b"[":
         return body
     if start == b"{":
-        _check_one(body)
+        check_one(body)
         return b"[" + body + b"]"
     if not start:
         raise Unusable(400, "The body is empty: send a JSON array of events, or one event.")
     raise Unusable(400, "The body is neither a JSON array of events nor one event: it must start with [ or {.")
 
 
-def _check_one(body: bytes) -> None:
+def check_one(body: bytes) -> None:
     """Exactly one JSON value: what follows it must not become part of an array."""
     try:
         try:

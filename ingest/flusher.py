@@ -157,6 +157,7 @@ class Flusher:
                 self._journal.append(FlushPart(flush, piece))
                 records += piece
             await asyncio.sleep(0)  # requests get their turn between pieces
+        self._next_n = encoder.next_n
         return records
 
     async def _finish(self, flush: int, records: Sequence[Record], rejected: Sequence[Rejected]) -> None:

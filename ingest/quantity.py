@@ -17,6 +17,8 @@ from ingest.batch import INVALID_VALUE, TOO_MANY_DIGITS
 MOST_DIGITS = 38
 LIMIT = 10**MOST_DIGITS  # scaled values lie strictly between -LIMIT and LIMIT
 
+_SURELY_FITS = 10 ** (MOST_DIGITS - 19)  # at every scale
+
 # As JSON writes a number, so that " 1", "1_000", "+1", "0x10", "NaN" and digits of other scripts are no numbers.
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
@@ -46,6 +48,15 @@ class Quantity(NamedTuple):
     meter: str
     scale: int
     signed: bool
+
+    def takes(self, value: object) -> bool:
+        if value.__class__ is int and 0 <= value <= _SURELY_FITS:
+            return True
+        try:
+            self.scaled(value)
+        except Fault:
+            return False
+        return True
 
     def scaled(self, value: object) -> int:
         """The value times 10**scale, exactly. Raises Fault."""

@@ -7,8 +7,9 @@ Belongs here: from meters to typed structs, once a catalogue. Must not know: req
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -33,6 +34,7 @@ class Leaf(NamedTuple):
     quantities: tuple[Quantity, ...]  # what meters want of a value; empty for a dimension
     default: str | None  # of a dimension
     meters: tuple[str, ...]
+    get: Callable[[Struct], Any]  # the leaf of a decoded event
 
     @property
     def field(self) -> str:
@@ -82,7 +84,8 @@ def _leaves(meters: Sequence[Meter]) -> Iterator[Leaf]:
     numbers = _numbers(readers)
     for path in sorted(readers):
         attributes = ("data", *(f"f{numbers[path[: depth + 1]]}" for depth in range(len(path))))
-        yield Leaf(path, attributes, tuple(quantities.get(path, ())), defaults.get(path), tuple(readers[path]))
+        get = attrgetter(".".join(attributes))
+        yield Leaf(path, attributes, tuple(quantities.get(path, ())), defaults.get(path), tuple(readers[path]), get)
 
 
 def _numbers(paths: Mapping[Path, object]) -> dict[Path, int]:

@@ -96,11 +96,14 @@ def cut(name: str, file: IO[bytes], size: int, most_bytes: int = MOST_BODY_BYTES
         if (wrong := what_is_wrong(text)) is not None:
             yield BadLine(name, line, wrong)
             continue
-        if lines and (len(lines) >= size or length + len(text) > most_bytes):
+        if lines and length + len(text) > most_bytes:
             yield make_batch(name, tuple(lines))
             lines, length = [], 0
         lines.append(line)
         length += len(text) + 1
+        if len(lines) == size:  # at once, not when the next line comes: standard input may be a slow pipe
+            yield make_batch(name, tuple(lines))
+            lines, length = [], 0
     if lines:
         yield make_batch(name, tuple(lines))
 

@@ -59,7 +59,9 @@ def _refuse_newer(connection: Connection, config: Config) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     seen = MigrationContext.configure(connection, opts={"version_table": "schema_steps"}).get_current_heads()
     if unknown := set(seen) - known:
-        raise SchemaTooNew(f"the database has schema {', '.join(unknown)}, this version of Parshall knows up to {max(known)}: use a newer version")
+        raise SchemaTooNew(
+            f"the database has schema {', '.join(unknown)}, this version of Parshall knows up to {max(known)}: use a newer version"
+        )
 
 
 def _folder() -> Path:

@@ -40,8 +40,8 @@ def parse_label(label: str) -> tuple[int, int]:
     """ "2026-01" -> (2026, 1). Raises ValueError with what is allowed."""
     year, dash, month = label.partition("-")
     good = dash and len(year) == 4 and len(month) == 2 and (year + month).isascii() and (year + month).isdigit()
-    if not good or not 1970 <= int(year) <= 9000 or not 1 <= int(month) <= 12:
-        raise ValueError("a month as YYYY-MM, from 1970-01 on")
+    if not good or not 1969 <= int(year) <= 9000 or not 1 <= int(month) <= 12:
+        raise ValueError("a month as YYYY-MM, from 1969-12 on")
     return int(year), int(month)
 
 

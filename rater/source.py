@@ -23,6 +23,10 @@ class Received(NamedTuple):
 Positions = Callable[[Iterable[str]], Awaitable[Mapping[str, int]]]
 
 
+class SourceUnavailable(Exception):
+    """The log cannot be reached now: try again later. Any method below may raise it. The message says what happened."""
+
+
 class Source(Protocol):
     @property
     def identity(self) -> str:

@@ -3,7 +3,8 @@
 Belongs here: the order of the steps, and the SQL that does them. Must not know: how connections are made, what happens after an error.
 
 Order of locks, the same in every transaction: chains, (new meters), tenants shared, series, usage, periods, charge lines, tallies,
-positions; within each, the order of the key. So two raters with the same records take turns and never deadlock; the second one finds them known.
+positions; within each, the order of the key. So two raters with the same records take turns and never deadlock; the second one finds
+them known.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from io import BytesIO
 from typing import Any, NamedTuple
 
-import asyncpg
 from xxhash import xxh3_128_hexdigest
 
 from buffer.counters import MeterDefinition
 from buffer.record import CounterRecord, NoPlace, Undecodable, decode, read_place
 from rater.chain import Chain, ChainKey, Incoming, ToPark
-from rater.fold import Fold, Series, SeriesTable, unstorable
+from rater.fold import KEPT_SERIES, Fold, Series, SeriesTable, unstorable
 from rater.prices.book import PriceBook
 from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
 from rater.source import Received
@@ -74,6 +75,8 @@ class Known:
             self.stored_series.clear()
             self.stored_lines.clear()
             self.periods.clear()
+        if len(self.stored_lines) > KEPT_SERIES:
+            self.stored_lines.clear()
 
 
 class Transaction:
@@ -238,11 +241,9 @@ class Transaction:
                 values = (definition.name, definition.aggregation, definition.scale, definition.window_s, list(definition.dimensions))
                 await self._sql.execute(USAGE["meters_add"], *values)
                 row = await self._sql.fetchrow(USAGE["meter_named"], definition.name)
-            number, *values_stored, dimensions = row
-            found = self._new_meters[definition.name] = (
-                number,
-                MeterDefinition(values_stored[0], "", *values_stored[1:], dimensions=tuple(dimensions)),
-            )
+            number, name, aggregation, scale, window_s, dimensions = row
+            stored = MeterDefinition(name, "", aggregation, scale, window_s, tuple(dimensions))
+            found = self._new_meters[definition.name] = (number, stored)
         return found
 
     def _meter_number(self, name: str) -> int:
@@ -267,9 +268,7 @@ class Transaction:
         incoming = rest.incoming
         await self._park(incoming.received, incoming, incoming.hash, rest.reason, sound=incoming.sound, missing=rest.missing)
 
-    async def _park(
-        self, received: Received, incoming: Incoming | None, hash_hex: str, reason: str, *, sound: bool, missing: bool
-    ) -> None:
+    async def _park(self, received: Received, incoming: Incoming | None, hash_hex: str, reason: str, *, sound: bool, missing: bool) -> None:
         self._parked += 1
         place = (*incoming.chain, incoming.place.n) if incoming else (None, None, None)
         where = f"writer {incoming.place.writer.hex()} partition {place[1]} record {place[2]}" if incoming else received.stream
@@ -292,7 +291,7 @@ class Transaction:
         await self._lock_tenants(fold.tenants())
         await self._store_series()
         if fold.sums or fold.maxima:
-            await self._sql.copy_to_table("folded", source=_Blob(_folded_rows(fold)), format="text")
+            await self._sql.copy_to_table("folded", source=BytesIO(_folded_rows(fold)), format="text")
         if fold.sums:
             await self._sql.execute(USAGE["usage_add"])
         if fold.maxima:
@@ -312,7 +311,13 @@ class Transaction:
         self._new_series = [series for _, series in sorted(new.items())]
         if new:
             rows = [
-                (series.key, self._tenants[series.tenant].number, self._meter_number(series.meter.name), series.subject, _json(series.dimensions))
+                (
+                    series.key,
+                    self._tenants[series.tenant].number,
+                    self._meter_number(series.meter.name),
+                    series.subject,
+                    _json(series.dimensions),
+                )
                 for series in self._new_series
             ]
             await self._sql.execute(USAGE["series_add"], *_columns(rows, 5))
@@ -326,8 +331,11 @@ class Transaction:
 
     async def _charge(self) -> None:
         books = {name: await book_in_force(self._sql, self._known.books, tenant.book) for name, tenant in self._tenants.items()}
-        cells = [(series, books[series.tenant].period_of(start), value) for cell in (self._fold.sums, self._fold.maxima)
-                 for (series, start), (value, _) in cell.items()]
+        cells = [
+            (series, books[series.tenant].period_of(start), value)
+            for cell in (self._fold.sums, self._fold.maxima)
+            for (series, start), (value, _) in cell.items()
+        ]
         periods = await self._priced_periods({(series.tenant, period) for series, period, _ in cells}, books)
         lines: dict[str, ChargeLine] = {}
         quantities: dict[str, int] = {}
@@ -337,7 +345,9 @@ class Transaction:
             add_to_line(quantities, line, value)
         await self._store_lines(lines, quantities)
 
-    async def _priced_periods(self, touched: Iterable[tuple[str, Any]], books: Mapping[str, BookInForce]) -> dict[tuple[str, str], PricedPeriod]:
+    async def _priced_periods(
+        self, touched: Iterable[tuple[str, Any]], books: Mapping[str, BookInForce]
+    ) -> dict[tuple[str, str], PricedPeriod]:
         names = {self._tenants[name].number: name for name in self._tenants}
         asked = sorted((self._tenants[name].number, period) for name, period in touched)
         keys = [(number, period.label) for number, period in asked]
@@ -363,17 +373,16 @@ class Transaction:
     async def _store_lines(self, lines: Mapping[str, ChargeLine], quantities: Mapping[str, int]) -> None:
         """Lines that are new are written whole; of the others the quantity is read under lock, merged, and the amount computed from it."""
         self._lines = len(lines)
-        added = await self._add_lines([lines[key] for key in sorted(lines) if key not in self._known.stored_lines], quantities)
-        rest = sorted(lines.keys() - added)
-        rows = await self._sql.fetch(CHARGES["lines_lock"], rest) if rest else []
-        if len(rows) < len(rest):  # a re-rating took lines away that were known
-            found = {row["line"] for row in rows}
-            added |= await self._add_lines([lines[key] for key in rest if key not in found], quantities)
-            assert len(added) + len(rows) == len(lines), "a charge line appeared under the lock of its tenant"
         totals: dict[str, int] = {}
-        for key, quantity in rows:
-            totals[key] = int(quantity)
-            add_to_line(totals, lines[key], quantities[key])
+        rest = set(lines)
+        maybe_new = lines.keys() - self._known.stored_lines
+        while rest:
+            rest -= await self._add_lines([lines[key] for key in sorted(maybe_new)], quantities)
+            for key, quantity in await self._sql.fetch(CHARGES["lines_lock"], sorted(rest)) if rest else ():
+                totals[key] = int(quantity)
+                add_to_line(totals, lines[key], quantities[key])
+                rest.discard(key)
+            maybe_new = rest  # known once, but taken away by a re-rating: add them
         if totals:
             updates = [(key, str(total), _text(lines[key].amount(total))) for key, total in totals.items()]
             await self._sql.execute(CHARGES["lines_store"], *_columns(updates, 3))
@@ -413,17 +422,6 @@ def _folded_rows(fold: Fold) -> bytes:
     return "".join(parts).encode()
 
 
-class _Blob:
-    """What asyncpg's COPY reads from."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def read(self, size: int) -> bytes:
-        piece, self._content = self._content[:size], self._content[size:]
-        return piece
-
-
 def _kept(received: Received) -> tuple[Any, ...]:
     headers = received.headers
     names = [name.replace("\0", "\\0") for name in headers]
@@ -441,6 +439,3 @@ def _json(content: object) -> str:
 
 def _text(amount: Decimal | None) -> str | None:
     return None if amount is None else format(amount, "f")
-
-
-UNSTORABLE = (asyncpg.DataError, asyncpg.exceptions._base.DataError, asyncpg.ProgramLimitExceededError)

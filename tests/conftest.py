@@ -1,6 +1,6 @@
 """Fixtures that every kind of test may use: real servers, and places of one's own in them.
 
-Belongs here: which server lives how long. Must not know: how servers are started (tests/services.py), the project's own code.
+Belongs here: which server lives how long, how properties are explored. Must not know: how servers are started (tests/services.py), the project's own code.
 A test that breaks a server starts one of its own with tests/services.py; those of the session are shared, and must stay up.
 """
 
@@ -10,8 +10,14 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests import services
+
+# The same examples in every run, however slow the machine; `--hypothesis-profile explore` looks further, and anew each time.
+settings.register_profile("seeded", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("seeded")
 
 _names = itertools.count(1)
 
@@ -19,7 +25,8 @@ _names = itertools.count(1)
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[services.Kafka]:
     """One broker for the whole run. Use topics that begin with `topic_prefix`."""
-    with services.kafka_broker() as broker:
+    # Nobody kills this one: it may take its time before it counts as dead.
+    with services.kafka_broker(broker__session__timeout__ms="20000") as broker:
         yield broker
 
 

@@ -78,10 +78,12 @@ def _copy_jars(libraries: Path) -> None:
     shutil.rmtree(libraries, ignore_errors=True)
     libraries.mkdir(parents=True)
     command = ["mvn", "-q", "-B", "-f", str(KAFKA_POM), "dependency:copy-dependencies"]
-    command += [f"-DoutputDirectory={libraries}", "-DincludeScope=runtime"]
+    # Its own repository: not everybody who runs this has a home to write to.
+    command += [f"-DoutputDirectory={libraries}", "-DincludeScope=runtime", f"-Dmaven.repo.local={CACHE / 'maven'}"]
     got = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if got.returncode != 0:
         raise CannotFetch(f"Maven could not get the Kafka broker:\n{got.stdout}")
+    shutil.rmtree(CACHE / "maven")
     (libraries / "complete").touch()
 
 

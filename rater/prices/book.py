@@ -184,7 +184,9 @@ def _misfits_of(
     bad = misfit(book.zone, meter.window_s, first_year, first_year + YEARS_AHEAD)
     if bad is not None:
         wrong = f"months in {book.timezone} begin inside the {meter.window_s} s windows of meter {meter.name!r} ({bad.label} does)"
-        problems.append(BookProblem((*path, "meter"), wrong, "a time zone whose offset is a multiple of the window, or a meter with a smaller window"))
+        problems.append(
+            BookProblem((*path, "meter"), wrong, "a time zone whose offset is a multiple of the window, or a meter with a smaller window")
+        )
     return problems
 
 

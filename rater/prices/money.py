@@ -11,7 +11,7 @@ import re
 from decimal import ROUND_HALF_EVEN, Clamped, Context, Decimal, DivisionByZero, FloatOperation, Inexact, InvalidOperation, Overflow
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainSerializer
 
 DIGITS = 200  # a quantity has at most some 60 digits (38 a counter, added up), a price at most PRICE_DIGITS; their products fit
 PRICE_DIGITS = 40
@@ -59,4 +59,5 @@ def _read_amount(given: object) -> Decimal:
 
 
 # A price, an allowance or a bound in a configuration: text, int or Decimal; never a float; not negative.
-Amount = Annotated[Decimal, BeforeValidator(_read_amount)]
+# As JSON (the definition that is stored) it is plain digits too: Python would write 0.0000004 as 4E-7.
+Amount = Annotated[Decimal, BeforeValidator(_read_amount), PlainSerializer(lambda amount: format(amount, "f"), str, when_used="json")]

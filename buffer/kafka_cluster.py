@@ -1,0 +1,193 @@
+"""Which Kafka it is, which topics are used there, and whether they can keep the promise (PROTOCOL.md, "Kafka at start").
+
+Belongs here: connection settings, topic names, the checks at the start, making topics where that is asked for. Must not know: records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, for_code
+
+from buffer import kafka_outages
+from buffer.counter_log import LogUnavailable, UnfitLog
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
+
+_TOPIC_EXISTS = 36
+_PAUSE_S = 0.1
+_LARGEST_BATCH_BYTES = 1_000_000  # what topics must take; a batch of ours is smaller
+
+
+@dataclass(frozen=True)
+class KafkaCluster:
+    bootstrap: str  # host:port,host:port
+    prefix: str = ""  # of the names of all topics
+    client: Mapping[str, Any] = field(default_factory=dict)  # security_protocol, ssl_context, sasl_…: as aiokafka names them
+    create_topics: bool = False  # make topics that are missing
+    partitions: int = 6  # of `usage.counters`, when it is made
+    retention_ms: int = 7 * 86_400_000  # how long an unrated counter must be kept; topics are made with it
+    accept_unsafe: bool = False  # start although the cluster can lose what it has acknowledged
+    deadline_ms: int = 15_000  # an answer that takes longer is no answer
+
+    @property
+    def counters(self) -> str:
+        return f"{self.prefix}usage.counters"
+
+    @property
+    def rejected(self) -> str:
+        return f"{self.prefix}usage.rejected"
+
+    @property
+    def writers(self) -> str:
+        return f"{self.prefix}usage.writers"
+
+    @property
+    def topics(self) -> tuple[str, str, str]:
+        return self.counters, self.rejected, self.writers
+
+    def options(self) -> dict[str, Any]:
+        """What each kind of client is made with."""
+        return {"bootstrap_servers": self.bootstrap, "request_timeout_ms": self.deadline_ms, **self.client}
+
+    async def within_deadline(self, what: str, work: Awaitable[T]) -> T:
+        """Every failure of the cluster, and no answer in time, is LogUnavailable."""
+        try:
+            async with asyncio.timeout(self.deadline_ms / 1000):
+                result = await work
+        except TimeoutError as error:
+            raise LogUnavailable(f"Kafka at {self.bootstrap} did not answer within {self.deadline_ms} ms ({what})") from error
+        except (KafkaError, OSError) as error:
+            raise LogUnavailable(f"Kafka at {self.bootstrap}: {error or type(error).__name__} ({what})") from error
+        kafka_outages.answered()
+        return result
+
+
+class Topic(NamedTuple):
+    name: str
+    partitions: int
+    replicas: int  # of the partition that has the fewest
+    settings: Mapping[str, str]
+
+
+class Prepared(NamedTuple):
+    cluster_id: str
+    partitions: int  # of `usage.counters`
+    writers_partitions: int  # of `usage.writers`
+
+
+async def prepare(cluster: KafkaCluster) -> Prepared:
+    """Connect, make what is missing if that is asked for, check. Raises LogUnavailable or UnfitLog."""
+    kafka_outages.take_over()
+    admin = AIOKafkaAdminClient(**cluster.options())
+    try:
+        return await cluster.within_deadline("start", _prepare(cluster, admin))
+    finally:
+        await admin.close()
+
+
+async def _prepare(cluster: KafkaCluster, admin: AIOKafkaAdminClient) -> Prepared:
+    await admin.start()
+    about = await admin.describe_cluster()
+    found = await _describe(admin, cluster.topics)
+    missing = [name for name in cluster.topics if name not in found]
+    if missing and not cluster.create_topics:
+        raise UnfitLog(
+            f"Kafka at {cluster.bootstrap} has no topic {' and no topic '.join(missing)}: create what is missing, see docs/FORMATS.md"
+        )
+    if missing:
+        await _create(cluster, admin, missing, brokers=len(about["brokers"]))
+        found = await _await_leaders(admin, cluster.topics)
+    objections = [objection for name in cluster.topics for objection in objections_to(cluster, found[name])]
+    if objections and not cluster.accept_unsafe:
+        raise UnfitLog(f"{objections[0]}, or accept that usage can get lost with kafka.accept_weak = true")
+    if objections:
+        log.warning("this kafka can lose usage", because=objections[0], more_reasons=len(objections) - 1)
+    return Prepared(about["cluster_id"], found[cluster.counters].partitions, found[cluster.writers].partitions)
+
+
+def objections_to(cluster: KafkaCluster, topic: Topic) -> list[str]:
+    """Why a topic cannot keep the promise, and what to change. Pure."""
+    objections = []
+
+    def object_to(fault: str, remedy: str) -> None:
+        objections.append(f"topic {topic.name} {fault}: {remedy}")
+
+    setting = topic.settings.get
+    if topic.replicas < 2:
+        object_to("keeps a single copy of each record", "give it a replication factor of 3 (at least 2)")
+    if int(setting("min.insync.replicas", "1")) < 2:
+        object_to("acknowledges records that only one broker has", "set its min.insync.replicas to 2")
+    if setting("unclean.leader.election.enable") == "true":
+        object_to("may elect a leader that lacks acknowledged records", "set its unclean.leader.election.enable to false")
+    if topic.name == cluster.writers:
+        if setting("cleanup.policy") != "compact":
+            object_to("forgets writers", "set its cleanup.policy to compact")
+        return objections
+    if int(setting("max.message.bytes", str(_LARGEST_BATCH_BYTES))) < _LARGEST_BATCH_BYTES:
+        object_to("refuses large records", f"set its max.message.bytes to at least {_LARGEST_BATCH_BYTES}")
+    if topic.name == cluster.counters:
+        if setting("cleanup.policy") != "delete":
+            object_to("is compacted, which destroys counters", "set its cleanup.policy to delete")
+        if 0 <= int(setting("retention.ms", "-1")) < cluster.retention_ms:
+            object_to("may delete counters before they are rated", f"set its retention.ms to at least {cluster.retention_ms}")
+        if int(setting("retention.bytes", "-1")) >= 0:
+            object_to("may delete counters before they are rated", "set its retention.bytes to -1")
+    return objections
+
+
+async def _describe(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, Topic]:
+    """The topics that exist and have a leader for every partition."""
+    found = {}
+    for topic in await admin.describe_topics(list(names)):
+        if topic["error_code"] == 0 and all(partition["leader"] >= 0 for partition in topic["partitions"]):
+            found[topic["topic"]] = topic["partitions"]
+    settings = await _settings(admin, list(found))
+    return {
+        name: Topic(name, len(partitions), min(len(partition["replicas"]) for partition in partitions), settings[name])
+        for name, partitions in found.items()
+    }
+
+
+async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    settings: dict[str, dict[str, str]] = {}
+    if names:
+        for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
+            for code, message, _, name, entries in response.resources:
+                if code != 0:
+                    raise for_code(code)(f"the settings of topic {name} cannot be read: {message}")
+                settings[name] = {entry[0]: entry[1] for entry in entries}
+    return settings
+
+
+async def _create(cluster: KafkaCluster, admin: AIOKafkaAdminClient, names: Sequence[str], brokers: int) -> None:
+    replicas = min(3, brokers)
+    always = {"min.insync.replicas": str(min(2, replicas)), "unclean.leader.election.enable": "false"}
+    kept = {"cleanup.policy": "delete", "retention.ms": str(cluster.retention_ms)}
+    wanted = {
+        cluster.counters: NewTopic(
+            cluster.counters, cluster.partitions, replicas, topic_configs={**always, **kept, "retention.bytes": "-1"}
+        ),
+        cluster.rejected: NewTopic(cluster.rejected, 1, replicas, topic_configs={**always, **kept}),
+        cluster.writers: NewTopic(cluster.writers, 1, replicas, topic_configs={**always, "cleanup.policy": "compact"}),
+    }
+    response = await admin.create_topics([wanted[name] for name in names])
+    for name, code, *message in response.topic_errors:
+        if code not in (0, _TOPIC_EXISTS):  # another worker may have made it at the same moment
+            raise for_code(code)(f"topic {name} cannot be made: {' '.join(map(str, message))}")
+
+
+async def _await_leaders(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, Topic]:
+    while True:  # within the deadline of `prepare`
+        found = await _describe(admin, names)
+        if len(found) == len(names):
+            return found
+        await asyncio.sleep(_PAUSE_S)

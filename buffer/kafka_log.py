@@ -1,0 +1,179 @@
+"""The counter log in Kafka.
+
+Belongs here: producing to `usage.counters` and `usage.rejected`, the registry of writers in `usage.writers`. Must not know: what a
+record's value means, when to flush, who reads.
+
+Idempotent producer, acks=all, every future awaited. One request to produce at a time. Whatever goes wrong, a deadline included, ends the
+producer and is LogUnavailable: the outcome is unknown then, and the same records produced again by a new producer are duplicates that the
+rater knows by their numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from buffer.counter_log import LogUnavailable, Record, Rejected, UnfitLog
+from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
+
+# A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
+_BATCH_BYTES = 300_000
+_CLOSING_S = 5
+
+
+class _Registration(msgspec.Struct, forbid_unknown_fields=True):
+    v: int
+    retired_us: int | None
+
+
+class _Message(NamedTuple):
+    key: bytes | None
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+class KafkaLog:
+    def __init__(self, cluster: KafkaCluster) -> None:
+        self._cluster = cluster
+        self._prepared: Prepared | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def identity(self) -> str:
+        return self._opened.cluster_id
+
+    @property
+    def partitions(self) -> int:
+        return self._opened.partitions
+
+    @property
+    def _opened(self) -> Prepared:
+        assert self._prepared is not None, "open first"
+        return self._prepared
+
+    async def open(self) -> None:
+        self._prepared = await prepare(self._cluster)
+        await self._send("connecting a producer", self._cluster.counters, {})
+
+    async def produce(self, records: Sequence[Record]) -> None:
+        messages: dict[int, list[_Message]] = {}
+        for record in records:
+            messages.setdefault(record.partition, []).append(_Message(None, record.value, list(record.headers)))
+        await self._send("producing counters", self._cluster.counters, messages)
+
+    async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:
+        messages = [_Message(one.tenant.encode(), one.body, [("v", b"1")]) for one in rejected]
+        await self._send("producing rejected events", self._cluster.rejected, {0: messages} if messages else {})
+
+    async def register(self, writer: bytes) -> None:
+        if writer not in await self.writers():  # who was retired stays retired
+            await self._write_registration(writer, None)
+
+    async def retire(self, writer: bytes, horizon_us: int) -> None:
+        await self._write_registration(writer, horizon_us)
+
+    async def _write_registration(self, writer: bytes, retired_us: int | None) -> None:
+        message = _Message(writer.hex().encode(), msgspec.json.encode(_Registration(1, retired_us)), [])
+        await self._send("registering a writer", self._cluster.writers, {0: [message]})
+
+    async def writers(self) -> dict[bytes, int | None]:
+        writers: dict[bytes, int | None] = {}
+        for key, value in await self._cluster.within_deadline("reading the registry", self._read_registry()):
+            try:
+                writers[bytes.fromhex(key.decode())] = msgspec.json.decode(value, type=_Registration).retired_us
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise UnfitLog(f"topic {self._cluster.writers} has a record that registers no writer ({key!r}, {error})") from error
+        return writers
+
+    async def has_data(self) -> bool:
+        return await self._cluster.within_deadline("looking for counters", self._any_counter())
+
+    async def close(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _end(producer)
+
+    # Producing.
+
+    async def _send(self, what: str, topic: str, messages: Mapping[int, Sequence[_Message]]) -> None:
+        async with self._one_at_a_time:
+            try:
+                await self._cluster.within_deadline(what, self._send_all(topic, messages))
+            except LogUnavailable:
+                await self.close()
+                raise
+
+    async def _send_all(self, topic: str, messages: Mapping[int, Sequence[_Message]]) -> None:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                **self._cluster.options(), acks="all", enable_idempotence=True, compression_type="lz4", max_batch_size=_BATCH_BYTES
+            )
+            await self._producer.start()
+        producer = self._producer
+        await asyncio.gather(*(_send_in_order(producer, topic, partition, some) for partition, some in messages.items()))
+
+    # Reading.
+
+    async def _read_registry(self) -> list[tuple[bytes, bytes]]:
+        """Every registration, from the topic's beginning to what is its end now."""
+        found = []
+        async with self._reading(self._cluster.writers, self._opened.writers_partitions) as (consumer, partitions):
+            ends = await consumer.end_offsets(partitions)
+            for partition in partitions:
+                while await consumer.position(partition) < ends[partition]:
+                    for records in (await consumer.getmany(partition, timeout_ms=100)).values():
+                        found += [(record.key, record.value) for record in records]
+        return found
+
+    async def _any_counter(self) -> bool:
+        async with self._reading(self._cluster.counters, self._opened.partitions) as (consumer, partitions):
+            ends = await consumer.end_offsets(partitions)
+            return any(end > 0 for end in ends.values())
+
+    @asynccontextmanager
+    async def _reading(self, topic: str, count: int) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+        consumer = AIOKafkaConsumer(**self._cluster.options(), group_id=None, enable_auto_commit=False, auto_offset_reset="earliest")
+        partitions = [TopicPartition(topic, number) for number in range(count)]
+        consumer.assign(partitions)
+        try:
+            await consumer.start()
+            yield consumer, partitions
+        finally:
+            await consumer.stop()
+
+
+async def _send_in_order(producer: AIOKafkaProducer, topic: str, partition: int, messages: Sequence[_Message]) -> None:
+    """Return when all of them are acknowledged."""
+    acknowledged = []
+    batch = producer.create_batch()
+    for message in messages:
+        added = batch.append(timestamp=None, key=message.key, value=message.value, headers=message.headers)
+        if added is None:
+            acknowledged.append(await producer.send_batch(batch, topic, partition=partition))
+            batch = producer.create_batch()
+            added = batch.append(timestamp=None, key=message.key, value=message.value, headers=message.headers)
+            assert added is not None, "the first record of a batch always fits"
+    acknowledged.append(await producer.send_batch(batch, topic, partition=partition))
+    await asyncio.gather(*acknowledged)
+
+
+async def _end(producer: AIOKafkaProducer) -> None:
+    """Give up what is queued, then stop: `stop` alone would wait for a broker that does not answer for ever.
+
+    aiokafka has no public way to give up, so this reaches into it; the tests of outages notice when it moves.
+    """
+    sender, queue = producer._sender.sender_task, producer._message_accumulator
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSING_S):
+            while sender is not None and not sender.done():
+                sender.cancel()  # again and again: it first waits for the requests it has sent, each of which is to be cancelled too
+                await asyncio.wait([sender], timeout=0.05)
+            for batch in [*queue._pending_batches, *(batch for batches in queue._batches.values() for batch in batches)]:
+                batch.future.cancel()
+            await producer.stop()

@@ -1,0 +1,289 @@
+"""The HTTP edge: from a request to an answer.
+
+Belongs here: routes, credentials and scopes at work, headers, statuses, what a connection does after an error. Must not know: how events
+are decoded or counted, which sink stands behind it.
+
+The hot route comes first, without router or middleware. Every other route is in a dict that the front door extends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+from aiohttp import web
+
+from ingest import request_body
+from ingest.auth import INGEST, Keys, Principal
+from ingest.cloudevents import STRUCTURED_TYPES, Form, form_of, structured
+from ingest.decode import Decoder, Unusable, check_one
+from ingest.sink import Outcome, Sink, Unavailable
+from ingest.verdict import answer, problem
+
+log = structlog.get_logger()
+
+EVENTS = "/v1/events"
+SERVER = "Parshall"
+_MOST_ECHOED = 255
+_IDLE_S = 75.0  # how long a connection may stay open without a request
+_LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
+_UNEXPECTED = "Something unexpected went wrong here; it is in the log. Sending the same bytes again is safe."
+
+_JSON = "application/json"
+_PROBLEM = "application/problem+json"  # without a charset: clients compare it exactly
+
+Handler = Callable[[web.BaseRequest, Principal | None], Awaitable[web.StreamResponse]]
+
+
+class Route(NamedTuple):
+    handler: Handler
+    scope: str | None  # None: open to everybody, and the principal is None
+
+
+class HttpLimits(NamedTuple):
+    max_body_bytes: int = 16 * 1024 * 1024
+    deadline_ms: int = 10_000
+    body_s: float = 60.0  # how long a body may take to arrive
+
+
+class Problem(Exception):
+    """An answer that is not a success; a handler raises it from anywhere."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None, *, close: bool = False) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+        self._close = close
+
+    def response(self) -> web.Response:
+        response = problem_response(self.status, self.detail, self.headers)
+        if self._close:
+            response.force_close()
+        return response
+
+
+class Edge:
+    """One worker's HTTP. `keys` and `decoder` are replaced as a whole when the configuration is read again."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        decoder: Decoder,
+        keys: Keys,
+        limits: HttpLimits,
+        *,
+        clock_us: Callable[[], int],
+        not_ready: Callable[[], Sequence[str]],
+    ) -> None:
+        """`not_ready` says why requests cannot be served now; nothing when they can."""
+        self.decoder = decoder
+        self.keys = keys
+        self.routes: dict[tuple[str, str], Route] = {
+            ("GET", "/healthz"): Route(self._alive, None),
+            ("GET", "/readyz"): Route(self._ready, None),
+        }
+        self.statuses: dict[int, int] = {}  # answers by status, for the metrics
+        self.closing = False  # draining: every answer says `Connection: close`
+        self._sink = sink
+        self._limits = limits
+        self._deadline_s = limits.deadline_ms / 1000
+        self._clock_us = clock_us
+        self._not_ready = not_ready
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The handler of `web.Server`."""
+        try:
+            if request.raw_path == EVENTS and request.method == "POST":
+                response: web.StreamResponse = await self._events(request)
+            else:
+                response = await self._elsewhere(request)
+        except Problem as refusal:
+            response = refusal.response()
+        except Unavailable as error:
+            response = _not_now(error).response()
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("a request failed unexpectedly", method=request.method, path=request.path)
+            response = problem_response(503, _UNEXPECTED, {"Retry-After": "1"})
+            response.force_close()
+        if self.closing or not request.content.is_eof():
+            response.force_close()  # the rest of the body is drained for a while, then the connection goes
+        self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
+        return response
+
+    # ---- events
+
+    async def _events(self, request: web.BaseRequest) -> web.Response:
+        headers = request.headers
+        echo = _echoed(headers.get("Idempotency-Key"))
+        try:
+            principal = self.authorized(request, INGEST)
+            form = form_of(headers.get("Content-Type"), headers)
+            if form is None:
+                raise _unknown_media_type(headers.get("Content-Type"))
+            body = await self._body(request)
+            outcome = await self._outcome(principal.tenant, _one_event(headers, body) if form is Form.BINARY else body)
+        except Problem as refusal:
+            if echo:
+                refusal.headers = {**(refusal.headers or {}), **echo}
+            raise
+        status, content = answer(outcome)
+        return web.Response(body=content, status=status, headers={"Content-Type": _JSON, "Server": SERVER, **echo})
+
+    async def _outcome(self, tenant: int, body: bytes) -> Outcome:
+        deadline_s = asyncio.get_running_loop().time() + self._deadline_s
+        try:
+            batch = self.decoder.decode_batch(tenant, body, self._clock_us())
+            if not batch.received:
+                return Outcome(0, 0, 0, ())
+            return await self._sink.submit(batch, deadline_s)
+        except Unusable as error:
+            raise Problem(error.status, error.detail) from None
+        except Unavailable as error:
+            raise _not_now(error) from None
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        headers = request.headers
+        limits = self._limits
+        content = request.content
+        try:
+            if not content.is_eof():
+                length = request.content_length
+                if length is not None and length > limits.max_body_bytes:
+                    raise request_body.too_large(limits.max_body_bytes)
+                if "Expect" in headers:
+                    await _send_continue(request)
+            body = await request_body.read(content, limits.max_body_bytes, limits.body_s)
+            encoding = headers.get("Content-Encoding")
+            return body if encoding is None else request_body.unpack(body, encoding, limits.max_body_bytes)
+        except request_body.Refused as refused:
+            headers_of_it = {"Accept-Encoding": "gzip"} if refused.status == 415 else None
+            raise Problem(refused.status, refused.detail, headers_of_it, close=not content.is_eof()) from None
+
+    # ---- everything else
+
+    async def _elsewhere(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path == EVENTS and request.method == "POST":
+            return await self._events(request)
+        route = self.routes.get((request.method, path))
+        if route is None:
+            raise self._no_route(path)
+        principal = None if route.scope is None else self.authorized(request, route.scope)
+        return await route.handler(request, principal)
+
+    def authorized(self, request: web.BaseRequest, scope: str) -> Principal:
+        principal = self.keys.principal(request.headers.get("Authorization"))
+        if principal is None:
+            detail = "No API key that is known here: send `Authorization: Bearer KEY`."
+            raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
+        if scope not in principal.scopes:
+            raise Problem(403, f'This key lacks the scope "{scope}"; it has: {", ".join(sorted(principal.scopes))}.')
+        return principal
+
+    def _no_route(self, path: str) -> Problem:
+        methods = sorted({method for method, known in self.routes if known == path} | ({"POST"} if path == EVENTS else set()))
+        if methods:
+            return Problem(405, f"{path} takes {' and '.join(methods)} only.", {"Allow": ", ".join(methods)})
+        return Problem(404, "There is nothing at this path; events go to POST /v1/events.")
+
+    async def _alive(self, _request: web.BaseRequest, _principal: Principal | None) -> web.Response:
+        return json_response(b'{"status":"alive"}')
+
+    async def _ready(self, _request: web.BaseRequest, _principal: Principal | None) -> web.Response:
+        reasons = self._not_ready()
+        if reasons:
+            raise Problem(503, " ".join(reasons), {"Retry-After": "1"})
+        return json_response(b'{"status":"ready"}')
+
+
+def _not_now(error: Unavailable) -> Problem:
+    return Problem(429 if error.overloaded else 503, error.reason, {"Retry-After": str(error.retry_after_s)})
+
+
+def json_response(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, headers={"Content-Type": _JSON, "Server": SERVER})
+
+
+def problem_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=problem(status, detail), status=status, headers={"Content-Type": _PROBLEM, "Server": SERVER, **(headers or {})}
+    )
+
+
+async def read_small(request: web.BaseRequest, most: int = 64 * 1024) -> bytes:
+    """The body of an ordinary request, for the handlers of other routes. Raises Problem."""
+    try:
+        return await request_body.read(request.content, most, 10.0)
+    except request_body.Refused as refused:
+        raise Problem(refused.status, refused.detail, close=not request.content.is_eof()) from None
+
+
+def _one_event(headers: Mapping[str, str], data: bytes) -> bytes:
+    if data:
+        try:
+            check_one(data)  # else what follows the first value would become part of the event
+        except Unusable as error:
+            raise Problem(error.status, error.detail) from None
+    return structured(headers, data)
+
+
+def _unknown_media_type(content_type: str | None) -> Problem:
+    said = "Content-Type is missing" if content_type is None else "This Content-Type is not read"
+    allowed = f"{', '.join(STRUCTURED_TYPES)}, or a JSON body with `ce-` headers"
+    return Problem(415, f"{said}: send {allowed}.", {"Accept": ", ".join(STRUCTURED_TYPES)})
+
+
+def _echoed(key: str | None) -> dict[str, str]:
+    if key and len(key) <= _MOST_ECHOED and key.isascii() and key.isprintable():
+        return {"Idempotency-Key": key}
+    return {}
+
+
+async def _send_continue(request: web.BaseRequest) -> None:
+    """The sender waits for a word before it sends its body."""
+    if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+
+
+# ---- the server
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, its own answers (to what is not HTTP) made ours."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was under way")
+        if status >= 500:
+            log.error("a request failed unexpectedly", exc_info=exc)
+            response = problem_response(503, _UNEXPECTED, {"Retry-After": "1"})
+        else:
+            response = problem_response(status, "This is not an HTTP request that can be read.")
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+def make_server(edge: Edge) -> web.Server:
+    """For `loop.create_server` or `create_unix_server`; made on the loop that serves. Bodies arrive as they were sent, packed or not."""
+    settings: dict[str, Any] = {
+        "access_log": None,
+        "auto_decompress": False,
+        "keepalive_timeout": _IDLE_S,
+        "lingering_time": _LINGER_S,
+    }
+    return _Server(edge.handle, **settings)

@@ -1,0 +1,176 @@
+"""The rater's loop: poll, apply, and after a failure go back to what is stored.
+
+Belongs here: the order of polling and committing, backing off, when to say how far rating has come. Must not know: SQL, Kafka, files.
+
+The law: nothing is polled between a failure and a successful `rewind`, so no record can be passed over; whether the failed transaction was
+committed after all does not matter, for positions are stored in it and records are known by their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rater.postgres import DatabaseFailed, Ledger, Unstorable
+from rater.prices.book import PriceBook
+from rater.source import Received, Source, SourceUnavailable
+from rater.transaction import Applied
+
+log = logging.getLogger(__name__)
+
+
+class RaterLimits(NamedTuple):
+    poll_records: int = 200  # most records of one poll
+    batch_bytes: int = 4 << 20  # of record values in one transaction, about: the last record may go beyond
+    poll_timeout_s: float = 0.5
+    progress_every_s: float = 0.5
+    first_backoff_s: float = 0.1
+    last_backoff_s: float = 5.0
+
+
+@dataclass
+class RaterCounts:
+    """Since the start; read by metrics and the ledger."""
+
+    records: int = 0
+    counters: int = 0
+    skipped: int = 0
+    parked: int = 0
+    unparked: int = 0
+    forks: int = 0
+    lines: int = 0
+    failures: int = 0
+    as_of_us: int = 0  # 0: not known yet
+    last_failure: str = ""
+    ready: bool = False  # connected, books in force, nothing failing
+
+    def add(self, applied: Applied) -> None:
+        for name, number in applied._asdict().items():
+            setattr(self, name, getattr(self, name) + number)
+
+
+class Rater:
+    def __init__(
+        self,
+        source: Source,
+        ledger: Ledger,
+        *,
+        clock_us: Callable[[], int],
+        late_s: int,
+        books: Sequence[PriceBook] = (),
+        limits: RaterLimits = RaterLimits(),  # noqa: B008 - a NamedTuple does not change
+    ) -> None:
+        """`late_s`: how long after its time an event may still be accepted and arrive; until then its month is open."""
+        self.counts = RaterCounts()
+        self._source = source
+        self._ledger = ledger
+        self._clock_us = clock_us
+        self._late_s = late_s
+        self._books = books
+        self._limits = limits
+        self._opened = False
+        self._must_rewind = False
+        self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
+        self._goal_looked_at_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled. Raises BookRefused, or whatever is no passing failure of the database or the log."""
+        backoff_s = self._limits.first_backoff_s
+        started = False
+        while True:
+            try:
+                if not started:
+                    await self._start()
+                    started = True
+                await self._step()
+                self.counts.ready = True
+                backoff_s = self._limits.first_backoff_s
+            except (DatabaseFailed, SourceUnavailable) as error:
+                self.counts.ready = False
+                self.counts.failures += 1
+                self.counts.last_failure = str(error)
+                self._must_rewind = True
+                log.warning("rating goes back to what is stored, in %s s: %s", backoff_s, error)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
+
+    async def _start(self) -> None:
+        for book in self._books:
+            for again in await self._ledger.put_book(book, now_s=self._clock_us() // 1_000_000, late_s=self._late_s):
+                log.info("the price book of %s changed: %s is charged again, %s lines", *again)
+        if not self._opened:
+            await self._source.open(self._positions)
+            self._opened = True
+        await self._apply_parked()
+
+    async def _positions(self, streams: Iterable[str]) -> Mapping[str, int]:
+        return await self._ledger.positions(self._source.identity, streams)
+
+    async def _step(self) -> None:
+        if self._must_rewind:
+            await self._source.rewind()
+            self._must_rewind = False
+        await self._set_goal()
+        polled = await self._source.poll(self._limits.poll_records, self._limits.poll_timeout_s)
+        for batch in _slices(polled, self._limits.batch_bytes):
+            await self._apply(batch)
+        await self._note_progress(idle=not polled)
+
+    async def _apply(self, batch: Sequence[Received]) -> None:
+        try:
+            applied = await self._ledger.apply(self._source.identity, batch)
+        except Unstorable as error:
+            log.error("PostgreSQL refuses a batch, its records are tried one by one: %s", error)
+            await self._apply_singly(batch)
+            return
+        self.counts.add(applied)
+        if applied.unparked:
+            await self._apply_parked()
+
+    async def _apply_singly(self, batch: Sequence[Received]) -> None:
+        for received in batch:
+            try:
+                applied = await self._ledger.apply(self._source.identity, [received])
+            except Unstorable as error:
+                applied = await self._ledger.apply(self._source.identity, [received], refuse=f"PostgreSQL refuses it: {error}")
+            self.counts.add(applied)
+
+    async def _apply_parked(self) -> None:
+        """At the start (a newer version may understand what an older one parked), and when a gap was closed."""
+        for chain in await self._ledger.due_chains():
+            try:
+                while (applied := await self._ledger.apply_parked(self._source.identity, chain)).unparked:
+                    self.counts.add(applied)
+            except Unstorable as error:
+                log.error("PostgreSQL refuses a parked record of writer %s in partition %s: %s", chain[0].hex(), chain[1], error)
+
+    async def _set_goal(self) -> None:
+        if self._goal is None:
+            now_us = self._clock_us()
+            self._goal = (now_us, dict(await self._source.ends()))  # the time first: what comes in between is in the ends
+
+    async def _note_progress(self, *, idle: bool) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self._goal is None or not (idle or now_s - self._goal_looked_at_s >= self._limits.progress_every_s):
+            return
+        self._goal_looked_at_s = now_s
+        as_of_us = await self._ledger.note_progress(self._source.identity, *self._goal)
+        if as_of_us is not None:
+            self.counts.as_of_us = as_of_us
+            self._goal = None
+
+
+def _slices(polled: Sequence[Received], most_bytes: int) -> Iterator[Sequence[Received]]:
+    batch: list[Received] = []
+    size = 0
+    for received in polled:
+        batch.append(received)
+        size += len(received.value)
+        if size >= most_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

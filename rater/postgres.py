@@ -1,0 +1,148 @@
+"""The rater's one connection to PostgreSQL: every method is one transaction, or nothing happened.
+
+Belongs here: connecting, beginning and ending transactions, what kind of failure an error is. Must not know: sources, when to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+from asyncpg.exceptions import DataError, InterfaceError, PostgresError, ProgramLimitExceededError
+
+from rater.chain import ChainKey
+from rater.prices.book import PriceBook
+from rater.rerate import Difference, ReRated, check_charges, put_book
+from rater.source import Received
+from rater.transaction import CHAINS, USAGE, Applied, Connection, Known, Transaction
+
+COMMAND_TIMEOUT_S = 60
+
+_FAILURES = (PostgresError, InterfaceError, OSError, TimeoutError)
+
+
+class DatabaseFailed(Exception):
+    """Not committed, or it is not known whether: go back to the stored positions and try again. The message says what happened."""
+
+
+class Unstorable(DatabaseFailed):
+    """PostgreSQL refuses the data itself: trying the same again ends the same."""
+
+
+async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
+    """Connections for queries (rater/api.py). Plans are made for the values asked for: tenants differ by orders of magnitude."""
+    settings = {"plan_cache_mode": "force_custom_plan", "application_name": "parshall api"}
+    return await asyncpg.create_pool(dsn, min_size=0, max_size=most, command_timeout=COMMAND_TIMEOUT_S, server_settings=settings)
+
+
+class Ledger:
+    """Used by one task at a time, or by several that wait for each other. Connects when it is needed."""
+
+    def __init__(self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self._dsn = dsn
+        self._command_timeout_s = command_timeout_s
+        self._connection: asyncpg.Connection | None = None
+        self._known = Known()
+        self._turn = asyncio.Lock()
+
+    @property
+    def backend_pid(self) -> int | None:
+        """The server's process for this connection, for tests that end it."""
+        return None if self._connection is None or self._connection.is_closed() else self._connection.get_server_pid()
+
+    async def positions(self, log: str, streams: Iterable[str]) -> dict[str, int]:
+        async with self._transaction() as connection:
+            return dict(await connection.fetch(CHAINS["positions_of"], log, list(streams)))
+
+    async def apply(self, log: str, batch: Sequence[Received], refuse: str | None = None) -> Applied:
+        """Rate a polled batch. With `refuse` whatever would be applied is parked for that reason."""
+        async with self._transaction() as connection:
+            self._known.trim()
+            transaction = Transaction(connection, log, self._known)
+            applied = await transaction.run(batch, refuse)
+        transaction.learn()
+        return applied
+
+    async def due_chains(self) -> list[ChainKey]:
+        """Where a parked record could be applied now."""
+        async with self._transaction() as connection:
+            return [(writer, partition) for writer, partition in await connection.fetch(CHAINS["chains_due"])]
+
+    async def apply_parked(self, log: str, chain: ChainKey) -> Applied:
+        """Some of what is parked in a chain and due; call again until nothing is."""
+        async with self._transaction() as connection:
+            transaction = Transaction(connection, log, self._known)
+            applied = await transaction.run_parked(chain)
+        transaction.learn()
+        return applied
+
+    async def release(self, writer: bytes, partition: int) -> bool:
+        """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained."""
+        async with self._transaction() as connection:
+            await connection.execute(CHAINS["parked_accept"], writer, partition)
+            done: str = await connection.execute(CHAINS["chain_release"], writer, partition)
+        return done == "UPDATE 1"
+
+    async def note_progress(self, log: str, as_of_us: int, ends: Mapping[str, int]) -> int | None:
+        """Record that all that stood in the log at `as_of_us`, up to these ends, is rated. None: not yet, or something is parked."""
+        async with self._transaction() as connection:
+            noted: int | None = await connection.fetchval(CHAINS["progress_store"], log, as_of_us, list(ends), list(ends.values()))
+            return noted
+
+    async def put_book(self, book: PriceBook, *, now_s: int, late_s: int) -> list[ReRated]:
+        """Make a price book the one in force; months that it changes are charged again. Raises BookRefused."""
+        async with self._transaction() as connection:
+            return await put_book(connection, book, now_s=now_s, late_s=late_s)
+
+    async def check_charges(self, tenant: str) -> list[Difference]:
+        """Every charge line of a tenant against what usage makes it; empty: all agree."""
+        async with self._transaction() as connection:
+            return await check_charges(connection, tenant)
+
+    async def close(self) -> None:
+        async with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                try:
+                    await connection.close(timeout=5)
+                except _FAILURES:
+                    connection.terminate()
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        async with self._turn:
+            try:
+                connection = await self._connected()
+                async with connection.transaction():
+                    yield connection
+            except (DataError, asyncpg.exceptions._base.DataError, ProgramLimitExceededError) as error:
+                self._forget()
+                raise Unstorable(_told(error)) from error
+            except _FAILURES as error:
+                self._forget()
+                raise DatabaseFailed(_told(error)) from error
+            except BaseException:  # cancelled, or a broken invariant: what the connection was doing is not known
+                self._forget()
+                raise
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._forget()
+            settings = {"application_name": "parshall rater", "default_transaction_isolation": "read committed"}
+            connection = await asyncpg.connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
+            self._connection = connection
+            await connection.execute(USAGE["folded_make"])
+        return self._connection
+
+    def _forget(self) -> None:
+        """After an error: the connection, and all that was believed to be stored (the server may have been restored from a backup)."""
+        connection, self._connection = self._connection, None
+        self._known = Known()
+        if connection is not None and not connection.is_closed():
+            connection.terminate()
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,157 @@
+"""Reading what is rated: usage, charges, tallies, chains.
+
+Belongs here: running the named queries and giving their rows a shape. Must not know: query strings, HTTP, JSON answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple
+
+import asyncpg
+
+from buffer.counters import MERGE_OF, MeterDefinition
+from rater.period import Period, month_labelled
+from rater.prices.book import PriceBook
+from rater.prices.money import from_scaled
+from rater.prices.price import Line, rate
+from rater.pricing import UNPRICED, BookInForce
+from rater.questions import ChargesQuestion, UsageQuestion
+from rater.statements import statements
+
+QUERY = statements("query")
+
+
+class UsageRow(NamedTuple):
+    start_s: int
+    end_s: int
+    subject: str | None
+    dimensions: Mapping[str, str]
+    value: int  # scaled by the meter's scale
+    events: int
+
+
+class ChargeRow(NamedTuple):
+    meter: str
+    dimensions: Mapping[str, str]
+    quantity: Decimal
+    amount: Decimal | None  # None: unpriced
+    line: Line | None  # how the amount came about
+
+
+class Charges(NamedTuple):
+    book: PriceBook | None
+    period: Period
+    rows: Sequence[ChargeRow]
+
+
+class Tally(NamedTuple):
+    tenant: str
+    writer: bytes
+    verdict: str  # received, accepted, duplicate, or a rejection code
+    events: int
+
+
+class ChainState(NamedTuple):
+    writer: bytes
+    partition: int
+    last_n: int
+    held: str | None
+    parked: int
+
+
+class ParkedRecord(NamedTuple):
+    id: int
+    writer: bytes | None
+    partition: int | None
+    n: int | None
+    reason: str
+    missing: bool
+    log: str
+    stream: str
+    next_position: int
+    bytes: int
+    parked_at: datetime
+
+
+async def meter_named(pool: asyncpg.Pool, name: str) -> tuple[int, MeterDefinition] | None:
+    """(number in this database, definition) of a meter with rated usage."""
+    row = await pool.fetchrow(QUERY["meter_named"], name)
+    if row is None:
+        return None
+    number, name, aggregation, scale, window_s, dimensions = row
+    return number, MeterDefinition(name, "", aggregation, scale, window_s, tuple(dimensions))
+
+
+async def meter_names(pool: asyncpg.Pool) -> list[str]:
+    return [row[0] for row in await pool.fetch(QUERY["meter_names"])]
+
+
+async def as_of_us(pool: asyncpg.Pool) -> int | None:
+    """All that stood in the log at this time is rated; None: that was never so yet."""
+    found: int | None = await pool.fetchval(QUERY["as_of"])
+    return found
+
+
+async def usage(pool: asyncpg.Pool, tenant: str, meter_number: int, asked: UsageQuestion, most_rows: int) -> list[UsageRow]:
+    positions = [asked.meter.dimensions.index(name) for name in asked.group_by]
+    maximum = MERGE_OF[asked.meter.aggregation] == "max"
+    found = await pool.fetch(
+        QUERY["usage_by_window"], tenant, meter_number, asked.subject, asked.bounds, positions, asked.by_subject, most_rows
+    )
+    return [
+        UsageRow(
+            asked.bounds[bucket - 1],
+            asked.bounds[bucket],
+            subject,
+            dict(zip(asked.group_by, dimensions, strict=True)),
+            int(greatest if maximum else total),
+            events,
+        )
+        for bucket, subject, dimensions, total, greatest, events in found
+    ]
+
+
+async def charges(pool: asyncpg.Pool, tenant: str, asked: ChargesQuestion) -> Charges:
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(QUERY["period_of"], tenant, asked.period)
+        if row is None:
+            definition = await connection.fetchval(QUERY["book_of_tenant"], tenant)
+            lines = []
+        else:
+            definition = row["definition"]
+            lines = await connection.fetch(QUERY["lines_of_subject"], tenant, asked.period, asked.subject)
+    book = PriceBook.model_validate_json(definition) if definition else None
+    period = (
+        month_labelled(asked.period, BookInForce(None, book).zone) if row is None else Period(row["period"], row["start_s"], row["end_s"])
+    )
+    return Charges(book, period, [_charge_row(book, period, line) for line in lines])
+
+
+def _charge_row(book: PriceBook | None, period: Period, row: asyncpg.Record) -> ChargeRow:
+    quantity = from_scaled(int(row["quantity"]), row["scale"])
+    amount = None if row["amount"] is None else Decimal(row["amount"])
+    line = None
+    if row["price"] != UNPRICED:
+        version = book.version_for(period) if book else None
+        assert book is not None and version is not None
+        line = rate(quantity, version.prices[row["price"]], book.decimal_places)
+        assert line.amount == amount, f"the stored amount {amount} is not what {quantity} costs: {line.amount}"
+    return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line)
+
+
+async def tallies(pool: asyncpg.Pool, tenant: str | None = None) -> list[Tally]:
+    """Rated events by tenant, writer and verdict. The rated part of a tenant's ledger is the sum over writers; `accepted` is `rated`."""
+    return [Tally(*row) for row in await pool.fetch(QUERY["tallies_of"], tenant)]
+
+
+async def chains(pool: asyncpg.Pool) -> list[ChainState]:
+    """How far each writer is rated in each partition: compare with what the writers' journals say they flushed."""
+    return [ChainState(*row) for row in await pool.fetch(QUERY["chains"])]
+
+
+async def parked(pool: asyncpg.Pool, most: int = 1000) -> list[ParkedRecord]:
+    return [ParkedRecord(*row) for row in await pool.fetch(QUERY["parked"], most)]

@@ -1,0 +1,145 @@
+"""Charges from scratch: when a price book changes, and to prove that the running charges are right.
+
+Belongs here: computing a month's charge lines from usage alone, and replacing those that are stored. Must not know: records, sources.
+Everything happens under the exclusive lock of the tenant's row, which no rater shares meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from buffer.counters import MeterDefinition
+from rater.fold import Series, name_digest
+from rater.period import Period, is_closed, month_labelled, months_between
+from rater.prices.book import PriceBook
+from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
+from rater.statements import statements
+from rater.transaction import CHARGES, USAGE, Connection, book_in_force, line_columns
+
+QUERY = statements("query")
+
+
+class BookRefused(Exception):
+    """A price book that cannot replace the one in force. The message is one sentence for the operator."""
+
+
+class ReRated(NamedTuple):
+    tenant: str
+    period: str
+    lines: int
+
+
+async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_s: int) -> list[ReRated]:
+    """Make a book the one in force, within the caller's transaction. Open months that it prices differently are charged again.
+
+    A month that is closed keeps the book it was charged with; a month that was charged without any book gets this one.
+    """
+    await connection.execute(USAGE["tenants_add"], [book.tenant])
+    tenant, before = await connection.fetchrow(CHARGES["tenant_lock_alone"], book.tenant)
+    definition = book.model_dump_json()
+    digest = name_digest(definition)
+    number = await connection.fetchval(CHARGES["book_find"], tenant, digest)
+    if number is None:
+        number = await connection.fetchval(CHARGES["book_add"], tenant, digest, definition)
+    if number == before:
+        return []
+    await connection.execute(CHARGES["tenant_set_book"], tenant, number)
+    new = BookInForce(number, book)
+    if before is None:
+        return await _charge_all_again(connection, tenant, new, book.tenant)
+    return await _charge_open_again(connection, tenant, new, now_s, late_s)
+
+
+async def _charge_all_again(connection: Connection, tenant: int, new: BookInForce, name: str) -> list[ReRated]:
+    """The tenant had no book, so its months were those of UTC: made anew from all its usage."""
+    await connection.execute(CHARGES["lines_remove"], tenant, None)
+    await connection.execute(CHARGES["periods_remove"], tenant)
+    first_s, last_s = await connection.fetchrow(CHARGES["usage_bounds"], tenant)
+    if first_s is None:
+        return []
+    periods = list(months_between(first_s, last_s + 1, new.zone))
+    done = []
+    for period in periods:
+        await connection.execute(CHARGES["periods_add"], [tenant], [period.label], [period.start_s], [period.end_s], [new.number])
+        done.append(await _charge_again(connection, tenant, name, period, new))
+    return done
+
+
+async def _charge_open_again(connection: Connection, tenant: int, new: BookInForce, now_s: int, late_s: int) -> list[ReRated]:
+    assert new.book is not None
+    done = []
+    books: dict[int | None, BookInForce] = {}
+    for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
+        old = await book_in_force(connection, books, number)
+        assert old.book is not None, "months without a book are made anew when the first book comes"
+        if old.book.timezone != new.book.timezone:
+            raise BookRefused(
+                f"tenant {new.book.tenant!r} has charges by months of {old.book.timezone}: the time zone of its price book cannot become "
+                f"{new.book.timezone}; allowed: timezone = {old.book.timezone!r}"
+            )
+        if is_closed(end_s, now_s, late_s):
+            continue
+        period = Period(label, start_s, end_s)
+        await connection.execute(CHARGES["period_set_book"], tenant, label, new.number)
+        if old.governs(period) != new.governs(period):
+            done.append(await _charge_again(connection, tenant, new.book.tenant, period, new))
+    return done
+
+
+async def _charge_again(connection: Connection, tenant: int, name: str, period: Period, book: BookInForce) -> ReRated:
+    lines, quantities = await lines_from_usage(connection, tenant, name, period, book)
+    await connection.execute(CHARGES["lines_remove"], tenant, period.label)
+    ordered = [lines[key] for key in sorted(lines)]
+    await connection.execute(CHARGES["lines_add"], *line_columns(ordered, {name: tenant}, quantities))
+    return ReRated(name, period.label, len(lines))
+
+
+async def lines_from_usage(
+    connection: Connection, tenant: int, name: str, period: Period, book: BookInForce
+) -> tuple[dict[str, ChargeLine], dict[str, int]]:
+    """A month's charge lines and their quantities, from usage and the book alone."""
+    priced = PricedPeriod(name, period.label, book)
+    lines: dict[str, ChargeLine] = {}
+    quantities: dict[str, int] = {}
+    for row in await connection.fetch(CHARGES["usage_of_period"], tenant, period.start_s, period.end_s):
+        meter = MeterDefinition(row["name"], "", row["aggregation"], row["scale"], row["window_s"], tuple(row["names"]))
+        line = priced.line(Series(name, meter, row["subject"], tuple(json.loads(row["dimensions"]))))
+        lines[line.key] = line
+        add_to_line(quantities, line, int(row["quantity"]))
+    return lines, quantities
+
+
+class Difference(NamedTuple):
+    """A charge line that is not what usage and price book make it."""
+
+    tenant: str
+    period: str
+    line: str
+    computed: tuple[int, Decimal | None] | None  # quantity (scaled integer), amount
+    stored: tuple[int, Decimal | None] | None
+
+
+async def check_charges(connection: Connection, tenant_name: str) -> list[Difference]:
+    """Every charge line of a tenant against what usage makes it, within the caller's transaction. Empty: all agree."""
+    row = await connection.fetchrow(CHARGES["tenant_lock_alone"], tenant_name)
+    differences: list[Difference] = []
+    books: dict[int | None, BookInForce] = {None: BookInForce(None, None)}
+    for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], row["tenant"]) if row else ():
+        book = await book_in_force(connection, books, number)
+        assert month_labelled(label, book.zone) == Period(label, start_s, end_s)
+        lines, quantities = await lines_from_usage(connection, row["tenant"], tenant_name, Period(label, start_s, end_s), book)
+        computed = {key: (quantities[key], line.amount(quantities[key])) for key, line in lines.items()}
+        stored = _stored(await connection.fetch(CHARGES["lines_of_period"], row["tenant"], label))
+        differences += [
+            Difference(tenant_name, label, key, computed.get(key), stored.get(key))
+            for key in sorted(computed.keys() | stored.keys())
+            if computed.get(key) != stored.get(key)
+        ]
+    return differences
+
+
+def _stored(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Decimal | None]]:
+    return {row["line"]: (int(row["quantity"]), None if row["amount"] is None else Decimal(row["amount"])) for row in rows}

@@ -1,0 +1,546 @@
+"""The Claims port, for every adapter: RedisClaims over a real Redis, InProcessClaims over a ClaimTable.
+
+What only a real server can do to a writer (a killed connection, lost data, errors) is below, for RedisClaims alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import pytest
+import redis as redis_py
+
+from dedupe.claim_table import ClaimTable
+from dedupe.in_process import InProcessClaims
+from dedupe.port import (
+    Call,
+    Claimed,
+    Claims,
+    Identity,
+    Refused,
+    Reply,
+    Section,
+    StaleJournal,
+    State,
+    UnsuitableStore,
+    Verdicts,
+    WrongLog,
+    Zombie,
+)
+from dedupe.redis_address import RedisAddress
+from dedupe.redis_claims import RedisClaims
+from tests.services import Redis, redis_server
+
+HOUR_US = 3_600_000_000
+NOW_US = 1_700_000_000_000_000
+IDENTITY = Identity("log", HOUR_US, 3 * HOUR_US)
+
+
+@dataclass
+class Journal:
+    """A History in memory."""
+
+    writer: bytes = field(default_factory=lambda: os.urandom(16))
+    incarnation: bytes = field(default_factory=lambda: os.urandom(16))
+    closed: Sequence[tuple[bytes, int]] = ()
+    mark: int = 0
+    horizon_us: int = 0
+    kept: list[Claimed] = field(default_factory=list)
+    registered: frozenset[bytes] = frozenset()
+    drains: int = 0
+
+    async def drain(self) -> None:
+        self.drains += 1
+
+    def claims(self) -> Iterator[Claimed]:
+        return iter(list(self.kept))
+
+    async def members(self) -> frozenset[bytes]:
+        return self.registered | {self.writer}
+
+    def reopened(self, last_call: int) -> Journal:
+        """As the next process finds it."""
+        closed = [*self.closed, (self.incarnation, last_call)]
+        return Journal(self.writer, os.urandom(16), closed, 0, self.horizon_us, list(self.kept), self.registered)
+
+
+class Place:
+    """Where claims are kept during one test."""
+
+    def claims(self, identity: Identity = IDENTITY) -> Claims:
+        raise NotImplementedError
+
+
+class InRedis(Place):
+    def __init__(self, server: Redis) -> None:
+        self.server = server
+
+    def claims(self, identity: Identity = IDENTITY, timeout_s: float = 5.0) -> RedisClaims:
+        address = RedisAddress.from_url(self.server.url)
+        return RedisClaims(address, identity=identity, clock_us=lambda: NOW_US, entropy=os.urandom, timeout_s=timeout_s)
+
+
+class InThisProcess(Place):
+    def __init__(self) -> None:
+        self.table = ClaimTable(lambda: NOW_US, "1")
+
+    def claims(self, identity: Identity = IDENTITY) -> InProcessClaims:
+        return InProcessClaims(identity=identity, clock_us=lambda: NOW_US, entropy=os.urandom, table=self.table)
+
+
+@pytest.fixture(params=["redis", "in process"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if request.param == "redis":
+        with redis_server() as server:
+            yield InRedis(server)
+    else:
+        yield InThisProcess()
+
+
+@pytest.fixture
+def in_redis() -> Iterator[InRedis]:
+    with redis_server() as server:
+        yield InRedis(server)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 (the port has no event to wait for)
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(claims: Claims, journal: Journal, state: State = State.OPEN) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(claims.run(journal))
+    try:
+        await until(lambda: claims.state is state or task.done())
+        if task.done():
+            task.result()
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def section(*ids: str, content: str = "a", tenant: int = 1) -> Section:
+    return Section(tenant, b"".join(name.encode().rjust(12) for name in ids), (b"s" + content.encode() * 3) * len(ids))
+
+
+def call(number: int, *sections: Section, time_us: int = NOW_US) -> Call:
+    return Call(number, sections, time_us, time_us)
+
+
+async def answer(claims: Claims, asked: Call) -> Reply:
+    replies: list[Reply] = []
+    claims.send(asked, replies.append)
+    assert replies == [], "not within send"
+    await until(lambda: bool(replies))
+    return replies[0]
+
+
+async def codes(claims: Claims, asked: Call) -> bytes:
+    reply = await answer(claims, asked)
+    assert isinstance(reply, Verdicts)
+    assert reply.number == asked.number
+    return reply.codes
+
+
+# ---- every adapter
+
+
+async def test_new_claims_are_granted_and_all_granted_is_empty(place: Place) -> None:
+    claims = place.claims()
+    async with running(claims, Journal()):
+        reply = await answer(claims, call(1, section("a", "b"), section("a", tenant=2)))
+        assert reply == Verdicts(1, NOW_US // HOUR_US, 1, 0, b"")
+
+
+async def test_an_earlier_call_makes_duplicates_and_conflicts_in_the_order_of_the_sections(place: Place) -> None:
+    claims = place.claims()
+    async with running(claims, Journal()):
+        await answer(claims, call(1, section("a", "b", "c")))
+        assert await codes(claims, call(2, section("new", "a"), section("b", content="x"), section("c", tenant=2))) == b"gdcg"
+
+
+async def test_an_empty_call_occupies_its_number(place: Place) -> None:
+    claims = place.claims()
+    async with running(claims, Journal()):
+        assert await answer(claims, call(1)) == Verdicts(1, NOW_US // HOUR_US, 1, 0, b"")
+        assert await answer(claims, call(2)) == Verdicts(2, NOW_US // HOUR_US, 2, 0, b"")
+
+
+async def test_replies_come_in_order_and_the_same_number_is_granted_again(place: Place) -> None:
+    claims = place.claims()
+    replies: list[Reply] = []
+    async with running(claims, Journal()):
+        for number in range(1, 201):
+            claims.send(call(number, section(f"e{number}")), replies.append)
+        await until(lambda: len(replies) == 200)
+        assert [(reply.number, reply.codes) for reply in replies if isinstance(reply, Verdicts)] == [(n, b"") for n in range(1, 201)]
+        assert await codes(claims, call(200, section("e200"))) == b""
+
+
+async def test_calls_sent_before_the_store_is_open_wait_and_go_in_call_order(place: Place) -> None:
+    claims = place.claims()
+    numbers: list[int] = []
+    for number in (2, 1, 3):
+        claims.send(call(number, section("same")), lambda reply: numbers.append(reply.number))
+    async with running(claims, Journal()):
+        await until(lambda: len(numbers) == 3)
+        assert numbers == [1, 2, 3]
+
+
+async def test_below_the_horizon_the_call_is_refused_and_the_rest_goes_under_the_same_number(place: Place) -> None:
+    claims = place.claims()
+    async with running(claims, Journal(horizon_us=NOW_US - HOUR_US)):
+        refused = await answer(claims, Call(1, [section("old", "new")], NOW_US - HOUR_US, NOW_US))
+        assert refused == Refused(1, NOW_US - HOUR_US)
+        assert await answer(claims, call(1, section("new"))) == Verdicts(1, NOW_US // HOUR_US, 1, NOW_US - HOUR_US, b"")
+
+
+async def test_a_journal_is_claimed_again(place: Place) -> None:
+    journal = Journal(kept=[Claimed(1, 5, NOW_US, *section("a", "b")[1:]), Claimed(2, NOW_US // HOUR_US, NOW_US, *section("c")[1:])])
+    claims = place.claims()
+    async with running(claims, journal):
+        assert journal.drains == 1
+        assert await codes(claims, call(1, section("a", "b", "c"), section("a", "c", tenant=2))) == b"ddggd"
+
+
+async def test_another_writer_waits_for_the_mark_which_goes_out_by_itself(place: Place) -> None:
+    """A mark is sent without any call after it."""
+    one, other = place.claims(), place.claims()
+    async with running(one, Journal()), running(other, Journal()):
+        await answer(one, call(1, section("a")))
+        assert await codes(other, call(1, section("a"))) == b"p"
+        one.raise_mark(1)
+        number, verdict = 1, b"p"
+        async with asyncio.timeout(30):
+            while verdict == b"p":
+                number += 1
+                verdict = await codes(other, call(number, section("a")))
+                await asyncio.sleep(0.01)
+        assert verdict == b"d"
+
+
+async def test_the_mark_goes_with_the_next_call(place: Place) -> None:
+    one, other = place.claims(), place.claims()
+    async with running(one, Journal()), running(other, Journal()):
+        await answer(one, call(1, section("a")))
+        one.raise_mark(1)
+        await answer(one, call(2))
+        assert await codes(other, call(1, section("a"))) == b"d"
+
+
+async def test_what_a_closed_incarnation_did_not_journal_is_taken_over(place: Place) -> None:
+    journal = Journal()
+    claims = place.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("kept")))
+        await answer(claims, call(2, section("lost")))
+    claims = place.claims()
+    async with running(claims, journal.reopened(last_call=1)):
+        assert await codes(claims, call(1, section("kept", "lost"))) == b"dg"
+
+
+async def test_an_orderly_close_is_published_and_ends_run(place: Place) -> None:
+    journal, other = Journal(), place.claims()
+    claims = place.claims()
+    async with running(claims, journal) as task:
+        await answer(claims, call(1, section("a")))
+        await claims.close(1)
+        await asyncio.wait_for(task, 10)
+    async with running(other, Journal()):
+        assert await codes(other, call(1, section("a"))) == b"d"
+
+
+async def test_a_closed_incarnation_is_a_zombie(place: Place) -> None:
+    journal = Journal()
+    zombie, successor = place.claims(), place.claims()
+    async with running(zombie, journal) as task:
+        await answer(zombie, call(1, section("a")))
+        async with running(successor, journal.reopened(last_call=1)):
+            zombie.send(call(2, section("b")), lambda reply: None)
+            with pytest.raises(Zombie):
+                await asyncio.wait_for(task, 10)
+            assert await codes(successor, call(1, section("b"))) == b""
+
+
+@pytest.mark.parametrize("last_call", [0, 1])
+async def test_a_journal_that_ends_below_its_mark_is_an_old_copy(place: Place, last_call: int) -> None:
+    journal = Journal()
+    claims = place.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a")))
+        await answer(claims, call(2, section("b")))
+        claims.raise_mark(2)
+        await answer(claims, call(3))
+    with pytest.raises(StaleJournal):
+        await asyncio.wait_for(place.claims().run(journal.reopened(last_call)), 10)
+
+
+async def test_a_journal_without_the_last_incarnation_is_an_old_copy(place: Place) -> None:
+    journal = Journal()
+    async with running(place.claims(), journal):
+        pass
+    second = journal.reopened(0)
+    async with running(place.claims(), second):
+        pass
+    with pytest.raises(StaleJournal):
+        await asyncio.wait_for(place.claims().run(journal.reopened(0)), 10)
+    async with running(place.claims(), second.reopened(0)):
+        pass
+
+
+@pytest.mark.parametrize("identity", [IDENTITY._replace(log="another"), IDENTITY._replace(generation_us=HOUR_US // 2)])
+async def test_a_store_of_another_log_or_kind_of_identity_is_refused(place: Place, identity: Identity) -> None:
+    async with running(place.claims(), Journal()):
+        with pytest.raises(WrongLog):
+            await asyncio.wait_for(place.claims(identity).run(Journal()), 10)
+
+
+async def test_claims_open_when_every_member_has_joined(place: Place) -> None:
+    one, other = Journal(), Journal()
+    both = frozenset((one.writer, other.writer))
+    one.registered = other.registered = both
+    first, second = place.claims(), place.claims()
+    async with running(first, one, State.REBUILDING):
+        replies: list[Reply] = []
+        first.send(call(1, section("a")), replies.append)
+        await asyncio.sleep(0.1)
+        assert first.state is State.REBUILDING and replies == []
+        async with running(second, other):
+            await until(lambda: bool(replies))
+            assert first.state is State.OPEN
+
+
+async def test_a_member_that_is_retired_is_not_waited_for(place: Place) -> None:
+    journal = Journal(registered=frozenset((b"r" * 16,)))
+    claims = place.claims()
+    async with running(claims, journal, State.REBUILDING):
+        journal.registered = frozenset()
+        await until(lambda: claims.state is State.OPEN)
+
+
+async def test_a_handler_that_breaks_an_invariant_stops_run(place: Place) -> None:
+    def broken(reply: Reply) -> None:
+        raise AssertionError("broken")
+
+    claims = place.claims()
+    async with running(claims, Journal()) as task:
+        claims.send(call(1), broken)
+        with pytest.raises(AssertionError, match="broken"):
+            await asyncio.wait_for(task, 10)
+
+
+# ---- in process
+
+
+async def test_a_full_table_says_so_executes_what_was_sent_and_opens_when_claims_have_grown_old() -> None:
+    now_us = NOW_US
+
+    def clock_us() -> int:
+        return now_us
+
+    claims = InProcessClaims(identity=IDENTITY, clock_us=clock_us, entropy=os.urandom, most_claims=3)
+    async with running(claims, Journal()):
+        assert await codes(claims, call(1, section("a", "b"))) == b""
+        assert claims.state is State.OPEN
+        assert await codes(claims, call(2, section("c", "d"))) == b""
+        assert claims.state is State.FULL
+        assert await codes(claims, call(3, section("a", "e"))) == b"dg"
+        now_us += 4 * HOUR_US + 1
+        await until(lambda: claims.state is State.OPEN)
+        assert claims.table.size == 0
+
+
+# ---- over Redis: what only a server does
+
+
+async def test_a_killed_connection_costs_nothing(in_redis: InRedis) -> None:
+    claims = in_redis.claims()
+    client = redis_py.Redis.from_url(in_redis.server.url)
+    replies: list[Reply] = []
+    async with running(claims, Journal()):
+        for number in range(1, 401):
+            claims.send(call(number, section(f"e{number}", "common")), replies.append)
+            if number % 100 == 0:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                await until(lambda: claims.state is not State.OPEN)
+                await until(lambda: claims.state is State.OPEN)
+        await until(lambda: len(replies) == 400)
+    assert [reply.number for reply in replies] == list(range(1, 401))
+    # A call that was executed before the connection was lost is granted again under its number.
+    assert [reply.codes for reply in replies if isinstance(reply, Verdicts)] == [b"", *[b"gd"] * 399]
+    (w,) = client.keys("parshall:w:*")
+    assert int(client.hget(w, "session") or 0) >= 5
+    client.close()
+
+
+class LosesReplies(asyncio.Protocol):
+    """A network that delivers everything until `losing`; then the next reply is lost, and the connection with it."""
+
+    losing = False
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self.inner = inner
+        self.connection_lost = inner.connection_lost  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if LosesReplies.losing:
+            LosesReplies.losing = False
+            assert isinstance(self.transport, asyncio.Transport)
+            self.transport.abort()
+        else:
+            self.inner.data_received(data)
+
+
+async def test_a_call_whose_reply_is_lost_is_granted_again_under_its_number(in_redis: InRedis) -> None:
+    address = RedisAddress.from_url(in_redis.server.url)
+
+    async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        return await address.connect(lambda: LosesReplies(factory()))
+
+    claims = RedisClaims(RedisAddress(connect), identity=IDENTITY, clock_us=lambda: NOW_US, entropy=os.urandom)
+    async with running(claims, Journal()):
+        LosesReplies.losing = True
+        assert await answer(claims, call(1, section("a", "b"))) == Verdicts(1, NOW_US // HOUR_US, 2, 0, b"")
+        assert await codes(claims, call(2, section("a"))) == b"d"
+
+
+async def test_a_restart_that_loses_everything_is_healed_from_the_journal(in_redis: InRedis) -> None:
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a"))) == b""
+        journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+        await asyncio.to_thread(in_redis.server.kill)
+        replies: list[Reply] = []
+        claims.send(call(2, section("a", "b")), replies.append)
+        await until(lambda: claims.state is not State.OPEN)
+        await asyncio.to_thread(in_redis.server.start)
+        await until(lambda: bool(replies))
+        assert isinstance(replies[0], Verdicts)
+        assert replies[0].codes == b"dg"
+        assert journal.drains == 2
+
+
+async def test_a_restart_that_keeps_everything_is_joined_too(in_redis: InRedis) -> None:
+    in_redis.server.stop()
+    in_redis.server.settings |= {"appendonly": "yes", "appendfsync": "always"}
+    await asyncio.to_thread(in_redis.server.start)
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a", "never journalled"))) == b""
+        journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+        journal.mark = 1
+        await asyncio.to_thread(in_redis.server.restart)
+        await until(lambda: claims.state is not State.OPEN)
+        await until(lambda: claims.state is State.OPEN)
+        assert await codes(claims, call(2, section("a", "never journalled"))) == b"dg"
+        assert journal.drains == 2
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "SCRIPT FLUSH"])
+async def test_data_or_scripts_flushed_beneath_the_connection(in_redis: InRedis, command: str) -> None:
+    """FLUSHALL keeps the replication id, but `open` is gone; SCRIPT FLUSH is answered with NOSCRIPT."""
+    journal, claims = Journal(), in_redis.claims()
+    client = redis_py.Redis.from_url(in_redis.server.url)
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a"))) == b""
+        journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+        client.execute_command(*command.split())
+        assert await codes(claims, call(2, section("a", "b"))) == b"dg"
+    client.close()
+
+
+async def test_an_incarnation_that_the_store_forgot_joins_again(in_redis: InRedis) -> None:
+    """`open` still names this Redis: only the answer `rejoin` shows that w: is gone."""
+    journal, claims = Journal(), in_redis.claims()
+    client = redis_py.Redis.from_url(in_redis.server.url)
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a"))) == b""
+        journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+        client.delete(*client.keys("parshall:w:*"))
+        client.delete("parshall:numbers")
+        assert await codes(claims, call(2, section("a", "b"))) == b"dg"
+        assert journal.drains == 2
+    client.close()
+
+
+async def test_a_silent_server_ends_the_connection_and_the_calls_go_again(in_redis: InRedis) -> None:
+    claims = in_redis.claims(timeout_s=0.4)
+    async with running(claims, Journal()):
+        in_redis.server.pause()
+        replies: list[Reply] = []
+        claims.send(call(1, section("a")), replies.append)
+        await until(lambda: claims.state is State.DISCONNECTED)
+        in_redis.server.resume()
+        await until(lambda: bool(replies))
+        assert isinstance(replies[0], Verdicts) and replies[0].codes == b""
+
+
+async def test_a_server_without_memory_waits_and_recovers_as_claims_grow_old(in_redis: InRedis) -> None:
+    """hello is allowed when memory is full, and rotates."""
+    now_us = NOW_US
+    address = RedisAddress.from_url(in_redis.server.url)
+    claims = RedisClaims(address, identity=IDENTITY, clock_us=lambda: now_us, entropy=os.urandom)
+    client = redis_py.Redis.from_url(in_redis.server.url)
+    async with running(claims, Journal()):
+        many = [f"{n:x}" for n in range(30_000)]
+        await answer(claims, call(1, section(*many)))
+        used = int(client.info("memory")["used_memory"])
+        client.config_set("maxmemory", used - 500_000)
+        replies: list[Reply] = []
+        claims.send(call(2, section("a")), replies.append)
+        await until(lambda: claims.state is not State.OPEN)
+        assert replies == []
+        now_us += 5 * HOUR_US
+        claims.send(call(3, section("b"), time_us=now_us), replies.append)
+        await until(lambda: len(replies) == 2)
+        assert isinstance(replies[0], Refused)
+        assert isinstance(replies[1], Verdicts) and replies[1].codes == b""
+    client.close()
+
+
+async def test_a_replica_is_not_served_by(in_redis: InRedis) -> None:
+    """Read-only or writable: a replica shows its primary's replication id."""
+    claims = in_redis.claims()
+    client = redis_py.Redis.from_url(in_redis.server.url)
+    with redis_server(repl_diskless_sync_delay="0") as primary:
+        async with running(claims, Journal()):
+            client.config_set("replica-read-only", "no")
+            client.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+            await until(lambda: client.info("replication")["master_link_status"] == "up")
+            replies: list[Reply] = []
+            claims.send(call(1, section("a")), replies.append)
+            await until(lambda: claims.state is not State.OPEN)
+            await asyncio.sleep(0.2)
+            assert replies == []
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            await until(lambda: bool(replies))
+    client.close()
+
+
+async def test_a_redis_that_evicts_is_refused() -> None:
+    with redis_server(maxmemory_policy="allkeys-lru", maxmemory="100mb") as server, pytest.raises(UnsuitableStore, match="noeviction"):
+        await asyncio.wait_for(InRedis(server).claims().run(Journal()), 10)
+
+
+async def test_a_password_and_a_database() -> None:
+    with redis_server() as server:
+        server.ask("CONFIG", "SET", "requirepass", "a b")
+        address = RedisAddress.from_url(f"redis://default:a%20b@{server.address}/3")
+        claims = RedisClaims(address, identity=IDENTITY, clock_us=lambda: NOW_US, entropy=os.urandom)
+        async with running(claims, Journal()):
+            assert await codes(claims, call(1, section("a"))) == b""
+        client = redis_py.Redis.from_url(f"redis://:a%20b@{server.address}/3")
+        assert client.exists("parshall:open") == 1
+        client.close()

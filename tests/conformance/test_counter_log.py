@@ -1,0 +1,227 @@
+"""What every counter log and its source promise, on files and on a real Kafka broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+from buffer.counter_log import Rejected
+from tests.conformance.counter_log_places import (
+    ALICE,
+    BOB,
+    PARTITIONS,
+    KafkaPlace,
+    LocalPlace,
+    Place,
+    Reader,
+    numbers,
+    opened,
+    reading,
+    record,
+    records,
+)
+
+
+@pytest.fixture(params=["local", "kafka"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "local":
+        return LocalPlace(tmp_path)
+    return KafkaPlace(request.getfixturevalue("kafka").address, request.getfixturevalue("topic_prefix"))
+
+
+async def test_all_who_open_it_agree_which_log_it_is(place: Place) -> None:
+    async with opened(place.log()) as one, opened(place.log()) as other, reading(place) as reader:
+        assert one.identity == other.identity == reader.source.identity != ""
+        assert one.partitions == other.partitions == PARTITIONS
+        before = one.identity
+    async with opened(place.log()) as again:
+        assert again.identity == before
+
+
+async def test_order_within_a_partition(place: Place) -> None:
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce([record(n, partition) for n in range(1, 101) for partition in (0, 2)])
+        await log.produce(records(range(101, 151), 2))
+        await log.produce(records(range(1, 11), 0, BOB))
+        received = await reader.take(260)
+        assert numbers(received, 0) == list(range(1, 101))
+        assert numbers(received, 2) == list(range(1, 151))
+        assert numbers(received, 0, BOB) == list(range(1, 11))
+        await reader.nothing_more()
+
+
+async def test_records_come_back_byte_for_byte(place: Place) -> None:
+    values = [b"", b"\0", os.urandom(256 * 1024), b"C\0\0\0\0" * 1000, b"x" * 256 * 1024, '{"é":"☃"}'.encode()]
+    sent = [record(n, 1, value=value) for n, value in enumerate(values, 1)]
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce(sent)
+        received = await reader.take(len(sent))
+    assert [one.value for one in received] == values
+    assert [dict(one.headers) for one in received] == [dict(one.headers) for one in sent]
+
+
+async def test_what_was_produced_outlives_who_produced_it(place: Place) -> None:
+    async with opened(place.log()) as log:
+        await log.produce(records(range(1, 6)))
+    async with opened(place.log()) as log:
+        await log.produce(records(range(6, 11)))
+    abandoned = place.log()
+    await abandoned.open()
+    await abandoned.produce(records(range(1, 6), 1))  # and it is never told to close
+    async with reading(place) as reader:
+        received = await reader.take(15)
+    assert numbers(received, 0) == list(range(1, 11))
+    assert numbers(received, 1) == list(range(1, 6))
+    await abandoned.close()
+
+
+async def test_produced_again_it_is_there_again(place: Place) -> None:
+    """A log knows nothing of what it holds: the rater knows a record by its number."""
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce(records([1, 2]))
+        await log.produce(records([1, 2]))
+        received = await reader.take(4)
+        assert numbers(received) == [1, 2, 1, 2]
+        assert len({one.next_position for one in received}) == 4
+
+
+async def test_nothing_is_produced_when_there_is_nothing(place: Place) -> None:
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce([])
+        await log.produce_rejected([])
+        assert not await log.has_data()
+        await reader.nothing_more()
+
+
+async def test_a_waiting_reader_gets_what_comes(place: Place) -> None:
+    async with opened(place.log()) as log, reading(place) as reader:
+        waiting = asyncio.create_task(reader.take(3))
+        await asyncio.sleep(0.2)
+        for n in (1, 2, 3):
+            await log.produce([record(n)])
+        assert numbers(await waiting) == [1, 2, 3]
+
+
+async def test_a_poll_gives_no_more_than_asked(place: Place) -> None:
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce([record(n, partition) for partition in range(PARTITIONS) for n in range(1, 21)])
+        while len(reader.kept) < 60:
+            received = await reader.source.poll(7, 5)
+            assert 0 < len(received) <= 7
+            reader.keep(received)
+        assert all(numbers(reader.kept, partition) == list(range(1, 21)) for partition in range(PARTITIONS))
+
+
+async def test_reading_goes_on_at_the_stored_positions(place: Place) -> None:
+    async with opened(place.log()) as log:
+        await log.produce([record(n, partition) for partition in (0, 1) for n in range(1, 31)])
+        async with reading(place) as reader:
+            await reader.take(37, most=5)
+            stored, before = dict(reader.stored), list(reader.kept)
+            await reader.source.poll(5, 1)  # read, but never stored
+        await log.produce([record(31, 0), record(31, 1), record(1, 2)])
+        async with reading(place, stored) as reader:
+            after = await reader.take(60 - 37 + 3)
+            assert set(reader.asked) >= stored.keys()
+            await reader.nothing_more()
+    for partition in (0, 1):
+        assert numbers([*before, *after], partition) == list(range(1, 32))
+    assert numbers(after, 2) == [1]
+
+
+async def test_a_rewind_gives_again_what_was_not_stored(place: Place) -> None:
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce([record(n, partition) for partition in range(PARTITIONS) for n in range(1, 21)])
+        await reader.take(17, most=4)
+        for _ in range(3):
+            lost = [await reader.source.poll(9, 5), await reader.source.poll(9, 5)]
+            assert all(lost)
+            await reader.source.rewind()
+        await reader.take(43)
+        assert all(numbers(reader.kept, partition) == list(range(1, 21)) for partition in range(PARTITIONS))
+        await reader.nothing_more()
+
+
+async def test_a_store_that_does_not_answer_stops_reading_and_loses_nothing(place: Place) -> None:
+    class StoreDown(Exception):
+        pass
+
+    class Moody(Reader):
+        down = True
+
+        async def positions(self, streams: Iterable[str]) -> Mapping[str, int]:
+            if self.down:
+                raise StoreDown
+            return await super().positions(streams)
+
+    async with opened(place.log()) as log:
+        await log.produce(records(range(1, 11)))
+        async with reading(place) as first:
+            await first.take(4)
+        reader = Moody(place.source())
+        reader.stored = dict(first.stored)
+        await reader.open()
+        with pytest.raises(StoreDown):
+            for _ in range(50):
+                assert list(await reader.source.poll(10, 0.2)) == []
+        reader.down = False
+        assert numbers(await reader.take(6)) == [5, 6, 7, 8, 9, 10]
+        await reader.close()
+
+
+async def test_ends_are_where_reading_ends(place: Place) -> None:
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce([record(n, partition) for partition in (0, 1) for n in range(1, 8)])
+        await reader.take(5)
+        ends = await reader.source.ends()
+        assert any(ends[stream] > position for stream, position in reader.stored.items())
+        await reader.take(9)
+        ends = await reader.source.ends()
+        assert {stream: ends[stream] for stream in reader.stored} == reader.stored
+        await log.produce([record(8)])
+        assert sum((await reader.source.ends()).values()) > sum(ends.values())
+
+
+async def test_the_registry_keeps_members_and_retired(place: Place) -> None:
+    async with opened(place.log()) as log:
+        assert await log.writers() == {}
+        await log.register(ALICE)
+        await log.register(ALICE)
+        assert await log.writers() == {ALICE: None}
+        async with opened(place.log()) as other:
+            await other.register(BOB)
+            assert await other.writers() == {ALICE: None, BOB: None}
+        await log.retire(ALICE, 1_700_000_000_000_000)  # type: ignore[attr-defined]  # not part of the port yet
+        assert not await log.has_data()
+    async with opened(place.log()) as log:
+        await log.register(ALICE)
+        assert await log.writers() == {ALICE: 1_700_000_000_000_000, BOB: None}
+
+
+async def test_it_knows_whether_it_ever_held_counters(place: Place) -> None:
+    async with opened(place.log()) as log:
+        await log.register(ALICE)
+        await log.produce_rejected([Rejected("demo", b"{}")])
+        assert not await log.has_data()
+        await log.produce([record(1)])
+        assert await log.has_data()
+    async with opened(place.log()) as log:
+        assert await log.has_data()
+
+
+async def test_two_writers_at_once(place: Place) -> None:
+    async with opened(place.log()) as one, opened(place.log()) as other, reading(place) as reader:
+
+        async def write(log: object, writer: bytes) -> None:
+            for n in range(1, 31):
+                await log.produce([record(n, partition, writer) for partition in range(PARTITIONS)])  # type: ignore[attr-defined]
+
+        await asyncio.gather(write(one, ALICE), write(other, BOB))
+        received = await reader.take(2 * 30 * PARTITIONS)
+        for writer in (ALICE, BOB):
+            for partition in range(PARTITIONS):
+                assert numbers(received, partition, writer) == list(range(1, 31))

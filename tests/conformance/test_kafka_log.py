@@ -1,0 +1,266 @@
+"""What only a real Kafka can show: outages of the broker, rebalances, retention, a cluster that cannot keep the promise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.structs import TopicPartition
+from structlog.testing import capture_logs
+
+from buffer.counter_log import CounterLog, LogUnavailable, Record, UnfitLog
+from buffer.kafka_cluster import KafkaCluster
+from buffer.kafka_log import KafkaLog
+from rater.source import Received
+from tests import services
+from tests.conformance.counter_log_places import PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
+
+DEADLINE_MS = 1500
+OUTAGE_S = 2.5
+
+
+@pytest.fixture
+def broker() -> Iterator[services.Kafka]:
+    """One that a test may break."""
+    with services.kafka_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def fragile(broker: services.Kafka) -> KafkaPlace:
+    return KafkaPlace(broker.address, "fragile.", DEADLINE_MS)
+
+
+@pytest.fixture
+def place(kafka: services.Kafka, topic_prefix: str) -> KafkaPlace:
+    return KafkaPlace(kafka.address, topic_prefix)
+
+
+async def insist(produce: Callable[[], Awaitable[None]]) -> int:
+    """Produce the same again until it is acknowledged, as the flush does. Returns how often it was not."""
+    failures = 0
+    async with asyncio.timeout(90):
+        while True:
+            try:
+                await produce()
+                return failures
+            except LogUnavailable:
+                failures += 1
+                await asyncio.sleep(0.1)
+
+
+def assert_complete(received: Sequence[Received], last: int, partitions: Sequence[int]) -> None:
+    """Every number is there, first in order; some may be there again."""
+    for partition in partitions:
+        first_seen = list(dict.fromkeys(numbers(received, partition)))
+        assert first_seen == list(range(1, last + 1))
+
+
+async def read_all(place: KafkaPlace) -> list[Received]:
+    async with reading(place) as reader:
+        async with asyncio.timeout(60):
+            while (ends := await ends_of(reader)) != reader.stored:
+                reader.keep(await reader.source.poll(1000, 0.5))
+        assert ends
+        return reader.kept
+
+
+async def ends_of(reader: Reader) -> dict[str, int]:
+    return {stream: end for stream, end in (await reader.source.ends()).items() if end > 0}
+
+
+async def stay_down(broker: services.Kafka) -> None:
+    broker.kill()
+    await asyncio.sleep(OUTAGE_S)
+    await asyncio.to_thread(broker.start)
+
+
+async def stand_still(broker: services.Kafka) -> None:
+    broker.pause()
+    await asyncio.sleep(OUTAGE_S)
+    broker.resume()
+
+
+@pytest.mark.parametrize("outage", [stay_down, stand_still])
+async def test_an_outage_costs_nothing_that_was_acknowledged(
+    broker: services.Kafka, fragile: KafkaPlace, outage: Callable[[services.Kafka], Awaitable[None]]
+) -> None:
+    with capture_logs() as lines:
+        async with opened(fragile.log()) as log:
+            failures = 0
+            down: asyncio.Task[None] | None = None
+            for n in range(1, 61):
+                if n == 30:
+                    down = asyncio.ensure_future(outage(broker))
+                flush = [record(n, partition, value=b"x" * 1000) for partition in range(PARTITIONS)]
+                failures += await insist(lambda flush=flush: log.produce(flush))  # type: ignore[misc]
+            assert down is not None
+            await down
+        assert failures > 0, "the outage was not noticed: the test shows nothing"
+        assert_complete(await read_all(fragile), 60, range(PARTITIONS))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    complaints = [line for line in lines if "kafka does not answer" in line["event"]]
+    assert len(complaints) <= 2, "one line an outage; the reader that starts later may see the end of it"
+    assert [line for line in lines if "kafka answers again" in line["event"]]
+
+
+async def test_a_flush_of_many_batches_is_whole_after_an_outage_in_its_middle(broker: services.Kafka, fragile: KafkaPlace) -> None:
+    flush = [record(n, partition, value=bytes([n % 251]) * 200_000) for n in range(1, 61) for partition in range(PARTITIONS)]
+    async with opened(fragile.log()) as log:
+        producing = asyncio.ensure_future(insist(lambda: log.produce(flush)))
+        await asyncio.sleep(0.05)
+        await stay_down(broker)
+        assert await producing > 0
+    assert_complete(await read_all(fragile), 60, range(PARTITIONS))
+
+
+async def test_closing_does_not_wait_for_a_broker_that_is_gone(broker: services.Kafka, fragile: KafkaPlace) -> None:
+    log = fragile.log()
+    await log.open()
+    broker.pause()
+    producing = asyncio.ensure_future(log.produce(records([1])))
+    await asyncio.sleep(0.2)
+    producing.cancel()  # a process that is told to stop while it flushes
+    with pytest.raises(asyncio.CancelledError):
+        await producing
+    async with asyncio.timeout(15):
+        await log.close()
+    broker.resume()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_nobody_there_is_not_now() -> None:
+    cluster = KafkaCluster("127.0.0.1:1", deadline_ms=1000)
+    with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:1"):
+        await KafkaLog(cluster).open()
+
+
+async def test_reading_goes_on_after_an_outage(broker: services.Kafka, fragile: KafkaPlace) -> None:
+    async with opened(fragile.log()) as log, reading(fragile) as reader:
+        await log.produce(records(range(1, 11)))
+        await reader.take(10)
+        await stay_down(broker)
+        await insist(lambda: log.produce(records(range(11, 21))))
+        async with asyncio.timeout(60):
+            while set(numbers(reader.kept)) != set(range(1, 21)):
+                reader.keep(await reader.source.poll(100, 0.5))
+        assert_complete(reader.kept, 20, [0])
+
+
+class Sharing(Reader):
+    """A rater that shares its store with others."""
+
+    def __init__(self, place: KafkaPlace, stored: dict[str, int], kept: list[Received]) -> None:
+        super().__init__(place.source())
+        self.stored = stored
+        self.kept = kept
+        self.streams: set[str] = set()
+
+    async def work(self) -> None:
+        while True:
+            received = await self.source.poll(7, 0.2)
+            self.streams |= {one.stream for one in received}
+            self.keep(received)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_partitions_move_between_raters_without_a_gap(place: KafkaPlace) -> None:
+    stored: dict[str, int] = {}
+    kept: list[Received] = []
+    last = 0
+
+    async def produce_more(log: CounterLog) -> None:
+        nonlocal last
+        for _ in range(20):
+            last += 1
+            await log.produce([record(last, partition) for partition in range(PARTITIONS)])
+            await asyncio.sleep(0.01)
+
+    def everything_read() -> bool:
+        return all(set(numbers(kept, partition)) == set(range(1, last + 1)) for partition in range(PARTITIONS))
+
+    one, other = Sharing(place, stored, kept), Sharing(place, stored, kept)
+    async with opened(place.log()) as log:
+        await one.open()
+        work_of_one = asyncio.ensure_future(one.work())
+        await produce_more(log)
+        await wait_until(everything_read)
+        opening, producing = asyncio.ensure_future(other.open()), asyncio.ensure_future(produce_more(log))
+        await opening
+        work_of_other = asyncio.ensure_future(other.work())
+        await producing
+        while not other.streams:
+            await produce_more(log)
+        one.streams.clear()
+        other.streams.clear()
+        await produce_more(log)
+        await wait_until(everything_read)
+        assert one.streams and other.streams and not one.streams & other.streams
+        work_of_one.cancel()
+        await one.close()
+        await produce_more(log)
+        await wait_until(everything_read)
+        assert len(other.streams) == PARTITIONS
+        work_of_other.cancel()
+        await other.close()
+    assert_complete(kept, last, range(PARTITIONS))
+
+
+async def test_positions_of_the_store_win_over_those_of_kafka(place: KafkaPlace) -> None:
+    async with opened(place.log()) as log:
+        await log.produce(records(range(1, 11)))
+        async with reading(place) as reader:
+            await reader.take(10)
+        for position, expected in ((4, [5, 6, 7, 8, 9, 10]), (0, list(range(1, 11)))):
+            async with reading(place, {f"{place.cluster.counters}/0": position}) as reader:
+                assert numbers(await reader.take(len(expected))) == expected
+                await reader.nothing_more()
+
+
+async def test_counters_that_kafka_deleted_are_told_of(place: KafkaPlace, kafka: services.Kafka) -> None:
+    async with opened(place.log()) as log:
+        await log.produce(records(range(1, 11)))
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+        await admin.start()
+        await admin.delete_records({TopicPartition(place.cluster.counters, 0): RecordsToDelete(before_offset=6)})
+        await admin.close()
+        with capture_logs() as lines:
+            async with reading(place, {f"{place.cluster.counters}/0": 3}) as reader:
+                assert numbers(await reader.take(4)) == [7, 8, 9, 10]
+    assert [(line["stored"], line["first"]) for line in lines if "deleted counters" in line["event"]] == [(3, 6)]
+
+
+async def test_a_cluster_that_can_lose_usage_is_refused(place: KafkaPlace) -> None:
+    async with opened(place.log()):
+        pass  # makes the topics, on a single broker
+    strict = KafkaCluster(place.cluster.bootstrap, place.cluster.prefix)
+    with pytest.raises(UnfitLog, match=r"usage\.counters keeps a single copy of each record: give it a replication factor of 3"):
+        await KafkaLog(strict).open()
+
+
+async def test_topics_are_made_only_when_asked(place: KafkaPlace) -> None:
+    cluster = KafkaCluster(place.cluster.bootstrap, place.cluster.prefix, accept_unsafe=True)
+    with pytest.raises(UnfitLog, match=rf"no topic {place.cluster.counters} and no topic {place.cluster.rejected}"):
+        await KafkaLog(cluster).open()
+
+
+async def test_many_may_make_the_topics_at_once(place: KafkaPlace) -> None:
+    logs = [place.log() for _ in range(4)]
+    await asyncio.gather(*(log.open() for log in logs))
+    assert {log.partitions for log in logs} == {PARTITIONS}
+    for log in logs:
+        await log.close()
+
+
+async def test_a_record_above_a_batch_has_a_batch_of_its_own(place: KafkaPlace) -> None:
+    large: list[Record] = [record(n, value=bytes([n]) * 700_000) for n in range(1, 4)]
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce(large)
+        assert [one.value for one in await reader.take(3)] == [one.value for one in large]

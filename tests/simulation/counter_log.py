@@ -1,0 +1,126 @@
+"""Kafka of the simulation: one log behind all writers, whose produce can fail before, halfway or after, or land late; and the rater's oracle.
+
+`Ledger` is what a rater must arrive at: records are applied by (writer, partition, n), known ones skipped, gaps held. It counts events by
+subject, and every event of a simulation has a subject of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from buffer.counter_log import LogUnavailable, Record, Rejected
+
+
+class SharedLog:
+    """What survives every crash: topics and the registry."""
+
+    def __init__(self, rng: random.Random, partitions: int) -> None:
+        self.rng = rng
+        self.partitions = partitions
+        self.records: list[tuple[bytes, Record]] = []  # (writer, record) in order of arrival
+        self.rejected: list[Rejected] = []
+        self.registry: dict[bytes, int | None] = {}
+        self.unreachable_until_s = 0.0
+        self.unknown_outcomes = 0.0  # chance that a produce ends without a known outcome
+        self.ledger = Ledger()
+
+    def append(self, writer: bytes, record: Record) -> None:
+        self.records.append((writer, record))
+        self.ledger.apply(writer, record)
+
+
+class SimulatedLog:
+    """`buffer.counter_log.CounterLog` of one writer process."""
+
+    def __init__(self, shared: SharedLog, writer: bytes) -> None:
+        self._shared = shared
+        self._writer = writer
+        self.dead = False  # its process was killed: nothing of it reaches the log any more
+
+    @property
+    def identity(self) -> str:
+        return "simulated-log"
+
+    @property
+    def partitions(self) -> int:
+        return self._shared.partitions
+
+    async def open(self) -> None:
+        await self._reach()
+
+    async def _reach(self) -> None:
+        shared = self._shared
+        await asyncio.sleep(shared.rng.uniform(0.0005, 0.01))
+        if self.dead or asyncio.get_running_loop().time() < shared.unreachable_until_s:
+            raise LogUnavailable("the simulated log cannot be reached")
+
+    async def produce(self, records: Sequence[Record]) -> None:
+        await self._reach()
+        shared = self._shared
+        if shared.rng.random() >= shared.unknown_outcomes:
+            for record in records:
+                shared.append(self._writer, record)
+            await asyncio.sleep(shared.rng.uniform(0.0005, 0.01))
+            return
+        for record in records:  # any subset, some of it later than the answer; in order within a partition
+            fate = shared.rng.random()
+            if fate < 0.4:
+                shared.append(self._writer, record)
+            elif fate < 0.7:
+                asyncio.get_running_loop().call_later(shared.rng.uniform(0, 5), shared.append, self._writer, record)
+        raise LogUnavailable("the outcome is unknown")
+
+    async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:
+        await self._reach()
+        self._shared.rejected.extend(rejected)
+
+    async def register(self, writer: bytes) -> None:
+        await self._reach()
+        self._shared.registry.setdefault(writer, None)
+
+    async def writers(self) -> dict[bytes, int | None]:
+        await self._reach()
+        return dict(self._shared.registry)
+
+    async def has_data(self) -> bool:
+        await self._reach()
+        return bool(self._shared.records)
+
+    async def close(self) -> None:
+        pass
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.hashes: dict[tuple[bytes, int, int], bytes] = {}
+        self.last: Counter[tuple[bytes, int]] = Counter()
+        self.held: dict[tuple[bytes, int], dict[int, Record]] = {}
+        self.events: Counter[tuple[str, str]] = Counter()  # (tenant, subject) -> how often counted
+        self.tallies: Counter[tuple[str, str]] = Counter()  # (tenant, verdict)
+
+    def apply(self, writer: bytes, record: Record) -> None:
+        chain = (writer, record.partition)
+        known = self.hashes.setdefault((*chain, record.n), record.value)
+        assert known == record.value, f"a fork: record {record.n} of partition {record.partition} exists with other bytes"
+        if record.n <= self.last[chain]:
+            return
+        held = self.held.setdefault(chain, {})
+        held[record.n] = record
+        while (following := held.pop(self.last[chain] + 1, None)) is not None:
+            self.last[chain] += 1
+            self._fold(following)
+
+    def _fold(self, record: Record) -> None:
+        value = json.loads(record.value)
+        for _, tenant, subject, _, _, _, events in value["counters"]:
+            self.events[tenant, subject] += events
+        for tenant, counts in value["tallies"].items():
+            for verdict, count in counts.items():
+                self.tallies[tenant, verdict] += count
+
+    def gaps(self) -> list[tuple[str, int, list[int]]]:
+        return [(writer.hex(), partition, sorted(held)) for (writer, partition), held in self.held.items() if held]

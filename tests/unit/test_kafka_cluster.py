@@ -1,0 +1,64 @@
+"""What is required of the topics that usage rests on."""
+
+from __future__ import annotations
+
+import pytest
+
+from buffer.kafka_cluster import KafkaCluster, Topic, objections_to
+
+CLUSTER = KafkaCluster("broker:9092", prefix="p.")
+GOOD = {
+    "min.insync.replicas": "2",
+    "unclean.leader.election.enable": "false",
+    "cleanup.policy": "delete",
+    "retention.ms": "604800000",
+    "retention.bytes": "-1",
+    "max.message.bytes": "1048588",
+}
+
+
+def counters(replicas: int = 3, **settings: str) -> Topic:
+    return Topic("p.usage.counters", 6, replicas, GOOD | {name.replace("__", "."): value for name, value in settings.items()})
+
+
+def writers(**settings: str) -> Topic:
+    changed = {name.replace("__", "."): value for name, value in settings.items()}
+    return Topic("p.usage.writers", 1, 3, GOOD | {"cleanup.policy": "compact"} | changed)
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        counters(),
+        counters(2),
+        counters(retention__ms="-1"),
+        writers(),
+        writers(retention__ms="1", max__message__bytes="1000"),
+        Topic("p.usage.rejected", 1, 3, GOOD | {"retention.ms": "1", "retention.bytes": "5"}),
+    ],
+)
+def test_a_fit_topic(topic: Topic) -> None:
+    assert objections_to(CLUSTER, topic) == []
+
+
+@pytest.mark.parametrize(
+    ("topic", "remedy"),
+    [
+        (counters(1), "replication factor of 3"),
+        (counters(min__insync__replicas="1"), "min.insync.replicas to 2"),
+        (counters(unclean__leader__election__enable="true"), "unclean.leader.election.enable to false"),
+        (counters(cleanup__policy="compact"), "cleanup.policy to delete"),
+        (counters(cleanup__policy="compact,delete"), "cleanup.policy to delete"),
+        (counters(retention__ms="604799999"), "retention.ms to at least 604800000"),
+        (counters(retention__ms="0"), "retention.ms to at least 604800000"),
+        (counters(retention__bytes="1000000000"), "retention.bytes to -1"),
+        (counters(max__message__bytes="999999"), "max.message.bytes to at least"),
+        (writers(cleanup__policy="delete"), "cleanup.policy to compact"),
+        (writers(cleanup__policy="compact,delete"), "cleanup.policy to compact"),
+        (writers(min__insync__replicas="1"), "min.insync.replicas to 2"),
+    ],
+)
+def test_an_unfit_topic_is_told_what_to_change(topic: Topic, remedy: str) -> None:
+    (objection,) = objections_to(CLUSTER, topic)
+    assert topic.name in objection
+    assert remedy in objection
