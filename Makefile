@@ -82,8 +82,12 @@ prove: services ## run the full proofs: a million events, twenty crashes, severa
 	$(BIN)/python -m tests.prove $(ARGS)
 
 .PHONY: simulate
-simulate: $(VENV)/installed-dev ## run the pipeline inside the simulator; ARGS="..." for pytest, such as a seed
+simulate: $(VENV)/installed-dev ## run the pipeline inside the simulator; SEED=17 replays that one run
+ifdef SEED
+	$(BIN)/python -c 'from tests.simulation.scenario import simulate; print(simulate($(SEED)))'
+else
 	$(BIN)/python -m pytest tests/simulation $(ARGS)
+endif
 
 .PHONY: bench
 bench: services ## CPU per event of each step and of the whole service, beside a naive control

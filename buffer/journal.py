@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from buffer.counter_log import Record
-from buffer.counters import MeterDefinition
+from buffer.counters import MeterDefinition, Tallies
 from buffer.disk import Background, Disk
 from buffer.journal_codec import FRAME_BYTES, encode_record
 from buffer.journal_records import Flushed, JournalRecord, Meters
@@ -228,6 +228,16 @@ class Journal:
         self._waiters = []
 
     # ---- room
+
+    @property
+    def totals(self) -> Tallies:
+        """Of everything appended since the journal was made. To look at, not to change."""
+        return self._standing.totals
+
+    @property
+    def flushed(self) -> dict[int, int]:
+        """Accepted events by tenant that acknowledged flushes carried. To look at, not to change."""
+        return self._standing.flushed
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes fit below the journal's bound and into the free disk, as far as that is known. No system call."""

@@ -29,6 +29,8 @@ class _Incarnation:
     mark: int = 0
     executions: int = 0
     closed: int | None = None
+    number: int = 0  # holds only in the era it was given in
+    era: bytes = b""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,6 @@ class ClaimTable:
         self._horizon = 0
         self._newest: dict[int, int] = {}
         self._claims: dict[int, dict[int, dict[bytes, bytes]]] = {}
-        self._numbers: dict[bytes, int] = {}
         self._interned: dict[int, bytes] = {}
         self._w: dict[bytes, _Incarnation] = {}
         self._writers: dict[bytes, bytes] = {}
@@ -69,11 +70,11 @@ class ClaimTable:
         refusal = self._admit(context)
         if refusal and refusal[0] != b"rejoin":
             return refusal
-        unknown = bool(refusal) or context.incarnation not in self._numbers
+        unknown = self._number(context, self._open.era) is None
         self._w.setdefault(context.incarnation, _Incarnation()).session = context.session
-        self._intern(context.incarnation)
         is_open = self._open.replication_id == self.replication_id
         if is_open:
+            self._intern(context, self._open.era)
             self.rotate(context, clock_us)
         joined = self._join.replication_id == self.replication_id and context.writer in self._joined
         return [b"hello", self.replication_id.encode(), int(is_open), int(joined), int(unknown), self._horizon]
@@ -95,12 +96,12 @@ class ClaimTable:
         if refusal:
             return refusal
         if self._join.replication_id == self.replication_id:
-            self._intern(context.incarnation)
+            self._intern(context, self._join.era)
             return [b"joining", self._join.era, 0]
         self._open.replication_id = None
         self._wipe()
         self._join = _Owner(self.replication_id, context.log, context.identity, era)
-        self._intern(context.incarnation)
+        self._intern(context, era)
         return [b"joining", era, 1]
 
     def reclaim(self, context: Context, era: bytes, clock_us: int, sections: Sequence[Reclaim]) -> Reply:
@@ -109,7 +110,7 @@ class ClaimTable:
         refusal = self._admit(context)
         if refusal:
             return refusal
-        number = self._numbers.get(context.incarnation)
+        number = self._number(context, era)
         if number is None:
             return [b"rejoin"]
         gen = self.rotate(context, clock_us)
@@ -133,7 +134,7 @@ class ClaimTable:
         self._joined.add(context.writer)
         missing = len(set(members) - self._joined)
         if missing == 0:
-            self._open = _Owner(self.replication_id, context.log, context.identity)
+            self._open = _Owner(self.replication_id, context.log, context.identity, era)
         return [b"joined", int(self._open.replication_id == self.replication_id), missing]
 
     def claim(
@@ -151,7 +152,7 @@ class ClaimTable:
         refusal = self._admit(context)
         if refusal:
             return refusal
-        my_number = self._numbers.get(context.incarnation)
+        my_number = self._number(context, self._open.era)
         if my_number is None:
             return [b"rejoin"]
         me = self._w[context.incarnation]
@@ -159,10 +160,10 @@ class ClaimTable:
             me.mark = mark
         if number == 0:
             return [b"marked"]
+        me.executions += 1
         gen = self.rotate(context, clock_us)
         if sections and oldest_us <= self._horizon:
             return [b"late", self._horizon]
-        me.executions += 1
         codes = self._verdicts(gen, my_number, number, newest_us, sections)
         return [b"verdicts", gen, me.executions, self._horizon, codes]
 
@@ -285,11 +286,15 @@ class ClaimTable:
     def _joining(self, era: bytes) -> bool:
         return self._join.replication_id == self.replication_id and self._join.era == era
 
-    def _intern(self, incarnation: bytes) -> None:
-        if incarnation not in self._numbers:
-            number = len(self._interned) + 1
-            self._numbers[incarnation] = number
-            self._interned[number] = incarnation
+    def _number(self, context: Context, era: bytes) -> int | None:
+        me = self._w.get(context.incarnation)
+        return me.number if me is not None and me.number and me.era == era else None
+
+    def _intern(self, context: Context, era: bytes) -> None:
+        if self._number(context, era) is None:
+            me = self._w[context.incarnation]
+            me.number, me.era = len(self._interned) + 1, era
+            self._interned[me.number] = context.incarnation
 
     # ---- generations
 
@@ -327,7 +332,6 @@ class ClaimTable:
         for generation in list(self._claims):
             self._bury(generation)
         self._newest.clear()
-        self._numbers.clear()
         self._interned.clear()
         self._joined.clear()
 

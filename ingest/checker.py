@@ -4,7 +4,7 @@ Pure. Belongs here: every rejection code but `conflict`, and its sentence. Must 
 
 An event is read member by member (each stays raw until it is wanted), so a fault in one field never hides another, and what no meter
 reads is never looked at. Of several faults the first in this order is named: specversion, id, source, type, subject, data_base64, time,
-data. A member that occurs twice: the last one counts, except that two different `type`s are refused.
+data. Of a member that occurs twice the last one counts.
 """
 
 from __future__ import annotations

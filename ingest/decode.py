@@ -422,7 +422,7 @@ def broken(body: bytes, error: Exception) -> Unusable:
     match = re.search(r"^(?:JSON is malformed: )?(.*?) \(byte (\d+)\)$", str(error))
     if match is None:
         return Unusable(400, f"The JSON ends too early, after {len(body)} bytes: {_excerpt(body, len(body))}.")
-    place = int(match[2])
+    place = int(match[2]) - (match[1] == "trailing characters")  # that one is counted from one
     return Unusable(400, f"The JSON is broken at byte {place}: {match[1]}, near {_excerpt(body, place)}.")
 
 

@@ -5,11 +5,18 @@ Must not know: Redis, HTTP, calls under way.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 
-from buffer.counter_log import CounterLog
+import structlog
+
+from buffer.counter_log import CounterLog, LogUnavailable
 from buffer.journal import Journal
 from dedupe.port import Claimed
+
+log = structlog.get_logger()
+
+_RETRY_S = 1.0
 
 
 class JournalHistory:
@@ -43,5 +50,12 @@ class JournalHistory:
             yield Claimed(tenant, generation, newest_us, digests, fingerprints)
 
     async def members(self) -> frozenset[bytes]:
-        writers = await self._log.writers()
-        return frozenset(writer for writer, retired in writers.items() if retired is None)
+        """Waits for the registry: to open claims without a member would count its events twice."""
+        while True:
+            try:
+                writers = await self._log.writers()
+            except LogUnavailable as error:
+                log.warning("waiting for the registry of writers", error=str(error))
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return frozenset(writer for writer, retired in writers.items() if retired is None)

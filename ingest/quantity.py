@@ -77,7 +77,7 @@ class Quantity(NamedTuple):
         if isinstance(value, Decimal):
             return value
         if isinstance(value, Unwritable):
-            raise self._too_many(value.text)
+            raise self._too_many(value)
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             read = decode_decimal(value)
             if isinstance(read, Decimal):

@@ -28,7 +28,9 @@ class DataFolder:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             os.makedirs(f"{self.path}/run", mode=0o700, exist_ok=True)
         except OSError as error:
-            raise Stop(f"The data folder {self.path} cannot be made or used: {error.strerror}. Choose another with --data.", USAGE) from error
+            raise Stop(
+                f"The data folder {self.path} cannot be made or used: {error.strerror}. Choose another with --data.", USAGE
+            ) from error
         if not os.access(f"{self.path}/run", os.W_OK | os.X_OK):
             raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
         self.run = self._short_folder("run")
@@ -58,7 +60,10 @@ class DataFolder:
     def _short_folder(self, name: str) -> str:
         """The address of a unix socket has little room. Where the data folder's path is too long, a private folder elsewhere serves."""
         folder = f"{self.path}/{name}"
-        if len(os.fsencode(f"{folder}/worker-00.sock")) <= LONGEST_SOCKET_PATH and len(os.fsencode(f"{folder}/pg/.s.PGSQL.5432")) <= LONGEST_SOCKET_PATH:
+        if (
+            len(os.fsencode(f"{folder}/worker-00.sock")) <= LONGEST_SOCKET_PATH
+            and len(os.fsencode(f"{folder}/pg/.s.PGSQL.5432")) <= LONGEST_SOCKET_PATH
+        ):
             return folder
         return tempfile.mkdtemp(prefix="parshall-")
 

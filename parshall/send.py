@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from parshall.admin_client import DEFAULT_URL, key_option, key_or_demo, url_option
+from parshall.admin_client import key_option, key_or_demo, url_option
 from parshall.errors import EXIT_CODES, FAILED, INTERRUPTED, OK, Stop
 
 if TYPE_CHECKING:

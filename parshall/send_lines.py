@@ -64,7 +64,7 @@ class Input:
             self._gzip = buffered.peek(2)[:2] == _GZIP_MAGIC
         except OSError as error:
             raise Stop(f"Cannot read {name}: {error.strerror}.", USAGE) from error
-        self._file: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 18) if self._gzip else buffered  # type: ignore[type-var]
+        self._file: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 18) if self._gzip else buffered
         self.size = None if name == STDIN else os.fstat(self._raw.fileno()).st_size
 
     @property

@@ -119,7 +119,7 @@ class FlushSettings(Section):
 
     interval_ms: Whole | None = Field(
         None,
-        ge=50,
+        ge=10,
         le=3_600_000,
         examples=[10_000],
         description="Time between two flushes. When not set: 1000 in `parshall up`, 10000 in `parshall ingest`.",
@@ -145,6 +145,9 @@ class KafkaSettings(Section):
         None,
         examples=[False],
         description="Start although replication or retention of the cluster cannot keep the promise. When not set: only `parshall up` does.",
+    )
+    create_topics: bool | None = Field(
+        None, examples=[False], description="Make the topics that are missing. When not set: only `parshall up` does."
     )
 
 
@@ -176,12 +179,12 @@ class Settings(Section):
 
     listen: Annotated[str, AfterValidator(_address)] = Field("127.0.0.1:8080", description="Host and port of the HTTP API.")
     data: str = Field("parshall-data", min_length=1, description="The data folder: journals, and all that `parshall up` keeps itself.")
-    ingest: IngestSettings = IngestSettings()  # type: ignore[call-arg]
-    journal: JournalSettings = JournalSettings()  # type: ignore[call-arg]
-    flush: FlushSettings = FlushSettings()  # type: ignore[call-arg]
-    redis: RedisSettings = RedisSettings()  # type: ignore[call-arg]
-    kafka: KafkaSettings = KafkaSettings()  # type: ignore[call-arg]
-    postgres: PostgresSettings = PostgresSettings()  # type: ignore[call-arg]
+    ingest: IngestSettings = IngestSettings()
+    journal: JournalSettings = JournalSettings()
+    flush: FlushSettings = FlushSettings()
+    redis: RedisSettings = RedisSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    postgres: PostgresSettings = PostgresSettings()
     tenants: tuple[TenantSettings, ...] = ()
     keys: tuple[KeySettings, ...] = ()
     meters: tuple[dict[str, Any], ...] = Field((), description="The catalogue: what is counted.")

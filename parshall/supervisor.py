@@ -2,7 +2,7 @@
 
 Belongs here: the order of things, signals, readiness. Must not know: options, what is printed, what the children do inside.
 
-Start: PostgreSQL, the schema, the rater, the workers. Stop: the workers (they finish their requests and flush), the rater (it takes in
+Start: the workers, and beside them PostgreSQL, the schema, the rater. Stop: the workers (they finish their requests and flush), the rater (it takes in
 what they flushed), PostgreSQL. A second signal hurries: what is not finished is finished at the next start.
 """
 
@@ -83,6 +83,9 @@ class Supervisor:
     # ---- start
 
     async def _start(self) -> None:
+        """Workers need PostgreSQL only to be asked about usage, so they start beside it."""
+        for worker, _ in self._workers:
+            self._keep(worker.keep())
         if self._plan.postgres is not None:
             await _start_postgres(self._plan.postgres)
             self._keep(self._keep_postgres(self._plan.postgres))
@@ -91,8 +94,6 @@ class Supervisor:
         if self._rater is not None:
             self._keep(self._rater.keep())
             self._rater.was_ready = True  # it has nothing to answer; what it lacks it waits for
-        for worker, _ in self._workers:
-            self._keep(worker.keep())
         for worker, socket in self._workers:
             await self._wait_ready(worker, socket)
 

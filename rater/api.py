@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
-from asyncpg.exceptions import InterfaceError, PostgresError
 
 from buffer.counters import MeterDefinition
 from rater import query as queries
 from rater.period import is_closed
+from rater.postgres import FAILURES
 from rater.prices.money import EXACT, ZERO, plain, scaled_text
 from rater.prices.price import Line, Tier
 from rater.questions import USAGE_PARAMETERS, BadQuery, charges_question, instant_text, only, required, usage_question
@@ -74,7 +74,7 @@ class Api:
             return Answer(200, _encode(await work))
         except BadQuery as error:
             return problem(400, "Bad query", str(error))
-        except (PostgresError, InterfaceError, OSError, TimeoutError) as error:
+        except FAILURES as error:
             log.warning("a query failed: %s: %s", type(error).__name__, error)
             return problem(503, "Not now", f"the database cannot be asked now; ask again in {RETRY_AFTER_S} seconds")
 

@@ -18,7 +18,7 @@ from buffer.record import CounterRecord
 
 LARGEST = (1 << 63) - 1  # events and windows are kept in 8 bytes
 LAST_WINDOW_S = 221_845_392_000  # the year 9000: the calendar has an end
-KEPT_SERIES = 500_000
+KEPT_SERIES = 200_000  # some 150 MB
 
 _encode = msgspec.json.Encoder().encode
 

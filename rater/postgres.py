@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
-from asyncpg.exceptions import DataError, InterfaceError, PostgresError, ProgramLimitExceededError
+from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, PostgresError, ProgramLimitExceededError
 
 from rater.chain import ChainKey
 from rater.prices.book import PriceBook
@@ -20,7 +20,8 @@ from rater.transaction import CHAINS, USAGE, Applied, Connection, Known, Transac
 
 COMMAND_TIMEOUT_S = 60
 
-_FAILURES = (PostgresError, InterfaceError, OSError, TimeoutError)
+# Internal…: what asyncpg raises when a connection ends in the middle of a COPY.
+FAILURES = (PostgresError, InterfaceError, InternalClientError, OSError, TimeoutError)
 
 
 class DatabaseFailed(Exception):
@@ -107,7 +108,7 @@ class Ledger:
             if connection is not None:
                 try:
                     await connection.close(timeout=5)
-                except _FAILURES:
+                except FAILURES:
                     connection.terminate()
 
     @asynccontextmanager
@@ -120,7 +121,7 @@ class Ledger:
             except (DataError, asyncpg.exceptions._base.DataError, ProgramLimitExceededError) as error:
                 self._forget()
                 raise Unstorable(_told(error)) from error
-            except _FAILURES as error:
+            except FAILURES as error:
                 self._forget()
                 raise DatabaseFailed(_told(error)) from error
             except BaseException:  # cancelled, or a broken invariant: what the connection was doing is not known
@@ -130,7 +131,11 @@ class Ledger:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._forget()
-            settings = {"application_name": "parshall rater", "default_transaction_isolation": "read committed"}
+            settings = {
+                "application_name": "parshall rater",
+                "default_transaction_isolation": "read committed",
+                "idle_in_transaction_session_timeout": "60s",  # a rater that stands still does not keep the others waiting
+            }
             connection = await asyncpg.connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
             self._connection = connection
             await connection.execute(USAGE["folded_make"])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from buffer.counters import MERGE_OF
-from rater.fold import KEPT_SERIES, Series, name_digest
+from rater.fold import Series, name_digest
 from rater.period import Period, month_labelled, period_of
 from rater.prices.book import PriceBook, PriceVersion, price_for
 from rater.prices.money import from_scaled
@@ -79,11 +79,13 @@ class PricedPeriod:
         self.version: PriceVersion | None = book.book.version_for(month_labelled(label, book.zone)) if book.book else None
         self._lines: dict[Series, ChargeLine] = {}
 
+    def __len__(self) -> int:
+        """How many lines are kept."""
+        return len(self._lines)
+
     def line(self, series: Series) -> ChargeLine:
         line = self._lines.get(series)
         if line is None:
-            if len(self._lines) >= KEPT_SERIES:
-                self._lines.clear()
             line = self._lines[series] = self._line(series)
         return line
 

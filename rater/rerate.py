@@ -16,10 +16,9 @@ from rater.fold import Series, name_digest
 from rater.period import Period, is_closed, month_labelled, months_between
 from rater.prices.book import PriceBook
 from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
-from rater.statements import statements
 from rater.transaction import CHARGES, USAGE, Connection, book_in_force, line_columns
 
-QUERY = statements("query")
+TIMEOUT_S = 3600  # a month of a large tenant takes longer than other statements may
 
 
 class BookRefused(Exception):
@@ -55,9 +54,9 @@ async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_
 
 async def _charge_all_again(connection: Connection, tenant: int, new: BookInForce, name: str) -> list[ReRated]:
     """The tenant had no book, so its months were those of UTC: made anew from all its usage."""
-    await connection.execute(CHARGES["lines_remove"], tenant, None)
+    await connection.execute(CHARGES["lines_remove"], tenant, None, timeout=TIMEOUT_S)
     await connection.execute(CHARGES["periods_remove"], tenant)
-    first_s, last_s = await connection.fetchrow(CHARGES["usage_bounds"], tenant)
+    first_s, last_s = await connection.fetchrow(CHARGES["usage_bounds"], tenant, timeout=TIMEOUT_S)
     if first_s is None:
         return []
     periods = list(months_between(first_s, last_s + 1, new.zone))
@@ -91,9 +90,9 @@ async def _charge_open_again(connection: Connection, tenant: int, new: BookInFor
 
 async def _charge_again(connection: Connection, tenant: int, name: str, period: Period, book: BookInForce) -> ReRated:
     lines, quantities = await lines_from_usage(connection, tenant, name, period, book)
-    await connection.execute(CHARGES["lines_remove"], tenant, period.label)
+    await connection.execute(CHARGES["lines_remove"], tenant, period.label, timeout=TIMEOUT_S)
     ordered = [lines[key] for key in sorted(lines)]
-    await connection.execute(CHARGES["lines_add"], *line_columns(ordered, {name: tenant}, quantities))
+    await connection.execute(CHARGES["lines_add"], *line_columns(ordered, {name: tenant}, quantities), timeout=TIMEOUT_S)
     return ReRated(name, period.label, len(lines))
 
 
@@ -104,7 +103,7 @@ async def lines_from_usage(
     priced = PricedPeriod(name, period.label, book)
     lines: dict[str, ChargeLine] = {}
     quantities: dict[str, int] = {}
-    for row in await connection.fetch(CHARGES["usage_of_period"], tenant, period.start_s, period.end_s):
+    for row in await connection.fetch(CHARGES["usage_of_period"], tenant, period.start_s, period.end_s, timeout=TIMEOUT_S):
         meter = MeterDefinition(row["name"], "", row["aggregation"], row["scale"], row["window_s"], tuple(row["names"]))
         line = priced.line(Series(name, meter, row["subject"], tuple(json.loads(row["dimensions"]))))
         lines[line.key] = line
@@ -132,7 +131,7 @@ async def check_charges(connection: Connection, tenant_name: str) -> list[Differ
         assert month_labelled(label, book.zone) == Period(label, start_s, end_s)
         lines, quantities = await lines_from_usage(connection, row["tenant"], tenant_name, Period(label, start_s, end_s), book)
         computed = {key: (quantities[key], line.amount(quantities[key])) for key, line in lines.items()}
-        stored = _stored(await connection.fetch(CHARGES["lines_of_period"], row["tenant"], label))
+        stored = _stored(await connection.fetch(CHARGES["lines_of_period"], row["tenant"], label, timeout=TIMEOUT_S))
         differences += [
             Difference(tenant_name, label, key, computed.get(key), stored.get(key))
             for key in sorted(computed.keys() | stored.keys())

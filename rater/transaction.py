@@ -71,9 +71,11 @@ class Known:
         self.periods: dict[tuple[str, str, int | None], PricedPeriod] = {}
 
     def trim(self) -> None:
+        """Between transactions: forgetting costs some statements, never a number."""
         if self.series.trim():
             self.stored_series.clear()
-            self.stored_lines.clear()
+            self.periods.clear()
+        if sum(map(len, self.periods.values())) > KEPT_SERIES:
             self.periods.clear()
         if len(self.stored_lines) > KEPT_SERIES:
             self.stored_lines.clear()

@@ -1,7 +1,8 @@
 """Fixtures that every kind of test may use: real servers, and places of one's own in them.
 
-Belongs here: which server lives how long, how properties are explored. Must not know: how servers are started (tests/services.py), the project's own code.
-A test that breaks a server starts one of its own with tests/services.py; those of the session are shared, and must stay up.
+Belongs here: which server lives how long, how properties are explored. Must not know: how servers are started (tests/services.py), the
+project's own code. A test that breaks a server starts one of its own with tests/services.py; those of the session are shared, and must
+stay up.
 """
 
 from __future__ import annotations

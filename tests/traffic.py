@@ -103,7 +103,6 @@ class _Maker:
         self._pick = pick
         self._anchors = list(self._make_anchors(ZoneInfo(timezone_name)))
         self._number = 0
-        self._bad = [(code, make) for code, makers in BAD.items() for make in makers]
 
     def files(self, events: int) -> tuple[list[bytes], list[bytes]]:
         bad = events * BAD_PER_MILLE // 1000
@@ -186,7 +185,9 @@ class _Maker:
     # ---- bad events
 
     def _spoiled(self, number: int) -> tuple[bytes, Fields]:
-        _, spoil = self._bad[number % len(self._bad)]
+        codes = list(BAD.values())
+        makers = codes[number % len(codes)]
+        spoil = makers[number // len(codes) % len(makers)]
         event = self.event()
         return spoil(event, self._plan, self._pick), event
 

@@ -94,6 +94,9 @@ class Edge:
         counts = {"received": len(events), "accepted": len(accepted), "duplicate": len(events) - len(accepted), "rejected": 0}
         return _answer(200, counts)
 
+    async def ready(self, request: web.Request) -> web.Response:
+        return _answer(200, {"status": "ready"})
+
     async def _claim(self, tenant: str, events: list[Any]) -> list[Any]:
         pipeline = self._claims.pipeline(transaction=False)
         for event in events:
@@ -117,7 +120,9 @@ async def serve(port: int, redis_url: str, kafka: str) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", enable_idempotence=True, linger_ms=5, max_batch_size=131_072)
     await producer.start()
     app = web.Application(client_max_size=16 * 1024 * 1024)
-    app.router.add_post("/v1/events", Edge(claims, producer, {"bench-key": "bench"}).post_events)
+    edge = Edge(claims, producer, {"bench-key": "bench"})
+    app.router.add_post("/v1/events", edge.post_events)
+    app.router.add_get("/readyz", edge.ready)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()

@@ -16,28 +16,28 @@
 local number, mark, clock_us, oldest_us, newest_us = struct.unpack('>I4I4I8I8I8', ARGV[9])
 
 -- Step 1: is this the Redis in which claims are complete?
-local open = redis.call('HMGET', open_key, 'replid', 'identity')
+local open = redis.call('HMGET', open_key, 'replid', 'identity', 'era')
 if open[2] ~= identity or open[1] ~= replication_id() then
   return {'rebuild'}
 end
 
 -- Step 2: may I speak?
-local refusal, known_mark, executions = admit()
+local refusal, known_mark, executions, my_number = admit(open[3])
 if refusal then
   return refusal
 end
-local my_number = tonumber(redis.call('HGET', namespace .. 'numbers', incarnation))
 if not my_number then
   return {'rejoin'}
 end
 
--- Step 3: marks only rise.
-if mark > known_mark then
-  redis.call('HSET', w_key, 'mark', text(mark))
-end
+-- Step 3: marks only rise. Every call but a bare mark is an execution, also one that step 4 refuses.
+mark = math.max(mark, known_mark)
 if number == 0 then
+  redis.call('HSET', w_key, 'mark', text(mark))
   return {'marked'}
 end
+executions = executions + 1
+redis.call('HSET', w_key, 'mark', text(mark), 'executions', text(executions))
 
 -- Step 4: rotate, then refuse what lies at or below the horizon.
 local gen, low, horizon = rotate(clock_us)
@@ -46,8 +46,6 @@ if #ARGV > 9 and oldest_us <= horizon then
 end
 
 -- Step 5: the verdicts.
-executions = executions + 1
-redis.call('HSET', w_key, 'executions', text(executions))
 local my_tag = struct.pack('>I4I4', my_number, number)
 
 -- Generations below the current one that have claims, newest first.

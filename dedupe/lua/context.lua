@@ -4,15 +4,16 @@
 --   namespace, writer (hex), incarnation (hex), session, log, identity hash, length of a generation in us, lifetime of a claim in us
 --
 -- Keys, all below the namespace; none has a TTL:
---   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to
+--   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to; era
 --   join               hash: replid, log, identity and era (random) of the join under way, or of the last one
 --   joined:{replid}    set of the writers that have claimed everything again into this Redis
 --   gen, low, horizon  current generation, lowest live generation, time at or below which nothing is ever claimed again
 --   newest             hash: generation -> newest event time claimed in it; only generations with claims are in it
 --   tenants:{g}        set of the tenants with claims in generation g
 --   claims:{g}:{t}     hash: 12 bytes of digest -> 4 bytes incarnation number, 4 bytes call (big endian), 4 bytes fingerprint
---   numbers            hash: incarnation -> its number;  incarnations: hash: number -> incarnation. Numbers live as long as the claims
---   w:{incarnation}    hash: writer, session, mark, executions, closed (the last call; absent while it is open)
+--   incarnations       hash: number -> incarnation, for the tags of the claims, and as old as they
+--   w:{incarnation}    hash: writer, session, mark, executions, closed (the last call; absent while it is open), and number, which
+--                      holds only in the era it was given in
 --   writer:{id}        the last incarnation opened
 --
 -- Times are microseconds since 1970, so Lua's numbers hold them exactly (below 2^53).
@@ -32,9 +33,9 @@ local function replication_id()
   return string.find(info, 'role:master', 1, true) and string.match(info, 'master_replid:(%w+)')
 end
 
--- Step 2: may this incarnation speak on this connection? A refusal or nil; its mark; its executions.
-local function admit()
-  local w = redis.call('HMGET', w_key, 'session', 'closed', 'mark', 'executions')
+-- Step 2: may this incarnation speak on this connection? A refusal or nil; its mark, its executions, its number in this era or nil.
+local function admit(era)
+  local w = redis.call('HMGET', w_key, 'session', 'closed', 'mark', 'executions', 'number', 'era')
   if w[2] then
     return {'zombie'}
   end
@@ -44,7 +45,7 @@ local function admit()
   if tonumber(w[1]) > session then
     return {'stale'}
   end
-  return nil, tonumber(w[3]) or 0, tonumber(w[4]) or 0
+  return nil, tonumber(w[3]) or 0, tonumber(w[4]) or 0, w[6] == era and tonumber(w[5]) or nil
 end
 
 -- Is this a replica, or does the store belong to another log or (under this replication id) to another kind of identity? A refusal or nil.
@@ -74,16 +75,4 @@ local function raise_horizon(horizon_us)
   if horizon_us > (tonumber(redis.call('GET', namespace .. 'horizon')) or 0) then
     redis.call('SET', namespace .. 'horizon', text(horizon_us))
   end
-end
-
--- The number that tags carry for this incarnation, given out when it is asked for first.
-local function intern()
-  local number = redis.call('HGET', namespace .. 'numbers', incarnation)
-  if number then
-    return tonumber(number)
-  end
-  local fresh = redis.call('HLEN', namespace .. 'incarnations') + 1
-  redis.call('HSET', namespace .. 'numbers', incarnation, fresh)
-  redis.call('HSET', namespace .. 'incarnations', fresh, incarnation)
-  return fresh
 end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- The first command of every connection: raises the session, so that copies of calls from older connections are refused from now on,
--- and makes the incarnation known here (its w: and its number).
+-- and makes the incarnation known here (its w: and, where claims are complete, its number).
 --
 -- It also rotates a store that is open. It is allowed when memory is full, where every claim is refused: so a full store gets room
 -- again when its claims have grown old, and not only when somebody claims.
@@ -9,6 +9,7 @@
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'zombie'}, {'stale'}
 --          {'hello', replication id, open (1 or 0), this writer joined (1 or 0), incarnation was unknown (1 or 0), horizon}
 --@include context.lua
+--@include numbers.lua
 --@include generations.lua
 
 local replid = replication_id()
@@ -16,20 +17,18 @@ local elsewhere = belongs_elsewhere(replid)
 if elsewhere then
   return elsewhere
 end
-local refusal = admit()
+local open = redis.call('HMGET', open_key, 'replid', 'era')
+local is_open = open[1] == replid and 1 or 0
+local refusal, _, _, number = admit(open[2])
 if refusal and refusal[1] ~= 'rejoin' then
   return refusal
 end
-local unknown = 0
-if refusal or redis.call('HEXISTS', namespace .. 'numbers', incarnation) == 0 then
-  unknown = 1
-end
 redis.call('HSET', w_key, 'writer', writer, 'session', text(session))
 redis.call('HSETNX', w_key, 'mark', '0')
-intern()
-local is_open = redis.call('HGET', open_key, 'replid') == replid and 1 or 0
 if is_open == 1 then
+  intern(open[2])
   rotate(tonumber(ARGV[9]))
 end
 local horizon = tonumber(redis.call('GET', namespace .. 'horizon')) or 0
-return {'hello', replid, is_open, redis.call('SISMEMBER', namespace .. 'joined:' .. replid, writer), unknown, horizon}
+local joined = redis.call('SISMEMBER', namespace .. 'joined:' .. replid, writer)
+return {'hello', replid, is_open, joined, number and 0 or 1, horizon}

@@ -9,6 +9,7 @@
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'rejoin'}, {'zombie'}, {'stale'}
 --          {'joining', era, first (1 or 0)}
 --@include context.lua
+--@include numbers.lua
 
 local replid = replication_id()
 local elsewhere = belongs_elsewhere(replid)
@@ -33,14 +34,14 @@ end
 
 local join = redis.call('HMGET', join_key, 'replid', 'era')
 if join[1] == replid then
-  intern()
+  intern(join[2])
   return {'joining', join[2], 0}
 end
 redis.call('HDEL', open_key, 'replid')
 wipe('claims:*')
 wipe('tenants:*')
 wipe('joined:*')
-redis.call('UNLINK', namespace .. 'newest', namespace .. 'numbers', namespace .. 'incarnations')
+redis.call('UNLINK', namespace .. 'newest', namespace .. 'incarnations')
 redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9])
-intern()
+intern(ARGV[9])
 return {'joining', ARGV[9], 1}

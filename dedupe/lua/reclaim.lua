@@ -13,11 +13,10 @@
 if not joining(replication_id(), ARGV[9]) then
   return {'rebuild'}
 end
-local refusal = admit()
+local refusal, _, _, number = admit(ARGV[9])
 if refusal then
   return refusal
 end
-local number = tonumber(redis.call('HGET', namespace .. 'numbers', incarnation))
 if not number then
   return {'rejoin'}
 end

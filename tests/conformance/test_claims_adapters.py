@@ -469,7 +469,6 @@ async def test_an_incarnation_that_the_store_forgot_joins_again(in_redis: InRedi
         assert await codes(claims, call(1, section("a"))) == b""
         journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
         client.delete(*client.keys("parshall:w:*"))
-        client.delete("parshall:numbers")
         assert await codes(claims, call(2, section("a", "b"))) == b"dg"
         assert journal.drains == 2
     client.close()

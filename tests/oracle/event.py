@@ -44,6 +44,7 @@ class Event:
     subject: str
     time_us: int
     readings: tuple[Reading, ...]
+    shape: frozenset[tuple[str, ...]]  # which paths the meters of its type read
 
 
 class Fault(Exception):
@@ -72,7 +73,8 @@ def _read(line: bytes, config: Config, now: datetime) -> Event:
     subject = _name(_field(fields, "subject"))
     time = _time(_field(fields, "time"), config, now)
     readings = tuple(_reading(meter, fields.get("data", {})) for meter in meters)
-    return Event(source, event_id, subject, (time - EPOCH) // timedelta(microseconds=1), readings)
+    shape = frozenset(path for meter in meters for path in (meter.value, *meter.dimensions.values()))
+    return Event(source, event_id, subject, (time - EPOCH) // timedelta(microseconds=1), readings, shape)
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What became of every event that was sent: the first copy of an identity counts, later ones are duplicates or conflicts.
 
 An identity is (tenant, source, id). Validation comes before it: a rejected event takes no identity. A later copy with other content (time,
-subject, or what the meters read) is a conflict, which is a rejection.
+subject, or what the meters read) is a conflict, which is a rejection; but a copy of another shape, of which the meters read other fields,
+cannot be compared and is a duplicate.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _judge(sent: Sent, ledger: Ledger, config: Config, now: datetime) -> None:
     first = ledger.accepted.setdefault(identity, event)
     if first is event:
         mine.accepted += 1
-    elif first == event:
+    elif first == event or first.shape != event.shape:
         mine.duplicate += 1
     else:
         mine.rejected["conflict"] += 1

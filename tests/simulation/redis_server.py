@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,8 @@ class _Transport(asyncio.Transport):
         self._server = server
         self._rng = rng
         self._reader = hiredis.Reader()
+        self._inbound: deque[bytes] = deque()
+        self._outbound: deque[bytes] = deque()
         self._arrives_s = 0.0
         self._answers_s = 0.0
         self._client_gone = False
@@ -119,24 +122,27 @@ class _Transport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         loop = asyncio.get_running_loop()
+        self._inbound.append(bytes(data))
         self._arrives_s = max(self._arrives_s, loop.time() + self._rng.uniform(0.00005, 0.002))
-        loop.call_at(self._arrives_s, self._arrive, bytes(data))
+        loop.call_at(self._arrives_s, self._arrive)
 
-    def _arrive(self, data: bytes) -> None:
+    def _arrive(self) -> None:
+        """The next message, whichever timer rings: timers of one moment ring in any order, a connection keeps its own."""
         if self._server_gone:
             return
         loop = asyncio.get_running_loop()
         if self._server.paused_until_s > loop.time():
             self._arrives_s = max(self._arrives_s, self._server.paused_until_s)
-            loop.call_at(self._server.paused_until_s, self._arrive, data)
+            loop.call_at(self._server.paused_until_s, self._arrive)
             return
-        self._reader.feed(data)
+        self._reader.feed(self._inbound.popleft())
         while (command := self._reader.gets()) is not False:
-            reply = self._server.execute(self.table or self._server.table, command)
+            self._outbound.append(self._server.execute(self.table or self._server.table, command))
             self._answers_s = max(self._answers_s, loop.time() + self._rng.uniform(0.00005, 0.002))
-            loop.call_at(self._answers_s, self._answer, reply)
+            loop.call_at(self._answers_s, self._answer)
 
-    def _answer(self, reply: bytes) -> None:
+    def _answer(self) -> None:
+        reply = self._outbound.popleft()
         if not self._client_gone and not self._server_gone:
             self.protocol.data_received(reply)
 

@@ -20,7 +20,11 @@ def simulate(seed: int, *, faults: Sequence[str] = tuple(FAULTS)) -> Stats:
     async def main(loop: SimulatedLoop) -> None:
         world = World(loop, seed, writers=1 + seed % 3, partitions=1 + seed % 4)
         worlds.append(world)
-        await _live(world, faults)
+        try:
+            await _live(world, faults)
+        finally:
+            if world.defects:
+                raise world.defects[0]
         check_promise(world)
 
     try:

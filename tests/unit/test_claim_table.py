@@ -186,6 +186,18 @@ def test_step_2_a_copy_from_an_older_connection_is_stale(store: Store, one: Aske
     assert Asker(store, b"1", b"1.1", 1).greeting == [b"stale"]
 
 
+def test_step_2_or_else_a_stale_copy_would_take_a_void_claim_that_nobody_counts(store: Store, one: Asker, two: Asker) -> None:
+    two.codes(1, b"a")
+    delayed = one
+    one = Asker(store, b"1", b"1.1", 2)
+    assert one.codes(1, b"a") == b"p", "so call 1 is journalled without it"
+    one.mark(1)
+    successor = Asker(store, b"2", b"2.2")
+    successor.publish(0, (b"2.1", 0))
+    assert delayed.claim(1, b"a") == [b"stale"]
+    assert successor.codes(1, b"a") == b"g", "without the guard: a duplicate of what was never counted"
+
+
 def test_step_3_marks_only_rise_also_when_the_call_is_refused(one: Asker, two: Asker) -> None:
     one.codes(3, b"a")
     one.mark(3)
@@ -233,7 +245,7 @@ def test_step_4_nothing_is_claimed_by_a_call_at_the_horizon(one: Asker) -> None:
     sections = [Section(1, b"a" * 12 + b"b" * 12, b"sssassss")]
     assert one.table.claim(one.context, 1, 0, NOW_US, NOW_US, NOW_US + 1, sections) == [b"late", NOW_US]
     assert one.table.size == 0
-    assert one.claim(1) == [b"verdicts", 500_000, 1, NOW_US, b""], "a call without events is executed"
+    assert one.claim(1) == [b"verdicts", 500_000, 2, NOW_US, b""], "a call without events is executed"
 
 
 def test_step_5_all_live_generations_are_searched_the_newest_first(store: Store, one: Asker, two: Asker) -> None:
@@ -423,7 +435,7 @@ STEP = st.tuples(
 @dataclass
 class Opening:
     incarnation: bytes
-    records: list[tuple[int, tuple[bytes, ...], int]] = field(default_factory=list)  # (call, granted, generation), in call order
+    records: list[tuple[tuple[bytes, ...], tuple[bytes, ...], int]] = field(default_factory=list)  # granted, duplicates, generation
     synced: int = 0
 
 
@@ -457,7 +469,7 @@ class Ingest:
             self.sync()
             self.asker.table.join(self.asker.context, ERA)
             for old in self.openings:
-                for _, granted, generation in old.records:
+                for granted, _, generation in old.records:
                     reclaim(self.asker, generation, *granted)
             self.asker.join(b"A", b"B", mark=self.opening.synced)
 
@@ -471,9 +483,11 @@ class Ingest:
         generation, codes = reply[1], reply[4]
         assert isinstance(generation, int) and isinstance(codes, bytes)
         codes = codes or b"g" * len(ids)
-        granted = tuple(each for each, code in zip(ids, codes.decode(), strict=True) if code == "g")
+        verdicts = list(zip(ids, codes.decode(), strict=True))
+        granted = tuple(each for each, code in verdicts if code == "g")
+        duplicates = tuple(each for each, code in verdicts if code == "d")
         if len(self.opening.records) < number:
-            self.opening.records.append((number, granted, generation))
+            self.opening.records.append((granted, duplicates, generation))
         return codes
 
     def call(self, ids: set[bytes]) -> bytes | None:
@@ -498,17 +512,20 @@ class Ingest:
         self.call(ids)
 
     def sync(self) -> None:
+        for granted, duplicates, _ in self.opening.records[self.opening.synced :]:
+            self.world.answered |= {*granted, *duplicates}
         self.opening.synced = len(self.opening.records)
 
     def counted(self) -> list[bytes]:
         records = [record for old in self.openings[:-1] for record in old.records] + self.opening.records[: self.opening.synced]
-        return [each for _, granted, _ in records for each in granted]
+        return [each for granted, _, _ in records for each in granted]
 
 
 class World:
     def __init__(self) -> None:
         self.store = Store()
         self.ids = 1
+        self.answered: set[bytes] = set()
         self.copies: list[tuple[Asker, int, tuple[bytes, ...], int]] = []
         self.writers: list[Ingest] = []
         self.writers = [Ingest(self, b"A"), Ingest(self, b"B")]
@@ -552,6 +569,7 @@ def test_every_identity_is_counted_exactly_once(steps: list[tuple[str, int, set[
     for writer in world.writers:
         writer.sync()
         writer.asker.claim(0, mark=writer.opening.synced)
+    assert world.answered <= {each for writer in world.writers for each in writer.counted()}, "answered, so counted"
     too_late = set()
     for each in IDS:
         codes = world.writers[0].call({each})

@@ -1,0 +1,67 @@
+"""What stands in Kafka, counted: a benchmark whose results are not checked measures nothing.
+
+Belongs here: reading a topic to its end. Must not know: who wrote it, how fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+PARTITIONS = 6
+
+
+async def make_topic(kafka: str, topic: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+    finally:
+        await admin.close()
+
+
+class Topic:
+    """Reads on from where it stopped the last time."""
+
+    def __init__(self, kafka: str, name: str) -> None:
+        self._kafka = kafka
+        self._name = name
+        self._positions: dict[TopicPartition, int] = {}
+
+    async def new_values(self) -> list[bytes]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka, enable_auto_commit=False, max_partition_fetch_bytes=8 << 20)
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(self._name, number) for number in sorted(consumer.partitions_for_topic(self._name) or await _known(consumer, self._name))]
+            ends = await consumer.end_offsets(partitions)
+            consumer.assign(partitions)
+            for partition in partitions:
+                consumer.seek(partition, self._positions.get(partition, 0))
+            values: list[bytes] = []
+            while any(self._positions.get(partition, 0) < end for partition, end in ends.items()):
+                for partition, records in (await consumer.getmany(timeout_ms=1000)).items():
+                    values += [record.value for record in records]
+                    self._positions[partition] = records[-1].offset + 1
+            return values
+        finally:
+            await consumer.stop()
+
+
+async def _known(consumer: AIOKafkaConsumer, name: str) -> set[int]:
+    await consumer._client.set_topics([name])
+    while not (found := consumer.partitions_for_topic(name)):
+        await asyncio.sleep(0.05)
+    return set(found)
+
+
+def accepted_in_counter_records(values: list[bytes]) -> tuple[int, int]:
+    """(events by the tallies, counters) of records as docs describe them."""
+    tallied = counters = 0
+    for value in values:
+        record = json.loads(value)
+        tallied += sum(counts.get("accepted", 0) for counts in record["tallies"].values())
+        counters += len(record["counters"])
+    return tallied, counters

@@ -1,0 +1,77 @@
+"""`parshall ingest`: the HTTP edge alone, for production.
+
+One worker runs in this very process, so that whoever started it sees how it ends; several run below a supervisor.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from parshall.errors import EXIT_CODES
+from parshall.roles import demand, options, refuse_fewer_workers, run_tree, say, settings_given, worker_orders
+
+if TYPE_CHECKING:
+    from parshall.data_folder import DataFolder
+    from parshall.settings import Address, Settings
+
+HELP = f"""Run the HTTP edge: events in, counters out to Kafka. Claims are kept in Redis.
+
+It drains on SIGTERM: requests finish, counters are flushed, then it exits with 0. The data folder holds the journal; it must be on a disk
+of its own that stays, and is used by one `parshall ingest` at a time.
+
+\b
+Examples:
+  parshall ingest --config parshall.toml
+  parshall ingest --config parshall.toml --listen 0.0.0.0:8080 --workers 2
+
+{EXIT_CODES}"""
+
+
+@click.command(help=HELP)
+@options("--config", "--listen", "--data", "--workers", "--redis", "--kafka", "--postgres")
+def ingest(config: str | None, **given: object) -> None:
+    from parshall.check import read_settings
+    from parshall.data_folder import DataFolder
+    from parshall.logs import configure_logs
+    from parshall.port import reserve
+
+    settings = read_settings(config, settings_given(given))
+    demand(
+        settings,
+        "ingest",
+        {
+            "Redis": (settings.redis.url, "--redis"),
+            "Kafka": (settings.kafka.bootstrap, "--kafka"),
+            "a meter": (settings.meters, "[[meters]] in --config"),
+            "a tenant": (settings.tenants, "[[tenants]] in --config"),
+            "a key": (settings.keys, "[[keys]] in --config; `parshall key` makes one"),
+        },
+    )
+    configure_logs("ingest")
+    folder = DataFolder(settings.data)
+    lock = folder.lock(f"listening on {settings.listen}", say)
+    refuse_fewer_workers(folder, settings.ingest.workers)
+    holder, address = reserve(settings.address)
+    with holder:
+        if settings.ingest.workers == 1:
+            sys.exit(_run_here(settings, folder, address))
+        _run_several(settings, folder, address, lock)
+
+
+def _run_here(settings: Settings, folder: DataFolder, address: Address) -> int:
+    from parshall.worker import WorkerOrder, run
+
+    return run(WorkerOrder(settings, folder, 0, 1, address), on_ready=lambda: _say_ready(address))
+
+
+def _run_several(settings: Settings, folder: DataFolder, address: Address, lock: int) -> None:
+    from parshall.supervisor import Plan
+
+    run_tree(Plan(worker_orders(settings, folder, address)), inherited=(lock,), on_ready=lambda: _say_ready(address))
+
+
+def _say_ready(address: Address) -> None:
+    click.echo(f"Parshall is ready at {address.url}")

@@ -1,0 +1,41 @@
+"""`parshall rate`: the rater alone, for production: Kafka in, PostgreSQL out, and the API that reads usage and charges."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import click
+
+from parshall.errors import EXIT_CODES
+from parshall.roles import demand, options, settings_given
+
+HELP = f"""Run the rater: counters from Kafka become usage and charges in PostgreSQL. It answers GET /v1/usage and /v1/charges.
+
+The schema is brought up to date at the start. Several may run: Kafka shares the partitions out among them.
+
+\b
+Examples:
+  parshall rate --config parshall.toml
+  parshall rate --config parshall.toml --listen 0.0.0.0:8081
+
+{EXIT_CODES}"""
+
+
+@click.command(help=HELP)
+@options("--config", "--listen", "--kafka", "--postgres")
+def rate(config: str | None, **given: object) -> None:
+    from parshall.check import read_settings
+    from parshall.logs import configure_logs
+    from parshall.port import reserve
+    from parshall.rater_process import RaterOrder, run
+    from parshall.up import bring_schema_up
+
+    settings = read_settings(config, settings_given(given))
+    demand(settings, "rate", {"Kafka": (settings.kafka.bootstrap, "--kafka"), "PostgreSQL": (settings.postgres.dsn, "--postgres")})
+    configure_logs("rate")
+    holder, address = reserve(settings.address)
+    with holder:
+        asyncio.run(bring_schema_up(settings))
+        click.echo(f"Parshall answers for usage and charges at {address.url}")
+        sys.exit(run(RaterOrder(settings, None, address)))

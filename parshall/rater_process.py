@@ -1,0 +1,151 @@
+"""The rater process: takes counter records in and charges them; optionally answers for usage and charges on an address of its own.
+
+Belongs here: the life of the process, from its order to its exit code. Must not know: options, SQL, what a record means.
+
+On SIGTERM it first catches up with what stands in the log at that moment, as far as that goes quickly: it is told last to stop, after
+the workers have flushed. A second SIGTERM ends it at once; every transaction is whole, so nothing is lost by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import NamedTuple
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from buffer.counter_log import UnfitLog
+from ingest.auth import Keys
+from ingest.http import Edge, HttpLimits, Problem, make_server
+from parshall.data_folder import DataFolder
+from parshall.errors import FAILED, OK, REFUSED
+from parshall.logs import configure_logs
+from parshall.read_api import rated_ledger_routes, rated_routes
+from parshall.settings import Address, Settings
+from parshall.wiring import REAL, World, late_s, make_keys, make_rater
+from rater.api import Api
+from rater.consume import Rater
+from rater.postgres import open_pool
+from rater.rerate import BookRefused
+
+log = structlog.get_logger()
+
+_CATCH_UP_S = 10.0
+
+
+class RaterOrder(NamedTuple):
+    settings: Settings
+    folder: DataFolder | None  # with the local log in it
+    address: Address | None  # None: the workers of the same tree answer for usage
+
+
+def main() -> None:
+    from parshall.processes import read_order
+
+    configure_logs(sys.argv[1])
+    order: RaterOrder = read_order()
+    sys.exit(run(order))
+
+
+def run(order: RaterOrder, world: World = REAL) -> int:
+    """The exit code."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_run(order, world))
+    except (BookRefused, UnfitLog) as error:
+        log.error("the rater stops", reason=str(error))
+        return REFUSED
+    except Exception as error:
+        log.error("the rater failed", exc_info=error)
+        return FAILED
+
+
+async def _run(order: RaterOrder, world: World) -> int:
+    stop = _stop_signal()
+    rater, source, ledger = make_rater(order.settings, order.folder, world)
+    async with AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(ledger.close)
+        cleanup.push_async_callback(source.close)
+        if order.address is not None:
+            await _serve(order.settings, order.address, rater, world, cleanup)
+        rating = asyncio.ensure_future(rater.run())
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([rating, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not rating.done():
+            await _catch_up(rater, rating, world.clock_us())
+            rating.cancel()
+        await asyncio.gather(rating, stopped, return_exceptions=True)
+        if not rating.cancelled():
+            rating.result()
+    return OK
+
+
+async def _catch_up(rater: Rater, rating: asyncio.Future[None], until_us: int) -> None:
+    """Until all that stood in the log at `until_us` is rated; not while the database is away, and not for long."""
+    try:
+        async with asyncio.timeout(_CATCH_UP_S):
+            while rater.counts.as_of_us < until_us and rater.counts.ready and not rating.done():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        log.warning("the rater stops before it has caught up; it goes on from there at the next start")
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            os._exit(FAILED)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
+    return stop
+
+
+# ---- the read API of `parshall rate`
+
+
+class _ReadEdge(Edge):
+    """The HTTP edge of a node that takes no events."""
+
+    def __init__(self, keys: Keys, world: World, rater: Rater) -> None:
+        super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: _not_ready(rater))  # type: ignore[arg-type]
+
+    async def _events(self, request: web.BaseRequest) -> web.Response:
+        raise Problem(404, "This node rates; events go to a node that runs `parshall ingest`.", close=True)
+
+
+class _NoSink:
+    async def submit(self, batch: object, deadline_s: float) -> object:
+        raise AssertionError("a node that rates decodes no events")
+
+
+def _not_ready(rater: Rater) -> Sequence[str]:
+    return [] if rater.counts.ready else [f"The rater is not ready. {rater.counts.last_failure}".rstrip()]
+
+
+async def _serve(settings: Settings, address: Address, rater: Rater, world: World, cleanup: AsyncExitStack) -> None:
+    assert settings.postgres.dsn is not None
+    pool = await open_pool(settings.postgres.dsn)
+    cleanup.callback(pool.terminate)
+    api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings))
+    edge = _ReadEdge(make_keys(settings), world, rater)
+    edge.routes.update(rated_routes(api))
+    edge.routes.update(rated_ledger_routes(api))
+    server = make_server(edge)
+    public = await asyncio.get_running_loop().create_server(server, address.host, address.port, reuse_port=True)
+    cleanup.push_async_callback(server.shutdown, 1.0)
+    cleanup.callback(public.close)
+    log.info("serving usage and charges", address=address.text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What the commands that run a service share: options, the data folder and its lock, the supervisor.
+
+Belongs here: from settings to a running tree, and its end. Must not know: which role wants what.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from parshall.errors import REFUSED, USAGE, Stop
+
+if TYPE_CHECKING:
+    from parshall.data_folder import DataFolder
+    from parshall.processes import Order
+    from parshall.settings import Address, Settings
+    from parshall.supervisor import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {  # option -> (setting, how it is declared)
+    "--config": ("", {"type": click.Path(), "metavar": "FILE", "help": "The configuration; `parshall check` tells what is wrong with it."}),
+    "--listen": ("listen", {"metavar": "HOST:PORT", "help": "Where to serve HTTP. [default: 127.0.0.1:8080]"}),
+    "--data": ("data", {"metavar": "DIR", "help": "The data folder. [default: parshall-data]"}),
+    "--workers": ("ingest.workers", {"type": int, "metavar": "N", "help": "Worker processes; more than one needs --redis. [default: 1]"}),
+    "--redis": ("redis.url", {"metavar": "URL", "help": "Keep claims there, as in redis://127.0.0.1:6379/0."}),
+    "--kafka": ("kafka.bootstrap", {"metavar": "HOST:PORT,…", "help": "Send counters there."}),
+    "--postgres": ("postgres.dsn", {"metavar": "DSN", "help": "Keep usage and charges there, as in postgresql://user@host/database."}),
+}
+
+WORKER_SLACK_S = 10  # beyond its own patience
+
+
+def options(*names: str) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for name in reversed(names):
+            command = click.option(name, **OPTIONS[name][1])(command)
+        return command
+
+    return add
+
+
+def settings_given(given: Mapping[str, object]) -> dict[str, object]:
+    """From click's parameters to settings and their values."""
+    return {OPTIONS[f"--{name}"][0]: value for name, value in given.items() if value is not None and name != "config"}
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def demand(settings: Settings, role: str, wanted: Mapping[str, tuple[object, str]]) -> None:
+    """Everything a role cannot do without, missed at once. `wanted`: what it is -> (its value, how it is given)."""
+    missing = [f"{what} ({how})" for what, (value, how) in wanted.items() if not value]
+    if missing:
+        raise Stop(f"`parshall {role}` needs {', '.join(missing)}.", USAGE)
+
+
+def refuse_fewer_workers(folder: DataFolder, workers: int) -> None:
+    """The journal of a worker that is not started would be waited for, for ever."""
+    try:
+        made = [int(name) for name in os.listdir(f"{folder.path}/writers") if name.isdecimal()]
+    except FileNotFoundError:
+        return
+    if made and max(made) >= workers:
+        raise Stop(
+            f"{folder.path} holds the journals of {max(made) + 1} workers, and usage may still be in them: start with --workers {max(made) + 1}.",
+            REFUSED,
+        )
+
+
+def worker_orders(settings: Settings, folder: DataFolder, address: Address) -> list[tuple[Order, str]]:
+    from parshall.processes import Order
+    from parshall.worker import WorkerOrder
+
+    count = settings.ingest.workers
+    patience_s = settings.ingest.drain_s + WORKER_SLACK_S
+    return [
+        (
+            Order(f"worker-{number}", "parshall.worker", WorkerOrder(settings, folder, number, count, address), patience_s),
+            folder.control_socket(number),
+        )
+        for number in range(count)
+    ]
+
+
+def run_tree(plan: Plan, *, inherited: tuple[int, ...], on_ready: Callable[[], None]) -> None:
+    import asyncio
+
+    from parshall.supervisor import Supervisor
+
+    async def run() -> None:
+        supervisor = Supervisor(plan, inherited=inherited, on_ready=on_ready, on_stopping=lambda: say("Stopping … (once more to hurry)"))
+        await supervisor.run()
+
+    asyncio.run(run())

@@ -1,0 +1,121 @@
+"""`parshall up`: everything in one process tree, each part ours or a real service.
+
+Belongs here: the options, what is checked before anything starts, the demo tenant. Must not know: how processes are kept (supervisor.py).
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import click
+
+from parshall.errors import EXIT_CODES, UNAVAILABLE, USAGE, Stop
+from parshall.roles import demand, options, refuse_fewer_workers, run_tree, say, settings_given, worker_orders
+
+if TYPE_CHECKING:
+    from parshall.data_folder import DataFolder
+    from parshall.embedded_postgres import EmbeddedPostgres
+    from parshall.settings import Settings
+
+DEMO_TENANT = "demo"
+DEMO_KEY = "demo-key"
+INTERVAL_MS = 1000
+
+HELP = f"""Run all of Parshall in one process tree, with nothing else installed.
+
+Without --config there is a tenant "demo" with the key "demo-key", on this machine only. --redis, --kafka and --postgres put real
+services in the place of what `up` brings along, alone or together.
+
+\b
+Examples:
+  parshall up
+  parshall up --listen 127.0.0.1:9000 --data /var/lib/parshall
+  parshall up --config parshall.toml --redis redis://127.0.0.1:6379 --workers 2
+
+Ctrl-C finishes what is under way and stops; the next start goes on from there, also after a crash.
+
+{EXIT_CODES}"""
+
+
+@click.command(help=HELP)
+@options("--listen", "--data", "--workers", "--config", "--redis", "--kafka", "--postgres")
+def up(config: str | None, **given: object) -> None:
+    from parshall.check import read_settings
+    from parshall.data_folder import DataFolder
+    from parshall.logs import configure_logs
+    from parshall.port import reserve
+    from parshall.welcome import welcome
+
+    defaults: dict[str, object] = {"flush.interval_ms": INTERVAL_MS, "kafka.accept_weak": True, "kafka.create_topics": True}
+    if config is None:
+        with resources.as_file(resources.files("parshall") / "demo.toml") as demo:
+            settings = with_demo_key(read_settings(str(demo), settings_given(given), defaults=defaults))
+    else:
+        settings = read_settings(config, settings_given(given), defaults=defaults)
+    demand(settings, "up", {"a meter": (settings.meters, "[[meters]]"), "a tenant": (settings.tenants, "[[tenants]]")})
+    configure_logs("up")
+    folder = DataFolder(settings.data)
+    lock = folder.lock(f"listening on {settings.listen}", say)
+    refuse_fewer_workers(folder, settings.ingest.workers)
+    holder, address = reserve(settings.address)
+    with holder:
+        postgres, settings = find_postgres(settings, folder)
+        _run(settings, folder, address, postgres, lock, lambda: click.echo(welcome(settings, folder.path, address, demo=config is None)))
+
+
+def _run(settings, folder, address, postgres, lock, on_ready) -> None:  # type: ignore[no-untyped-def]
+    from parshall.processes import Order
+    from parshall.rater_process import RaterOrder
+    from parshall.supervisor import Plan
+
+    plan = Plan(
+        workers=worker_orders(settings, folder, address),
+        rater=Order("rater", "parshall.rater_process", RaterOrder(settings, folder, None), patience_s=20),
+        postgres=postgres,
+        prepare=lambda: bring_schema_up(settings),
+    )
+    run_tree(plan, inherited=(lock,), on_ready=on_ready)
+
+
+def with_demo_key(settings: Settings) -> Settings:
+    """Everybody knows this key, so it opens nothing to other machines."""
+    from ingest.auth import hash_key
+    from parshall.settings import KeySettings
+
+    if not settings.address.loopback:
+        raise Stop(
+            f"Without --config everybody knows the key ({DEMO_KEY}), so Parshall would be open to all that reach {settings.listen}: "
+            f"give --config FILE with keys of its own (`parshall key`), or listen on 127.0.0.1.",
+            USAGE,
+        )
+    key = KeySettings(tenant=DEMO_TENANT, hash=hash_key(DEMO_KEY), scopes=("ingest", "read", "admin"))
+    return settings.model_copy(update={"keys": (*settings.keys, key)})
+
+
+def find_postgres(settings: Settings, folder: DataFolder) -> tuple[EmbeddedPostgres | None, Settings]:
+    """The one that was named, or one of our own; the settings then name it."""
+    from parshall.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+
+    if settings.postgres.dsn is not None:
+        return None, settings
+    try:
+        postgres = EmbeddedPostgres(folder.postgres, folder.postgres_sockets)
+    except EmbeddedPostgresError as error:
+        raise Stop(str(error), UNAVAILABLE) from error
+    return postgres, settings.model_copy(update={"postgres": settings.postgres.model_copy(update={"dsn": postgres.dsn})})
+
+
+async def bring_schema_up(settings: Settings) -> None:
+    import asyncpg
+
+    from parshall.errors import REFUSED
+    from rater.migrate import SchemaTooNew, migrate
+
+    assert settings.postgres.dsn is not None
+    try:
+        await migrate(settings.postgres.dsn)
+    except SchemaTooNew as error:
+        raise Stop(f"PostgreSQL: {error}.", REFUSED) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise Stop(f"PostgreSQL cannot be used: {error}. --postgres says which one it is.", UNAVAILABLE) from error

@@ -1,0 +1,192 @@
+"""Which adapter stands behind which port: the one place to read it.
+
+Belongs here: making the parts of a worker and of a rater from settings. Must not know: processes, signals, options.
+
+| port        | `up` as it comes          | a real service                     |
+|-------------|---------------------------|------------------------------------|
+| Claims      | in this process           | redis.url                          |
+| CounterLog  | files, DATA/log           | kafka.bootstrap                    |
+| Source      | the same files            | the same Kafka                     |
+| PostgreSQL  | embedded, DATA/postgres   | postgres.dsn (always one, by now)  |
+| Disk        | RealDisk; whoever calls may hand in another                    |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from buffer.counter_log import CounterLog, LogUnavailable
+from buffer.disk import Background, Disk, RealDisk, Thread
+from buffer.flush_tuner import FlushTuner
+from buffer.journal import Journal, JournalLimits, open_journal
+from dedupe.port import Claims, Identity
+from ingest.auth import Keys, Principal
+from ingest.catalogue import Catalogue, read_catalogue
+from ingest.decode import Decoder, Limits
+from ingest.writer import Writer, WriterLimits
+from parshall.data_folder import DataFolder
+from parshall.log_source import LogSource
+from parshall.settings import Settings
+from rater.consume import Rater
+from rater.postgres import Ledger
+from rater.prices.book import PriceBook, read_books
+from rater.source import Source
+
+log = structlog.get_logger()
+
+# Part of what identity rests on: never changed, whatever max_age is.
+GENERATION_US = 3600 * 1_000_000
+CLOCK_MARGIN_S = 300  # how far the clocks of two nodes may differ
+
+_LOG_RETRY_S = 1.0
+
+
+def clock_us() -> int:
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that is not a decision. The defaults are the real ones; a test hands in others."""
+
+    disk: Disk = field(default_factory=RealDisk)
+    background: Callable[[str], Background] = Thread
+    clock_us: Callable[[], int] = clock_us
+    entropy: Callable[[int], bytes] = os.urandom
+
+
+REAL = World()
+
+
+# ---- the writer's side
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    journal: Journal
+    counter_log: CounterLog
+    writer: Writer
+    tuner: FlushTuner
+    catalogue: Catalogue
+
+
+async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush_interval_ms: int, world: World = REAL) -> WorkerParts:
+    """Open the journal and connect. What it may raise is what `why_stopped` of worker.py knows."""
+    catalogue = read_catalogue(settings.meters)
+    journal = await open_journal(
+        folder.journal(worker),
+        disk=world.disk,
+        background=world.background("journal"),
+        entropy=world.entropy,
+        clock_us=world.clock_us,
+        limits=JournalLimits(max_bytes=settings.journal.max_bytes, min_free_bytes=settings.journal.min_free_bytes),
+    )
+    counter_log = make_counter_log(settings, folder, world)
+    await _connect(counter_log)
+    tuner = FlushTuner(flush_interval_ms, settings.flush.max_counters)
+    writer = Writer(
+        journal,
+        make_claims(settings, counter_log.identity, world),
+        counter_log,
+        tuner,
+        tenants={tenant.number: tenant.name for tenant in settings.tenants},
+        limits=WriterLimits(),
+        clock_us=world.clock_us,
+        entropy=world.entropy,
+    )
+    await writer.open()
+    return WorkerParts(journal, counter_log, writer, tuner, catalogue)
+
+
+async def _connect(counter_log: CounterLog) -> None:
+    """The claims must be told which log it is before they are made."""
+    while True:
+        try:
+            return await counter_log.open()
+        except LogUnavailable as error:
+            log.warning("waiting for the counter log", error=str(error))
+            await asyncio.sleep(_LOG_RETRY_S)
+
+
+def make_claims(settings: Settings, log_identity: str, world: World = REAL) -> Claims:
+    lifetime_s = settings.ingest.max_age_s + settings.ingest.max_skew_s + CLOCK_MARGIN_S
+    identity = Identity(log=log_identity, generation_us=GENERATION_US, lifetime_us=lifetime_s * 1_000_000)
+    if settings.redis.url is None:
+        from dedupe.in_process import InProcessClaims
+
+        return InProcessClaims(identity=identity, clock_us=world.clock_us, entropy=world.entropy)
+    from dedupe.redis_address import RedisAddress
+    from dedupe.redis_claims import RedisClaims
+
+    return RedisClaims(RedisAddress.from_url(settings.redis.url), identity=identity, clock_us=world.clock_us, entropy=world.entropy)
+
+
+def make_counter_log(settings: Settings, folder: DataFolder, world: World = REAL) -> CounterLog:
+    if settings.kafka.bootstrap is None:
+        from buffer.local_log import LocalLog
+
+        return LocalLog(folder.log, disk=world.disk, background=world.background("log"), entropy=world.entropy)
+    from buffer.kafka_log import KafkaLog
+
+    return KafkaLog(_cluster(settings))
+
+
+def make_decoder(settings: Settings, catalogue: Catalogue, writer: Writer) -> Decoder:
+    """The numbers of the meters are journalled here, before any event can use them."""
+    numbers = {definition.name: writer.meter_number(definition) for definition in catalogue.definitions}
+    limits = Limits(settings.ingest.max_events, settings.ingest.max_age_s, settings.ingest.max_skew_s)
+    return Decoder(catalogue, numbers, limits)
+
+
+def make_keys(settings: Settings) -> Keys:
+    numbers = {tenant.name: tenant.number for tenant in settings.tenants}
+    return Keys((key.hash, Principal(numbers[key.tenant], key.tenant, frozenset(key.scopes))) for key in settings.keys)
+
+
+# ---- the rater's side
+
+
+def make_rater(settings: Settings, folder: DataFolder | None, world: World = REAL) -> tuple[Rater, Source, Ledger]:
+    assert settings.postgres.dsn is not None, "whoever starts a rater has found it a PostgreSQL"
+    source = make_source(settings, folder, world)
+    ledger = Ledger(settings.postgres.dsn)
+    rater = Rater(source, ledger, clock_us=world.clock_us, late_s=late_s(settings), books=make_books(settings))
+    return rater, source, ledger
+
+
+def make_source(settings: Settings, folder: DataFolder | None, world: World = REAL) -> Source:
+    if settings.kafka.bootstrap is None:
+        from buffer.local_source import LocalSource
+
+        assert folder is not None, "the local log lies in the data folder"
+        return LogSource(LocalSource(folder.log, disk=world.disk, background=world.background("log"), entropy=world.entropy))
+    from buffer.kafka_source import KafkaSource
+
+    return LogSource(KafkaSource(_cluster(settings)))
+
+
+def make_books(settings: Settings) -> tuple[PriceBook, ...]:
+    meters = read_catalogue(settings.meters).definitions if settings.meters else None
+    return read_books(settings.price_books, meters)
+
+
+def late_s(settings: Settings) -> int:
+    """How long after its time an event may still be accepted and answered."""
+    return settings.ingest.max_age_s + settings.ingest.deadline_ms // 1000 + 1
+
+
+def _cluster(settings: Settings):  # type: ignore[no-untyped-def]
+    from buffer.kafka_cluster import KafkaCluster
+
+    assert settings.kafka.bootstrap is not None
+    return KafkaCluster(
+        settings.kafka.bootstrap,
+        create_topics=bool(settings.kafka.create_topics),
+        accept_unsafe=bool(settings.kafka.accept_weak),
+    )

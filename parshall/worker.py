@@ -1,0 +1,215 @@
+"""The ingest worker process: one journal, one writer, one HTTP server; from its order to its exit code.
+
+Belongs here: the life of the process. Must not know: options, which other processes there are (it is told the sockets of its peers).
+
+It drains on SIGTERM: no new connections, requests and calls finish, one last flush, `closed` in the journal. A second SIGTERM ends it
+at once; what it had not finished is finished when its journal is opened the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import asyncpg
+import structlog
+import uvloop
+from aiohttp import web
+
+from buffer.counter_log import UnfitLog
+from buffer.journal import JournalBusy, JournalError
+from dedupe.port import ClaimsError, Zombie
+from ingest.admin import admin_routes
+from ingest.auth import Principal
+from ingest.http import Edge, HttpLimits, Route, make_server
+from ingest.metrics import SnapshotCollector, metrics_routes
+from ingest.snapshot import WriterSnapshot
+from ingest.writer import CannotStart
+from parshall import peers
+from parshall.data_folder import DataFolder
+from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
+from parshall.logs import configure_logs
+from parshall.read_api import ledger_routes, rated_routes
+from parshall.settings import Address, Settings
+from parshall.wiring import REAL, WorkerParts, World, late_s, make_decoder, make_keys, open_worker
+from parshall.worker_snapshot import take_snapshot
+from rater.api import Api
+from rater.postgres import open_pool
+
+log = structlog.get_logger()
+
+_DEFAULT_INTERVAL_MS = 10_000
+_LAST_ANSWERS_S = 1.0  # how long answers that are ready may take to leave
+
+
+class WorkerOrder(NamedTuple):
+    settings: Settings
+    folder: DataFolder
+    worker: int
+    workers: int
+    address: Address
+
+
+def main() -> None:
+    from parshall.processes import read_order
+
+    configure_logs(sys.argv[1])
+    order: WorkerOrder = read_order()
+    sys.exit(run(order))
+
+
+def run(order: WorkerOrder, world: World = REAL, on_ready: Callable[[], None] | None = None) -> int:
+    """The exit code."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Worker(order, world, on_ready or (lambda: None)).run())
+    except Exception as error:
+        return why_stopped(error)
+
+
+def why_stopped(error: BaseException) -> int:
+    """Says it, and decides whether starting again can help."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    match error:
+        case JournalBusy():
+            code = UNAVAILABLE
+        case Zombie():
+            code = FAILED  # a new opening of the journal is what helps
+        case ClaimsError() | JournalError() | CannotStart() | UnfitLog():
+            code = REFUSED
+        case OSError():
+            log.error("the worker stops", error=str(error))
+            return FAILED
+        case _:
+            log.error("the worker failed", exc_info=error)
+            return FAILED
+    log.error("the worker stops", reason=str(error))
+    return code
+
+
+class Worker:
+    def __init__(self, order: WorkerOrder, world: World, on_ready: Callable[[], None]) -> None:
+        self._order = order
+        self._settings = order.settings
+        self._folder = order.folder
+        self._world = world
+        self._on_ready = on_ready
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        self._listen_to_signals()
+        kept_ms = peers.read_interval(self._folder.flush_file, self._world.disk)
+        interval_ms = kept_ms or self._settings.flush.interval_ms or _DEFAULT_INTERVAL_MS
+        parts = await open_worker(self._settings, self._folder, self._order.worker, interval_ms, self._world)
+        pool = await open_pool(self._settings.postgres.dsn) if self._settings.postgres.dsn else None
+        try:
+            await self._serve(parts, None if pool is None else self._api(pool, parts))
+        finally:
+            if pool is not None:
+                pool.terminate()  # a query under way is of no more use
+            await parts.counter_log.close()
+            await parts.journal.close()
+        return OK
+
+    def _api(self, pool: asyncpg.Pool, parts: WorkerParts) -> Api:
+        return Api(pool, clock_us=self._world.clock_us, late_s=late_s(self._settings), meters=lambda: parts.catalogue.definitions)
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            os._exit(FAILED)  # somebody cannot wait; the journal has everything that was answered
+        self._stop.set()
+
+    # ---- serving
+
+    async def _serve(self, parts: WorkerParts, api: Api | None) -> None:
+        writer = parts.writer
+        edge = Edge(
+            writer,
+            make_decoder(self._settings, parts.catalogue, writer),
+            make_keys(self._settings),
+            HttpLimits(max_body_bytes=self._settings.ingest.max_body_bytes, deadline_ms=self._settings.ingest.deadline_ms),
+            clock_us=self._world.clock_us,
+            not_ready=lambda: _not_ready(parts, draining=self._stop.is_set()),
+        )
+        tenants = {tenant.number: tenant.name for tenant in self._settings.tenants}
+        local = peers.Local(
+            self._order.worker,
+            writer.flusher,
+            lambda: take_snapshot(self._order.worker, writer, tenants, edge.statuses),
+            lambda: _not_ready(parts, draining=self._stop.is_set()),
+        )
+        self._add_routes(edge, api, local)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(writer.run())
+            tasks.create_task(self._until_stopped(parts, edge, local, running))
+
+    def _add_routes(self, edge: Edge, api: Api | None, local: peers.Local) -> None:
+        others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}
+        files = self._world.background("files")
+        workers = peers.AllWorkers(local, others, self._folder.flush_file, self._world.disk, files)
+        edge.routes.update(rated_routes(api))
+        edge.routes.update(ledger_routes(api, workers.snapshots))
+        edge.routes.update(admin_routes(workers))
+        edge.routes.update(metrics_of_all(workers, self._world.clock_us))
+
+    async def _until_stopped(self, parts: WorkerParts, edge: Edge, local: peers.Local, running: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
+        control = await peers.listen(peers.Control(local), self._folder.control_socket(self._order.worker))
+        http = make_server(edge)
+        address = self._order.address
+        public = await loop.create_server(http, address.host, address.port, reuse_port=True, backlog=1024)
+        log.info("serving", address=address.text, writer=parts.journal.writer.hex())
+        ready = asyncio.ensure_future(self._tell_ready(parts))
+        try:
+            await self._stop.wait()
+        finally:
+            ready.cancel()
+        edge.closing = True
+        public.close()
+        try:
+            await parts.writer.drain(self._settings.ingest.drain_s)
+        except TimeoutError:
+            log.warning("not everything was flushed in time; it is safe in the journal and goes out at the next start")
+        await http.shutdown(_LAST_ANSWERS_S)
+        control.close()
+        running.cancel()
+
+    async def _tell_ready(self, parts: WorkerParts) -> None:
+        while not parts.writer.ready:
+            await asyncio.sleep(0.02)
+        self._on_ready()
+
+
+def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
+    if draining:
+        return ["This node is shutting down."]
+    if parts.writer.ready:
+        return []
+    return [f"The claims are not ready ({getattr(parts.writer.claims, 'reason', parts.writer.claims.state.value)})."]
+
+
+def metrics_of_all(workers: peers.AllWorkers, clock_us: Callable[[], int]) -> dict[tuple[str, str], Route]:
+    """A scrape reaches one worker, which answers for all."""
+    latest: list[WriterSnapshot] = []
+    ((place, route),) = metrics_routes(SnapshotCollector(lambda: latest, clock_us)).items()
+
+    async def show(request: web.BaseRequest, principal: Principal | None) -> web.StreamResponse:
+        found = await workers.snapshots()
+        latest[:] = [snapshot for snapshot in found.values() if snapshot is not None]
+        return await route.handler(request, principal)
+
+    return {place: Route(show, route.scope)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""One run of crashes: real services, workers on ports of their own, kill -9 at seeded random moments, senders that go elsewhere.
+
+Belongs here: the run, from an empty folder to what came out of it. Must not know: how many crashes, which seeds, what is asserted.
+
+Workers are separate `parshall ingest` roles, each with a data folder, that share Redis, Kafka and PostgreSQL. Now and then all connections
+of Redis are cut while calls are under way, so that some are executed without their reply and sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests import services
+from tests.acceptance.comparison import Differences, compare
+from tests.acceptance.edge import Api, NotReady, Role, wait_rated, write_config
+from tests.acceptance.exactness import check_traffic, make_traffic
+from tests.acceptance.patches import ROWS, ROWS_KEY
+from tests.acceptance.senders import Record, Route, send_all
+from tests.oracle.outcome import Outcome, outcome
+
+WORKERS = 3
+SENDERS = 12
+AGAIN_PER_MILLE = 100
+DEADLINE_MS = 2_000  # a request that waits for a dead worker's claims is told to come again soon
+
+# Rows of PROTOCOL.md's verdict table that crashes of workers cannot bring about: a call sent again after a later one of its own incarnation has
+# taken what it asks for; an incarnation that Redis has forgotten (Redis is not killed here).
+OUT_OF_REACH = {"mine, a later call", "other unknown"}
+
+
+@dataclass
+class Run:
+    differences: Differences
+    outcome: Outcome
+    record: Record
+    rows: dict[str, int]  # verdict table row -> how often
+    kills: Counter[str] = field(default_factory=Counter)
+
+    def print(self) -> None:
+        print(f"tries by status (0: no answer): {dict(sorted(self.record.tries.items()))}; kills: {dict(self.kills)}")
+        for row in ROWS:
+            print(f"  {self.rows.get(row, 0):8}  {row}")
+
+    @property
+    def rows_missing(self) -> set[str]:
+        return {row for row in ROWS if not self.rows.get(row)} - OUT_OF_REACH
+
+
+class Crashing:
+    """Kills one role after the other, and starts it again."""
+
+    def __init__(self, workers: Sequence[Role], rater: Role, redis: services.Redis, pick: random.Random, crashes: int) -> None:
+        self._workers = workers
+        self._rater = rater
+        self._redis = redis
+        self._pick = pick
+        self._crashes = crashes
+        self.kills: Counter[str] = Counter()
+        self.over = False
+
+    async def run(self) -> None:
+        for number in range(self._crashes):
+            await asyncio.sleep(self._pick.randrange(300, 1500) / 1000)
+            if self._pick.random() < 0.5:
+                await self._cut_redis()
+            victim = self._rater if number % 5 == 4 else self._pick.choice(self._workers)
+            await asyncio.to_thread(victim.kill)
+            self.kills[victim.name] += 1
+            await asyncio.sleep(self._pick.choice([0, 0, 500, 1500]) / 1000)
+            victim.start()
+        self.over = True
+
+    async def _cut_redis(self) -> None:
+        """Redis stops, calls queue up before it, it goes on: calls and the order to drop all clients are read in one go."""
+        self._redis.pause()
+        try:
+            await asyncio.sleep(0.15)
+            with socket.create_connection(("127.0.0.1", self._redis.port)) as connection:
+                connection.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
+                self._redis.resume()
+                connection.settimeout(5)
+                await asyncio.to_thread(connection.recv, 64)
+        finally:
+            self._redis.resume()
+        self.kills["redis connections"] += 1
+
+
+def routes(workers: Sequence[Role], pick: random.Random) -> Route:
+    """A retry goes to another worker than the first try; a fifth of all retries to two at once."""
+
+    def route(attempt: int, last: Sequence[str]) -> Sequence[str]:
+        others = [worker.url for worker in workers if worker.url not in last[:1]]
+        if attempt == 0:
+            return [pick.choice(workers).url]
+        return pick.sample(others, 2) if pick.random() < 0.2 else [pick.choice(others)]
+
+    return route
+
+
+async def run_crashes(
+    folder: Path,
+    *,
+    redis: services.Redis,
+    kafka: services.Kafka,
+    database: str,
+    seed: int,
+    events: int,
+    crashes: int,
+    patches: Sequence[str] = (),
+) -> Run:
+    now, pick = datetime.now(UTC), random.Random(seed)
+    more = f'\n[redis]\nurl = "{redis.url}"\n[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n[postgres]\ndsn = "{database}"\n'
+    more += "[flush]\ninterval_ms = 300\n"
+    keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=more)
+    traffic = make_traffic(folder, seed, events, now)
+    config = str(folder / "parshall.toml")
+    workers = [
+        Role(f"worker-{number}", ["ingest", "--config", config, "--data", str(folder / f"data-{number}")], folder, patches=[*patches, "count_rows"])
+        for number in range(WORKERS)
+    ]
+    rater = Role("rater", ["rate", "--config", config], folder)
+    roles = [rater, *workers]
+    crashing = Crashing(workers, rater, redis, pick, crashes)
+    try:
+        for role in roles:
+            role.start()
+        await asyncio.gather(*(role.wait_ready() for role in workers))
+        killer = asyncio.create_task(crashing.run())
+        route = routes(workers, random.Random(f"{seed}/routes"))
+        record = await send_all(traffic, keys, seed=seed, senders=SENDERS, again_per_mille=AGAIN_PER_MILLE, route=route)
+        await killer
+        await asyncio.gather(*(_ready_again(role) for role in workers))
+        run = await _compare(folder, workers, keys, record, now, redis)
+        run.kills = crashing.kills
+        return run
+    finally:
+        for role in roles:
+            role.kill()
+
+
+async def _ready_again(role: Role) -> None:
+    if not role.running:
+        raise NotReady(f"{role.name} ended:\n{role.log_end()}")
+    await role.wait_ready()
+
+
+async def _compare(
+    folder: Path, workers: Sequence[Role], keys: dict[str, str], record: Record, now: datetime, redis: services.Redis
+) -> Run:
+    record.write(folder / "sent.ndjson")
+    expected = outcome(folder / "parshall.toml", folder / "sent.ndjson", now)
+    check_traffic(expected)
+    accepted = {tenant: ledger.accepted for tenant, ledger in expected.ledger.tenants.items()}
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(300)) as session:
+        for worker in workers:
+            await Api(session, worker.url, keys["demo"]).flush_now()
+        apis = {tenant: Api(session, workers[0].url, key) for tenant, key in keys.items()}
+        await wait_rated(apis, accepted)
+        differences = await compare(expected, apis)
+        for tenant, key in keys.items():
+            ledgers = [(await Api(session, worker.url, key).get("/v1/ledger"))["tenants"][tenant] for worker in workers]
+            _compare_ledgers(tenant, accepted[tenant], ledgers, differences)
+    return Run(differences, expected, record, verdict_rows(redis))
+
+
+def _compare_ledgers(tenant: str, accepted: int, ledgers: Sequence[dict[str, Any]], differences: Differences) -> None:
+    """Of all workers together. What was received and answered how depends on the crashes; what was accepted does not."""
+    found = {name: sum(ledger[name] for ledger in ledgers) for name in ("received", "accepted", "duplicate", "rejected", "flushed", "buffered")}
+    found["rated"] = ledgers[0]["rated"]  # every worker asks the same database
+    wanted = {"accepted": accepted, "flushed": accepted, "buffered": 0, "rated": accepted}
+    wanted["received"] = found["accepted"] + found["duplicate"] + found["rejected"]
+    for name, number in wanted.items():
+        if found[name] != number:
+            differences.note("ledger", f"{tenant} {name}", number, found[name])
+
+
+def verdict_rows(redis: services.Redis) -> dict[str, int]:
+    import redis as client
+
+    with client.Redis(port=redis.port) as connection:
+        return {row.decode(): int(times) for row, times in connection.hgetall(ROWS_KEY).items()}

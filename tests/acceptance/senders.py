@@ -1,0 +1,150 @@
+"""Sends traffic as many edge workers would, and records what was answered, for the oracle.
+
+Belongs here: cutting files into requests, packing, retrying, the record. Must not know: what must come of it, how services run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.traffic import Traffic, file_name
+
+SIZES = (1, 2, 7, 50, 200, 1000)
+VERDICTS = (200, 207, 422)
+CONTENT_TYPES = ("application/json", "application/cloudevents-batch+json", "application/json; charset=utf-8")
+PATIENCE_S = 120  # after so long without an answer that decides, a request has failed
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Lines of a file that go out as one request."""
+
+    tenant: str
+    file: str
+    first: int
+    lines: tuple[bytes, ...]
+
+
+@dataclass
+class Record:
+    """What was answered."""
+
+    sent: list[dict[str, Any]] = field(default_factory=list)  # requests, in the order of their answers, as the oracle reads them
+    rejected: dict[str, Counter[str]] = field(default_factory=dict)  # tenant -> code -> events
+    unanswered: int = 0  # tries that ended without a verdict
+    tries: Counter[int] = field(default_factory=Counter)  # statuses; 0: no answer
+
+    def answered(self, piece: Piece, answer: dict[str, Any]) -> None:
+        received = len(piece.lines)
+        assert answer["received"] == received == answer["accepted"] + answer["duplicate"] + answer["rejected"], answer
+        assert answer["durability"] == "journaled"
+        assert answer["rejected"] == len(answer["errors"])
+        self.sent.append({"tenant": piece.tenant, "file": piece.file, "first": piece.first, "count": received})
+        codes = self.rejected.setdefault(piece.tenant, Counter())
+        codes.update(error["code"] for error in answer["errors"])
+
+    def write(self, file: Path) -> None:
+        file.write_text("".join(json.dumps(request) + "\n" for request in self.sent))
+
+
+def cut(tenant: str, phase: int, lines: Sequence[bytes], pick: random.Random) -> list[Piece]:
+    pieces = []
+    first = 0
+    while first < len(lines):
+        size = pick.choice(SIZES)
+        pieces.append(Piece(tenant, file_name(tenant, phase), first, tuple(lines[first : first + size])))
+        first += size
+    return pieces
+
+
+# Which URL a try goes to: (number of the try, where the last one went) -> URLs; several: at once.
+Route = Callable[[int, Sequence[str]], Sequence[str]]
+
+
+class Sender:
+    def __init__(self, session: aiohttp.ClientSession, keys: dict[str, str], record: Record, pick: random.Random, route: Route) -> None:
+        self._session = session
+        self._keys = keys
+        self._record = record
+        self._pick = pick
+        self._route = route
+
+    async def send(self, piece: Piece) -> None:
+        """Until it is answered."""
+        body, headers = self._request(piece)
+        deadline = time.monotonic() + PATIENCE_S
+        urls: Sequence[str] = ()
+        for attempt in range(10_000):
+            urls = self._route(attempt, urls)
+            answers = await asyncio.gather(*(self._try(url, body, headers) for url in urls))
+            good = [answer for answer in answers if answer is not None]
+            for answer in good:
+                self._record.answered(piece, answer)
+            if good:
+                return
+            assert time.monotonic() < deadline, f"{piece.file} line {piece.first} was not answered: {dict(self._record.tries)}"
+            await asyncio.sleep(min(0.02 * 2**attempt, 0.5))
+
+    async def _try(self, url: str, body: bytes, headers: dict[str, str]) -> dict[str, Any] | None:
+        try:
+            async with self._session.post(f"{url}/v1/events", data=body, headers=headers) as answer:
+                content = await answer.read()
+                self._record.tries[answer.status] += 1
+                if answer.status in VERDICTS:
+                    return _checked(answer.status, json.loads(content))
+                assert answer.status in (429, 503), f"{answer.status}: {content[:500]!r}"
+                assert int(answer.headers["Retry-After"]) > 0
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            self._record.tries[0] += 1
+        self._record.unanswered += 1
+        return None
+
+    def _request(self, piece: Piece) -> tuple[bytes, dict[str, str]]:
+        single = len(piece.lines) == 1 and self._pick.random() < 0.5 and piece.lines[0].startswith(b"{")
+        body = piece.lines[0] if single else b"[" + b",".join(piece.lines) + b"]"
+        content_type = "application/cloudevents+json" if single else self._pick.choice(CONTENT_TYPES)
+        headers = {"Authorization": f"Bearer {self._keys[piece.tenant]}", "Content-Type": content_type}
+        if self._pick.random() < 0.3:
+            body = gzip.compress(body, 1)
+            headers["Content-Encoding"] = "gzip"
+        return body, headers
+
+
+def _checked(status: int, answer: dict[str, Any]) -> dict[str, Any]:
+    expected = 200 if not answer["rejected"] else 422 if answer["rejected"] == answer["received"] else 207
+    assert status == expected, f"{status} for {answer}"
+    return answer
+
+
+async def send_all(traffic: Traffic, keys: dict[str, str], *, seed: int, senders: int, again_per_mille: int, route: Route) -> Record:
+    """The files without order by many senders at once, some requests sent again after their answer; then the ordered ones by one."""
+    record, pick = Record(), random.Random(seed)
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        pieces = [piece for tenant, lines in traffic.unordered.items() for piece in cut(tenant, 1, lines, pick)]
+        pieces += pick.sample(pieces, len(pieces) * again_per_mille // 1000)  # as if their answer had been lost
+        pick.shuffle(pieces)
+        queue = iter(pieces)
+
+        async def work(number: int) -> None:
+            sender = Sender(session, keys, record, random.Random(f"{seed}/{number}"), route)
+            for piece in queue:
+                await sender.send(piece)
+
+        await asyncio.gather(*(work(number) for number in range(senders)))
+        for tenant, lines in traffic.ordered.items():
+            sender = Sender(session, keys, record, random.Random(f"{seed}/{tenant}"), route)
+            for piece in cut(tenant, 2, lines, pick):
+                await sender.send(piece)
+    return record

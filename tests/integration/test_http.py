@@ -1,0 +1,679 @@
+"""The HTTP edge over real sockets: every status, every form of a request, and what a connection is worth after an error."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from aiohttp import web
+
+from ingest.admin import admin_routes
+from ingest.auth import Keys, Principal, hash_key
+from ingest.batch import CONFLICT, Batch, Rejection
+from ingest.catalogue import read_catalogue
+from ingest.decode import Decoder, Limits
+from ingest.http import Edge, HttpLimits, Problem, Route, json_response, make_server
+from ingest.metrics import SnapshotCollector, metrics_routes
+from ingest.sink import Outcome, Unavailable
+from ingest.snapshot import TenantLedger, WriterSnapshot
+
+NOW_US = 1_795_514_400_000_000  # 2026-11-24T10:00:00Z
+MOST_BYTES = 20_000
+METERS = [
+    {"name": "egress", "event_type": "http.request", "aggregation": "sum", "value": "data.bytes", "dimensions": {"region": "data.region"}},
+    {"name": "pings", "event_type": "ping", "aggregation": "count", "time": "arrival"},
+]
+
+
+class MemorySink:
+    """Takes what is new, as a writer does; or answers what a test wants."""
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[int, bytes], bytes] = {}
+        self.batches: list[Batch] = []
+        self.fails: Exception | None = None
+        self.wait = asyncio.Event()
+        self.wait.set()
+        self.deadline_in_s = 0
+
+    async def submit(self, batch: Batch, deadline_s: float) -> Outcome:
+        self.deadline_in_s = round(deadline_s - asyncio.get_running_loop().time())
+        await self.wait.wait()
+        if self.fails is not None:
+            raise self.fails
+        self.batches.append(batch)
+        accepted = duplicate = 0
+        rejections = list(batch.rejections)
+        for position, digest in enumerate(batch.digests):
+            fingerprint = batch.fingerprints[4 * position : 4 * position + 4]
+            known = self.seen.setdefault((batch.tenant, digest), fingerprint)
+            if known is fingerprint:
+                accepted += 1
+            elif known == fingerprint:
+                duplicate += 1
+            else:
+                id_, source, raw = batch.describe(position)
+                rejections.append(Rejection(batch.indexes[position], id_, source, CONFLICT, "It was sent before with other content.", raw))
+        return Outcome(batch.received, accepted, duplicate, sorted(rejections))
+
+
+class Flushing:
+    def __init__(self) -> None:
+        self.flush_interval_ms = 1000
+        self.flushes = 0
+
+    async def set_flush_interval(self, interval_ms: int) -> None:
+        self.flush_interval_ms = interval_ms
+
+    async def flush_now(self) -> None:
+        self.flushes += 1
+
+
+class Served(NamedTuple):
+    edge: Edge
+    sink: MemorySink
+    flushing: Flushing
+    port: int
+    server: web.Server
+    reasons: list[str]
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, deadline_ms=10_000)) as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving(limits: HttpLimits) -> AsyncIterator[Served]:
+    sink, flushing, reasons = MemorySink(), Flushing(), list[str]()
+    decoder = Decoder(read_catalogue(METERS), {"egress": 1, "pings": 2}, Limits(max_events=100))
+    keys = Keys(
+        [
+            (hash_key("demo-key"), Principal(1, "demo", frozenset({"ingest", "read", "admin"}))),
+            (hash_key("reader"), Principal(2, "other", frozenset({"read"}))),
+        ]
+    )
+    edge = Edge(sink, decoder, keys, limits, clock_us=lambda: NOW_US, not_ready=lambda: reasons)
+    edge.routes.update(admin_routes(flushing))
+    server = make_server(edge)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        yield Served(edge, sink, flushing, listening.sockets[0].getsockname()[1], server, reasons)
+    finally:
+        listening.close()
+        await server.shutdown(1)
+        await listening.wait_closed()
+
+
+def event(**changes: object) -> dict[str, object]:
+    whole = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "/edge",
+        "type": "http.request",
+        "subject": "customer-1",
+        "time": "2026-11-24T09:59:30Z",
+        "data": {"bytes": 5, "region": "eu"},
+    }
+    return {name: value for name, value in {**whole, **changes}.items() if value is not ...}
+
+
+# ---- a plain HTTP client, so that every byte is ours
+
+
+class Connection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, head: str, body: bytes = b"") -> None:
+        self.writer.write(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
+
+    async def answer(self) -> Answer:
+        async with asyncio.timeout(10):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            status_line, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            body = await self.reader.readexactly(int(headers.get("content-length", "0")))
+            return Answer(int(status_line.split()[1]), headers, body)
+
+    async def ended(self) -> bool:
+        """Whether the server closed its side, without another byte."""
+        async with asyncio.timeout(10):
+            return await self.reader.read(1) == b""
+
+
+@asynccontextmanager
+async def connection(served: Served) -> AsyncIterator[Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+
+
+def head(
+    length: int | None,
+    *,
+    path: str = "POST /v1/events",
+    key: str | None = "demo-key",
+    kind: str | None = "application/json",
+    more: str = "",
+) -> str:
+    lines = [f"{path} HTTP/1.1", "Host: x"]
+    if key is not None:
+        lines.append(f"Authorization: Bearer {key}")
+    if kind is not None:
+        lines.append(f"Content-Type: {kind}")
+    if length is not None:
+        lines.append(f"Content-Length: {length}")
+    return "\n".join([*lines, *([more] if more else [])])
+
+
+async def post(served: Served, content: object, **how: Any) -> Answer:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    async with connection(served) as client:
+        client.send(head(len(body), **how), body)
+        return await client.answer()
+
+
+async def get(served: Served, path: str, **how: Any) -> Answer:
+    async with connection(served) as client:
+        client.send(head(None, path=f"GET {path}", kind=None, **how))
+        return await client.answer()
+
+
+def is_problem(answer: Answer, status: int, detail: str) -> bool:
+    """And it is made as every error is."""
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(answer.json) == {"type", "title", "status", "detail"}
+    assert answer.json["status"] == answer.status
+    assert detail in answer.json["detail"], answer.json["detail"]
+    return answer.status == status
+
+
+# ---- verdicts
+
+
+async def test_all_counted(served: Served) -> None:
+    answer = await post(served, [event(), event(id="2")])
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json == {"received": 2, "accepted": 2, "duplicate": 0, "rejected": 0, "durability": "journaled", "errors": []}
+    again = await post(served, [event(), event(id="3")])
+    assert (again.status, again.json["accepted"], again.json["duplicate"]) == (200, 1, 1)
+    assert served.sink.deadline_in_s == 10
+    assert served.edge.statuses == {200: 2}
+
+
+async def test_some_rejected(served: Served) -> None:
+    answer = await post(served, [event(type="nope"), event(), event(id="3", data={"bytes": 1.5, "region": "eu"})])
+    assert answer.status == 207
+    assert {name: answer.json[name] for name in ("received", "accepted", "duplicate", "rejected")} == {
+        "received": 3,
+        "accepted": 1,
+        "duplicate": 0,
+        "rejected": 2,
+    }
+    assert [(error["index"], error["id"], error["code"]) for error in answer.json["errors"]] == [
+        (0, "1", "unknown_type"),
+        (2, "3", "too_many_digits"),
+    ]
+    assert "data.bytes is 1.5" in answer.json["errors"][1]["detail"]
+
+
+async def test_all_rejected_and_a_conflict(served: Served) -> None:
+    await post(served, [event()])
+    answer = await post(served, [event(subject="customer-2")])
+    assert answer.status == 422
+    assert [error["code"] for error in answer.json["errors"]] == ["conflict"]
+
+
+async def test_no_event_is_no_fault_and_no_work(served: Served) -> None:
+    answer = await post(served, [])
+    assert (answer.status, answer.json["received"], served.sink.batches) == (200, 0, [])
+
+
+async def test_the_tenant_comes_from_the_key(served: Served) -> None:
+    await post(served, [event()])
+    assert [batch.tenant for batch in served.sink.batches] == [1]
+
+
+async def test_idempotency_key_is_echoed(served: Served) -> None:
+    assert (await post(served, [event()], more="Idempotency-Key: a b-1")).headers["idempotency-key"] == "a b-1"
+    assert (await post(served, b"x", more="Idempotency-Key: k")).headers["idempotency-key"] == "k"
+    for odd in ("Idempotency-Key: \xff", f"Idempotency-Key: {'k' * 256}"):
+        answer = await post(served, [event()], more=odd)
+        assert answer.status == 200 and "idempotency-key" not in answer.headers
+
+
+# ---- forms
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON;charset=UTF-8",
+        "application/cloudevents-batch+json",
+        "application/cloudevents+json; charset=utf-8",
+    ],
+)
+async def test_media_types(served: Served, kind: str) -> None:
+    assert (await post(served, [event()], kind=kind)).status == 200
+    assert (await post(served, event(id="2"), kind=kind)).json["accepted"] == 1
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/cloudevents+avro", None, "", "json"])
+async def test_unknown_media_types(served: Served, kind: str | None) -> None:
+    answer = await post(served, [event()], kind=kind)
+    assert is_problem(answer, 415, "send application/cloudevents+json, application/cloudevents-batch+json, application/json")
+    assert "application/json" in answer.headers["accept"]
+
+
+BINARY = "ce-specversion: 1.0\nce-id: 1\nce-source: /edge\nce-type: http.request\nce-subject: customer-1\nce-time: 2026-11-24T09:59:30Z"
+
+
+@pytest.mark.parametrize("kind", [None, "application/json; charset=utf-8", "application/vnd.x+json"])
+async def test_binary_mode(served: Served, kind: str | None) -> None:
+    answer = await post(served, {"bytes": 5, "region": "eu"}, kind=kind, more=BINARY + "\nce-extension: x")
+    assert (answer.status, answer.json["accepted"]) == (200, 1)
+    await post(served, event())
+    assert served.sink.batches[0].digests == served.sink.batches[1].digests
+    assert served.sink.batches[0].deltas == served.sink.batches[1].deltas
+
+
+@pytest.mark.parametrize(
+    ("sent", "subject"),
+    [
+        ("caf%C3%A9 %22x%22", 'café "x"'),
+        ("\u00c3\u00a9", "é"),  # raw UTF-8
+        ("\u00e9", "é"),  # raw Latin-1
+        ('"a \\"quoted\\" one"', 'a "quoted" one'),
+        ("100%", "100%"),
+    ],
+)
+async def test_binary_headers_are_decoded(served: Served, sent: str, subject: str) -> None:
+    answer = await post(served, {"bytes": 5, "region": "eu"}, kind=None, more=BINARY.replace("customer-1", sent))
+    assert answer.status == 200
+    (key,) = served.sink.batches[0].deltas["sum"]
+    assert key[2] == subject
+
+
+async def test_binary_without_data_or_with_a_fault(served: Served) -> None:
+    ping = BINARY.replace("http.request", "ping").replace("\nce-time: 2026-11-24T09:59:30Z", "")
+    assert (await post(served, b"", kind=None, more=ping)).status == 200
+    missing = await post(served, b"", kind=None, more=BINARY.replace("ce-subject: customer-1\n", ""))
+    assert (missing.status, missing.json["errors"][0]["code"]) == (422, "missing_field")
+    old = await post(served, b"{}", kind=None, more=BINARY.replace("1.0", "0.3"))
+    assert (old.status, old.json["errors"][0]["code"]) == (422, "invalid_value")
+    assert is_problem(await post(served, b"{", kind=None, more=BINARY), 400, "The JSON ends too early")
+    smuggled = b'{"bytes":5,"region":"eu"},"id":"other"'
+    assert is_problem(await post(served, smuggled, kind=None, more=BINARY), 400, "trailing characters")
+    assert is_problem(await post(served, b"<x/>", kind="text/xml", more=BINARY), 415, "This Content-Type is not read")
+
+
+async def test_broken_json_has_a_place(served: Served) -> None:
+    assert is_problem(await post(served, b'[{"id":}]'), 400, "The JSON is broken at byte 7")
+    assert is_problem(await post(served, b""), 400, "The body is empty")
+    assert is_problem(await post(served, [event(id=str(n)) for n in range(101)]), 413, "101 events; send at most 100")
+
+
+# ---- credentials
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "Basic ZGVtbzp4", "demo-key", f"Bearer {'x' * 1000}", "Bearer \xff"])
+async def test_unknown_keys(served: Served, header: str | None) -> None:
+    more = "" if header is None else f"Authorization: {header}"
+    answer = await post(served, [event()], key=None, more=more)
+    assert is_problem(answer, 401, "send `Authorization: Bearer KEY`")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert served.sink.batches == []
+
+
+async def test_scopes(served: Served) -> None:
+    assert is_problem(await post(served, [event()], key="reader"), 403, 'This key lacks the scope "ingest"; it has: read.')
+    assert is_problem(await get(served, "/v1/admin/flush", key="reader"), 403, 'lacks the scope "admin"')
+
+
+# ---- sizes and encodings
+
+
+async def test_gzip(served: Served) -> None:
+    body = json.dumps([event()]).encode()
+    halves = gzip.compress(body[:9]) + gzip.compress(body[9:])
+    for packed, encoding in ((gzip.compress(body), "gzip"), (halves, "x-gzip"), (body, "identity")):
+        assert (await post(served, packed, more=f"Content-Encoding: {encoding}")).status == 200
+
+
+async def test_gzip_that_is_none(served: Served) -> None:
+    packed = gzip.compress(json.dumps([event()]).encode())
+    assert is_problem(await post(served, packed[:-9], more="Content-Encoding: gzip"), 400, "The gzip body ends too early.")
+    assert is_problem(await post(served, [event()], more="Content-Encoding: gzip"), 400, "is not gzip")
+    assert is_problem(await post(served, packed + b"more", more="Content-Encoding: gzip"), 400, "is not gzip")
+    assert is_problem(await post(served, gzip.compress(b"") * 1001, more="Content-Encoding: gzip"), 413 if 20_020 > MOST_BYTES else 400, "")
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "zstd"])
+async def test_unknown_encodings(served: Served, encoding: str) -> None:
+    answer = await post(served, [event()], more=f"Content-Encoding: {encoding}")
+    assert is_problem(answer, 415, "send gzip")
+    assert answer.headers["accept-encoding"] == "gzip"
+
+
+async def test_a_gzip_bomb_is_stopped_early(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Watched:
+        def __init__(self, bits: int) -> None:
+            self._inner = zlib_object(bits)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            out = self._inner.decompress(data, most)
+            made.append(len(out))
+            return out
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+    zlib_object = zlib.decompressobj
+    bomb = gzip.compress(b" " * 10_000_000)
+    assert len(bomb) < MOST_BYTES
+    monkeypatch.setattr("ingest.request_body.zlib.decompressobj", Watched)
+    assert is_problem(await post(served, bomb, more="Content-Encoding: gzip"), 413, f"larger than {MOST_BYTES} bytes")
+    assert sum(made) == MOST_BYTES + 1
+
+
+async def test_members_share_one_bound(served: Served) -> None:
+    many = gzip.compress(b" " * (MOST_BYTES // 2)) * 3
+    assert is_problem(await post(served, many, more="Content-Encoding: gzip"), 413, f"larger than {MOST_BYTES} bytes")
+
+
+async def test_exactly_as_large_as_allowed(served: Served) -> None:
+    body = json.dumps([event()]).encode()
+    body += b" " * (MOST_BYTES - len(body))
+    assert (await post(served, body)).status == 200
+    assert (await post(served, gzip.compress(body), more="Content-Encoding: gzip")).status == 200
+    assert is_problem(await post(served, body + b" "), 413, "larger than")
+    assert is_problem(await post(served, gzip.compress(body + b" "), more="Content-Encoding: gzip"), 413, "larger than")
+
+
+async def test_a_large_length_is_refused_before_the_body_comes(served: Served) -> None:
+    async with connection(served) as client:
+        client.send(head(MOST_BYTES + 1))
+        answer = await client.answer()
+        assert is_problem(answer, 413, f"larger than {MOST_BYTES} bytes")
+        assert answer.headers["connection"] == "close"
+        client.writer.write(b" " * (MOST_BYTES + 1))  # drained, so that no reset destroys the answer
+        assert await client.ended()
+
+
+async def test_chunked(served: Served) -> None:
+    body = json.dumps([event()]).encode()
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:5], body[5:50], body[50:])) + b"0\r\n\r\n"
+    async with connection(served) as client:
+        client.send(head(None, more="Transfer-Encoding: chunked"), chunks)
+        assert (await client.answer()).status == 200
+        client.send(head(None, more="Transfer-Encoding: chunked"), chunks)
+        assert (await client.answer()).json["duplicate"] == 1
+
+
+async def test_chunked_without_end_is_bounded(served: Served) -> None:
+    async with connection(served) as client:
+        client.send(head(None, more="Transfer-Encoding: chunked"))
+        for _ in range(MOST_BYTES // 1000 + 1):
+            client.writer.write(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+        answer = await client.answer()
+        assert is_problem(answer, 413, "larger than")
+        assert answer.headers["connection"] == "close"
+        client.writer.write(b"0\r\n\r\n")
+        assert await client.ended()
+
+
+async def test_broken_chunks(served: Served) -> None:
+    async with connection(served) as client:
+        client.send(head(None, more="Transfer-Encoding: chunked"), b"5\r\n[    \r\n")
+        await asyncio.sleep(0.05)
+        client.writer.write(b"zz\r\n")
+        answer = await client.answer()
+        assert answer.status == 400
+        assert await client.ended()
+
+
+async def test_expect_continue(served: Served) -> None:
+    body = json.dumps([event()]).encode()
+    async with connection(served) as client:
+        client.send(head(len(body), more="Expect: 100-continue"))
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.writer.write(body)
+        assert (await client.answer()).status == 200
+        client.send(head(MOST_BYTES + 1, more="Expect: 100-continue"))
+        assert is_problem(await client.answer(), 413, "larger than")  # and the body never travels
+    async with connection(served) as client:
+        client.send(head(len(body), key="wrong", more="Expect: 100-continue"))
+        assert is_problem(await client.answer(), 401, "Bearer")
+
+
+# ---- connections
+
+
+async def test_half_a_request_then_silence_or_gone() -> None:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, body_s=0.2)) as served:
+        async with connection(served) as client:
+            client.send(head(100), b"[")
+            answer = await client.answer()
+            assert is_problem(answer, 408, "did not arrive within 0.2 s")
+            assert answer.headers["connection"] == "close"
+        async with connection(served) as client:
+            client.send(head(100), b"[")
+            client.writer.close()
+        assert (await post(served, [event()])).status == 200
+        assert len(served.sink.batches) == 1
+
+
+async def test_a_gone_sender_does_not_disturb_the_sink(served: Served) -> None:
+    served.sink.wait.clear()
+    async with connection(served) as client:
+        body = json.dumps([event()]).encode()
+        client.send(head(len(body)), body)
+        await asyncio.sleep(0.05)
+    served.sink.wait.set()
+    assert (await post(served, [event()])).json["duplicate"] == 1  # what it sent was counted all the same
+
+
+async def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
+    async with connection(served) as client:
+        for number in range(20):
+            body = json.dumps([event(id=str(number), type="nope" if number % 3 == 0 else "http.request")]).encode()
+            client.send(head(len(body), more=f"Idempotency-Key: {number}"), body)
+        answers = [await client.answer() for _ in range(20)]
+    assert [answer.headers["idempotency-key"] for answer in answers] == [str(number) for number in range(20)]
+    assert [answer.status for answer in answers] == [422 if number % 3 == 0 else 200 for number in range(20)]
+
+
+async def test_the_connection_lives_on_after_errors_that_were_read_to_their_end(served: Served) -> None:
+    async with connection(served) as client:
+        for bad in (
+            head(1, key="wrong"),
+            head(1, kind="text/plain"),
+            head(1),
+            head(1, path="PUT /v1/events"),
+            head(1, path="POST /nowhere"),
+        ):
+            client.send(bad, b"x")
+            answer = await client.answer()
+            assert answer.status in (400, 401, 404, 405, 415)
+            assert "connection" not in answer.headers
+        body = json.dumps([event()]).encode()
+        client.send(head(len(body)), body)
+        assert (await client.answer()).status == 200
+
+
+async def test_a_refusal_before_the_body_has_come_closes_the_connection(served: Served) -> None:
+    async with connection(served) as client:
+        client.send(head(1000, key="wrong"), b"x")
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+        client.writer.write(b"x" * 999 + b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await client.ended()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n"],
+)
+async def test_what_is_not_http(served: Served, garbage: bytes) -> None:
+    async with connection(served) as client:
+        client.writer.write(garbage + b"\r\n\r\n")
+        answer = await client.answer()
+        assert is_problem(answer, 400, "This is not an HTTP request that can be read.")
+        assert b"Traceback" not in answer.body
+        assert await client.ended()
+
+
+async def test_draining_says_close(served: Served) -> None:
+    served.edge.closing = True
+    async with connection(served) as client:
+        client.send(head(2), b"[]")
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await client.ended()
+
+
+# ---- not now
+
+
+async def test_unavailable_and_overloaded(served: Served) -> None:
+    served.sink.fails = Unavailable("The claims are not ready (rebuilding).", 3)
+    answer = await post(served, [event()])
+    assert is_problem(answer, 503, "The claims are not ready (rebuilding).")
+    assert answer.headers["retry-after"] == "3"
+    served.sink.fails = Unavailable("Too many events are waiting.", overloaded=True)
+    answer = await post(served, [event()])
+    assert is_problem(answer, 429, "Too many events are waiting.")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_nothing_unexpected_shows_a_traceback(served: Served) -> None:
+    served.sink.fails = RuntimeError("secret detail")
+    answer = await post(served, [event()])
+    assert is_problem(answer, 503, "Sending the same bytes again is safe.")
+    assert answer.headers["retry-after"] == "1"
+    assert b"secret" not in answer.body and b"Traceback" not in answer.body
+    assert served.edge.statuses == {503: 1}
+
+
+# ---- other routes
+
+
+async def test_health_and_readiness(served: Served) -> None:
+    assert (await get(served, "/healthz", key=None)).json == {"status": "alive"}
+    assert (await get(served, "/readyz", key=None)).json == {"status": "ready"}
+    served.reasons.extend(["The claims are not ready (disconnected).", "The journal is full."])
+    answer = await get(served, "/readyz", key=None)
+    assert is_problem(answer, 503, "The claims are not ready (disconnected). The journal is full.")
+    assert answer.headers["retry-after"] == "1"
+    assert (await get(served, "/healthz", key=None)).status == 200
+
+
+async def test_no_such_path_or_method(served: Served) -> None:
+    assert is_problem(await get(served, "/v1/nothing"), 404, "events go to POST /v1/events")
+    answer = await get(served, "/v1/events")
+    assert is_problem(answer, 405, "/v1/events takes POST only.")
+    assert answer.headers["allow"] == "POST"
+    answer = await post(served, {}, path="POST /v1/admin/flush")
+    assert is_problem(answer, 405, "/v1/admin/flush takes GET and PUT only.")
+    assert answer.headers["allow"] == "GET, PUT"
+    assert (await post(served, [event()], path="POST /v1/events?from=worker")).status == 200
+
+
+async def test_a_mounted_route(served: Served) -> None:
+    async def usage(request: web.BaseRequest, principal: Principal | None) -> web.StreamResponse:
+        assert principal is not None
+        if "fail" in request.query:
+            raise Problem(400, "There is no such meter.")
+        return json_response(json.dumps({"tenant": principal.tenant_name, "meter": request.query["meter"]}).encode())
+
+    served.edge.routes["GET", "/v1/usage"] = Route(usage, "read")
+    assert (await get(served, "/v1/usage?meter=egress", key="reader")).json == {"tenant": "other", "meter": "egress"}
+    assert is_problem(await get(served, "/v1/usage?fail=1", key="reader"), 400, "There is no such meter.")
+    assert is_problem(await get(served, "/v1/usage?meter=x", key=None), 401, "Bearer")
+
+
+async def test_admin(served: Served) -> None:
+    path = "PUT /v1/admin/flush"
+    assert (await get(served, "/v1/admin/flush")).json == {"interval_ms": 1000}
+    assert (await post(served, {"interval_ms": 250}, path=path)).json == {"interval_ms": 250}
+    assert served.flushing.flush_interval_ms == 250
+    assert (await post(served, b"", path="POST /v1/admin/flush/now", kind=None)).json == {"flushed": True}
+    assert served.flushing.flushes == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        (b"", 400, "The body is not JSON"),
+        (b"x", 400, "The body is not JSON"),
+        (b"[1]", 400, "The body is not a JSON object"),
+        (b"{}", 422, "interval_ms is missing"),
+        (b'{"interval":5}', 422, "There is no setting 'interval' here; interval_ms is the only one."),
+        (b'{"interval_ms":9}', 422, "interval_ms must be a whole number from 10 to 3600000 (milliseconds)."),
+        (b'{"interval_ms":3600001}', 422, "interval_ms must be a whole number from 10 to 3600000"),
+        (b'{"interval_ms":true}', 422, "interval_ms must be a whole number"),
+        (b'{"interval_ms":"5"}', 422, "interval_ms must be a whole number"),
+        (b'{"interval_ms":50.5}', 422, "interval_ms must be a whole number"),
+        (b" " * 70_000, 413, "larger than 65536 bytes"),
+    ],
+)
+async def test_admin_refuses(served: Served, body: bytes, status: int, detail: str) -> None:
+    assert is_problem(await post(served, body, path="PUT /v1/admin/flush"), status, detail)
+    assert served.flushing.flush_interval_ms == 1000
+
+
+@pytest.mark.parametrize("interval_ms", [10, 3_600_000])
+async def test_admin_takes_the_ends_of_the_range(served: Served, interval_ms: int) -> None:
+    assert (await post(served, {"interval_ms": interval_ms}, path="PUT /v1/admin/flush")).json == {"interval_ms": interval_ms}
+
+
+async def test_metrics(served: Served) -> None:
+    ledger = TenantLedger(received=6, accepted=3, duplicate=1, rejected={"too_late": 2}, flushed=1, buffered=2)
+    snapshot = WriterSnapshot(
+        writer="00" * 16, worker=0, claims_state="open", ready=True, tenants={"demo": ledger}, unflushed_since_us=NOW_US - 500_000
+    )
+    snapshot.claim_call.observe(300)
+    snapshot.claim_call.observe(10_000_000)
+    served.edge.routes.update(metrics_routes(SnapshotCollector(lambda: [snapshot], lambda: NOW_US)))
+    answer = await get(served, "/metrics", key=None)
+    assert answer.status == 200 and answer.headers["content-type"].startswith("text/plain")
+    lines = answer.body.decode().splitlines()
+    for line in (
+        'parshall_events_total{tenant="demo",verdict="accepted",worker="0"} 3.0',
+        'parshall_events_total{tenant="demo",verdict="too_late",worker="0"} 2.0',
+        'parshall_events_buffered{tenant="demo",worker="0"} 2.0',
+        'parshall_claims_state{state="open",worker="0"} 1.0',
+        'parshall_claims_state{state="rebuilding",worker="0"} 0.0',
+        'parshall_flush_lag_seconds{worker="0"} 0.5',
+        'parshall_claim_call_seconds_bucket{le="0.00025",worker="0"} 0.0',
+        'parshall_claim_call_seconds_bucket{le="0.0005",worker="0"} 1.0',
+        'parshall_claim_call_seconds_bucket{le="+Inf",worker="0"} 2.0',
+        'parshall_claim_call_seconds_count{worker="0"} 2.0',
+    ):
+        assert line in lines, line

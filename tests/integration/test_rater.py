@@ -1,0 +1,810 @@
+"""The rater on a real PostgreSQL: each record once, in order, whatever arrives and whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import asyncpg
+import pytest
+from xxhash import xxh3_128_hexdigest
+
+from rater import query
+from rater.api import Api
+from rater.consume import Rater, RaterLimits
+from rater.migrate import SchemaTooNew, migrate
+from rater.postgres import DatabaseFailed, Ledger, open_pool
+from rater.prices.book import PriceBook, read_books
+from rater.rerate import BookRefused
+from rater.source import Received
+from tests.integration.rating import (
+    EGRESS,
+    METERS,
+    MINUTES,
+    PEAK,
+    REQUESTS,
+    STORAGE,
+    Count,
+    ListSource,
+    Writer,
+    quantity_by_hand,
+    records_of,
+    usage_by_hand,
+)
+
+LOG = "log-1"
+LATE_S = 86400
+JANUARY = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+FEBRUARY = int(datetime(2026, 2, 1, tzinfo=UTC).timestamp())
+HOUR = 3600
+
+BOOK = {
+    "tenant": "demo",
+    "currency": "USD",
+    "versions": [
+        {
+            "effective_from": "2026-01-01",
+            "prices": [
+                {
+                    "meter": "requests",
+                    "model": "graduated",
+                    "dimensions": ["region"],
+                    "free": 10,
+                    "per": 10,
+                    "tiers": [{"up_to": 100, "unit_price": "0.425"}, {"unit_price": "0.3"}],
+                },
+                {"meter": "egress_bytes", "model": "per_unit", "where": {"region": "eu"}, "per": 1000, "unit_price": "0.09"},
+                {"meter": "egress_bytes", "model": "per_unit", "dimensions": ["region"], "per": 1000, "unit_price": "0.05"},
+                {"meter": "peak_connections", "model": "per_unit", "unit_price": "0.5"},
+                {"meter": "storage_gb_hours", "model": "per_unit", "unit_price": "0.000123"},
+            ],
+        }
+    ],
+}
+
+
+def book(**changes: object) -> PriceBook:
+    return read_books([{**BOOK, **changes}], METERS)[0]
+
+
+@pytest.fixture
+async def dsn(database: str) -> str:
+    await migrate(database)
+    return database
+
+
+@pytest.fixture
+async def ledger(dsn: str) -> AsyncIterator[Ledger]:
+    opened = Ledger(dsn)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    async with await open_pool(dsn) as opened:
+        yield opened
+
+
+def api_at(pool: asyncpg.Pool, now_s: int = JANUARY + 20 * 86400) -> Api:
+    return Api(pool, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, meters=lambda: METERS)
+
+
+async def ask(answer: Awaitable[Any]) -> Any:
+    found = await answer
+    assert found.status == 200, found.body
+    return json.loads(found.body)
+
+
+async def refused(answer: Awaitable[Any]) -> str:
+    found = await answer
+    assert found.status == 400
+    assert found.content_type == "application/problem+json"
+    detail: str = json.loads(found.body)["detail"]
+    return detail
+
+
+async def stored_usage(pool: asyncpg.Pool) -> dict[tuple[Any, ...], tuple[int, int]]:
+    rows = await pool.fetch(
+        """SELECT t.name AS tenant, m.name AS meter, s.subject, u.window_start_s, s.dimensions::text, u.value::text, u.events
+        FROM usage AS u JOIN series AS s USING (series) JOIN tenants AS t USING (tenant) JOIN meters AS m USING (meter)"""
+    )
+    return {(*row[:4], tuple(json.loads(row[4]))): (int(row[5]), row[6]) for row in rows}
+
+
+async def charge_lines(pool: asyncpg.Pool) -> list[tuple[Any, ...]]:
+    rows = await pool.fetch(
+        "SELECT tenant, period, subject, meter, price, dimensions::text, quantity::text, amount::text FROM charge_lines"
+    )
+    return sorted(tuple(row) for row in rows)
+
+
+def at(records: Sequence[Received], stream: str = "s0", start: int = 0) -> list[Received]:
+    """As they lie in a stream."""
+    return [Received(stream, start + index + 1, record.headers, record.value) for index, record in enumerate(records)]
+
+
+def altered(record: Received, *, value: bytes | None = None, **headers: bytes) -> Received:
+    """The same record with other bytes and, unless given, the hash of those."""
+    new = record.value if value is None else value
+    fresh = {} if value is None else {"hash": xxh3_128_hexdigest(new).encode()}
+    return Received(record.stream, record.next_position, {**record.headers, **fresh, **headers}, new)
+
+
+def some(hour: int = 0, value: int = 1, subject: str = "acme") -> list[Count]:
+    window = JANUARY + hour * HOUR
+    return [
+        (REQUESTS, "demo", subject, window, ("eu", "a"), 0, value),
+        (EGRESS, "demo", subject, window, ("us",), 1000 * value, 1),
+        (PEAK, "demo", subject, window, (), value, 1),
+    ]
+
+
+def at_random(seed: int, size: int) -> list[Count]:
+    """All meters, two tenants, several subjects, windows on both sides of the month's end, negative and very large values."""
+    dice = random.Random(seed)
+    counts: list[Count] = []
+    for _ in range(size):
+        meter = dice.choice(METERS)
+        window = FEBRUARY + dice.randrange(-40 * 86400, 10 * 86400)
+        values = {"sum": dice.choice([dice.randrange(-500, 5000), 10**37]), "max": dice.randrange(-100, 100), "count": 0}
+        dimensions = (dice.choice(["eu", "us", "ü"]), dice.choice("ab"))[: len(meter.dimensions)]
+        tenant, subject = dice.choice(["demo", "demo", "other"]), dice.choice(["acme", "globex", "a\tb\\n"])
+        counts.append(
+            (meter, tenant, subject, window - window % meter.window_s, dimensions, values[meter.aggregation], dice.randrange(1, 30))
+        )
+    return counts
+
+
+async def run_until(rater: Rater, condition: Callable[[], bool] | Callable[[], Awaitable[bool]], timeout_s: float = 30) -> None:
+    task = asyncio.create_task(rater.run())
+    try:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = condition()
+            if found if isinstance(found, bool) else await found:
+                return
+            if task.done():
+                task.result()
+            assert time.monotonic() < deadline, f"the rater did not get there: {rater.counts}"
+            await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books: Sequence[PriceBook] = ()) -> Rater:
+    limits = RaterLimits(poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05)
+    return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, books=books, limits=limits)
+
+
+# Records.
+
+
+async def test_a_record_counts_once_however_often_it_comes(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    records = Writer(1).flush(some(), {"demo": {"received": 5, "accepted": 3, "duplicate": 1, "too_late": 1}})
+    assert (await ledger.apply(LOG, at(records + records))).skipped == 1
+    before = await stored_usage(pool), await charge_lines(pool), await query.tallies(pool)
+    again = await ledger.apply(LOG, at(records, "s1"))
+    assert (again.records, again.skipped, again.parked) == (0, 1, 0)
+    assert before == (await stored_usage(pool), await charge_lines(pool), await query.tallies(pool))
+    assert before[0] == usage_by_hand(some())
+    assert await pool.fetchval("SELECT value FROM records") == records[0].value
+
+
+async def test_what_was_known_is_found_known_by_another_process(ledger: Ledger, dsn: str, pool: asyncpg.Pool) -> None:
+    records = Writer(1).flush(some())
+    await ledger.apply(LOG, at(records))
+    other = Ledger(dsn)
+    assert (await other.apply(LOG, at(records))).skipped == 1
+    await other.close()
+    assert await stored_usage(pool) == usage_by_hand(some())
+
+
+async def test_a_gap_parks_and_its_filling_applies_what_was_parked(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    flushes = [writer.flush(some(hour)) for hour in range(4)]
+    late = await ledger.apply(LOG, at(records_of([flushes[3], flushes[1], flushes[1], flushes[2]])))
+    assert (late.records, late.parked, late.skipped) == (0, 3, 1)
+    assert await stored_usage(pool) == {}
+    assert next((row.n, row.missing, row.reason) for row in await query.parked(pool)) == (2, True, "record 1 has to come first")
+    assert (await ledger.apply(LOG, at(flushes[2]))).skipped == 1
+    filled = await ledger.apply(LOG, at(flushes[0]))
+    assert (filled.records, filled.unparked) == (4, 3)
+    assert await query.parked(pool) == []
+    assert await stored_usage(pool) == usage_by_hand(some(0) + some(1) + some(2) + some(3))
+    assert [(chain.last_n, chain.held, chain.parked) for chain in await query.chains(pool)] == [(4, None, 0)]
+
+
+async def test_many_parked_records_apply_in_several_transactions(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    flushes = [writer.flush(some(hour)) for hour in range(200)]
+    source = ListSource()
+    source.add(records_of(flushes[1:]))
+    source.add(flushes[0])
+    rater = rater_of(source, ledger)
+    await run_until(rater, lambda: rater.counts.records == 200)
+    assert await query.parked(pool) == []
+    assert await stored_usage(pool) == usage_by_hand(count for hour in range(200) for count in some(hour))
+
+
+async def test_records_out_of_order_in_one_batch_need_no_parking(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    flushes = [writer.flush(some(hour)) for hour in range(5)]
+    random.Random(4).shuffle(flushes)
+    done = await ledger.apply(LOG, at(records_of(flushes)))
+    assert (done.records, done.parked) == (5, 0)
+
+
+async def test_a_held_writer_holds_no_other(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    held, free = Writer(1), Writer(2)
+    held.flush(some())
+    gap = held.flush(some(1))
+    await ledger.apply(LOG, at(gap + free.flush(some(2)) + gap))
+    assert await stored_usage(pool) == usage_by_hand(some(2))
+    assert {chain.writer: (chain.last_n, chain.parked) for chain in await query.chains(pool)} == {held.id: (0, 1), free.id: (1, 0)}
+
+
+async def test_a_fork_is_parked_and_holds_its_writer_in_that_partition(
+    ledger: Ledger, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer, twin = Writer(1), Writer(1)
+    first = writer.flush(some())
+    await ledger.apply(LOG, at(first))
+    forked = await ledger.apply(LOG, at(twin.flush(some(9)) + writer.flush(some(1))))
+    assert (forked.records, forked.parked, forked.forks) == (0, 2, 1)
+    assert "fork: record 1" in caplog.text
+    assert await stored_usage(pool) == usage_by_hand(some())
+    (chain,) = await query.chains(pool)
+    assert chain.last_n == 1
+    assert chain.held is not None
+    assert [row.n for row in await query.parked(pool)] == [1, 2]
+    assert (await ledger.apply(LOG, at(first))).skipped == 1
+
+    assert await ledger.release(writer.id, 0)
+    assert await ledger.due_chains() == [(writer.id, 0)]
+    assert (await ledger.apply_parked(LOG, (writer.id, 0))).records == 1
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1))
+    assert [(row.n, row.missing) for row in await query.parked(pool)] == [(1, False)]
+
+
+async def test_a_fork_among_parked_records_is_found(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer, twin = Writer(1), Writer(1)
+    first, second = writer.flush(some()), writer.flush(some(1))
+    twin.flush(some())
+    await ledger.apply(LOG, at(second))
+    assert (await ledger.apply(LOG, at(twin.flush(some(2))))).forks == 1
+    await ledger.apply(LOG, at(first))
+    assert await stored_usage(pool) == {}, "a held writer must stay held"
+    assert len(await query.parked(pool)) == 3
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda record: altered(record, value=b'{"v":1,'), "undecodable"),
+        (lambda record: altered(record, value=record.value.replace(b'"v":1', b'"v":2')), "undecodable"),
+        (lambda record: altered(record, v=b"2"), "undecodable"),
+        (lambda record: altered(record, value=record.value.replace(b"acme", b"a\\u0000e")), "U+0000"),
+        (lambda record: altered(record, value=record.value.replace(b"%d" % JANUARY, b"%d" % (HOUR << 60))), "outside the years"),
+    ],
+)
+async def test_what_cannot_be_decoded_is_parked_and_holds_only_its_writer(
+    ledger: Ledger, pool: asyncpg.Pool, break_it: Callable[[Received], Received], reason: str
+) -> None:
+    writer, other = Writer(1), Writer(2)
+    (good,), next_one = writer.flush(some()), writer.flush(some(1))
+    bad = break_it(good)
+    done = await ledger.apply(LOG, at([bad, *next_one, *other.flush(some(2))]))
+    assert (done.records, done.parked) == (1, 2)
+    assert await stored_usage(pool) == usage_by_hand(some(2))
+    parked = await query.parked(pool)
+    assert reason in parked[0].reason
+    assert parked[1].reason == "record 1 has to come first"
+    assert await pool.fetchval("SELECT value FROM parked WHERE n = 1") == bad.value
+    assert await ledger.due_chains() == [(writer.id, 0)]
+    assert (await ledger.apply_parked(LOG, (writer.id, 0))).records == 0, "it is no better the second time"
+
+
+async def test_a_damaged_copy_holds_nothing_once_a_whole_one_is_there(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    (good,) = writer.flush(some())
+    damaged = Received(good.stream, good.next_position, good.headers, good.value.replace(b"acme", b"acmf"))
+    await ledger.apply(LOG, at([damaged]))
+    assert [row.missing for row in await query.parked(pool)] == [True]
+    done = await ledger.apply(LOG, at([good, damaged]))
+    assert (done.records, done.forks) == (1, 0)
+    assert await stored_usage(pool) == usage_by_hand(some())
+    assert [row.missing for row in await query.parked(pool)] == [False]
+
+
+async def test_a_record_without_a_place_is_parked(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    (good,) = Writer(1).flush(some())
+    stray = altered(good, n=b"first")
+    done = await ledger.apply(LOG, [*at([stray], "s7"), *at([good])])
+    await ledger.apply(LOG, at([stray], "s7"))
+    assert done.records == 1
+    assert [(row.writer, row.stream, row.missing) for row in await query.parked(pool)] == [(None, "s7", True)]
+
+
+async def test_what_postgresql_refuses_is_parked_in_the_end(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """A reason that nobody thought of: here a table that takes no values above a limit."""
+    await pool.execute("ALTER TABLE usage ALTER COLUMN events TYPE smallint")
+    bad, good = Writer(1), Writer(2)
+    source = ListSource()
+    source.add(bad.flush(some(0, 40000)) + good.flush(some(1)))
+    rater = rater_of(source, ledger)
+    await run_until(rater, lambda: rater.counts.records == 1 and rater.counts.parked == 1)
+    assert await stored_usage(pool) == usage_by_hand(some(1))
+    assert (await query.parked(pool))[0].reason.startswith("PostgreSQL refuses it")
+
+
+@pytest.mark.parametrize("change", [{"aggregation": "max"}, {"scale": 3}, {"window_s": 60}, {"dimensions": ("zone",)}])
+async def test_a_meter_never_changes_under_its_name(ledger: Ledger, pool: asyncpg.Pool, dsn: str, change: dict[str, Any]) -> None:
+    first, other = Writer(1), Writer(2)
+    await ledger.apply(LOG, at(first.flush(some())))
+    other.meters[1] = EGRESS._replace(hash="f" * 16, **change)
+    contrary = other.flush([(EGRESS, "demo", "acme", JANUARY, ("us",), 7, 7)])
+    fresh = Ledger(dsn)
+    for with_ledger in (ledger, fresh):
+        assert (await with_ledger.apply(LOG, at(contrary))).records == 0
+    await fresh.close()
+    assert await stored_usage(pool) == usage_by_hand(some())
+    assert "'egress_bytes' has " + next(iter(change)) in (await query.parked(pool))[0].reason
+
+
+async def test_a_meter_may_have_several_hashes(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    first, other = Writer(1), Writer(2)
+    other.meters[1] = EGRESS._replace(hash="f" * 16)
+    await ledger.apply(LOG, at(first.flush(some()) + other.flush(some())))
+    assert await stored_usage(pool) == usage_by_hand(some() + some())
+    assert await pool.fetchval("SELECT count(*) FROM meter_hashes") == 4
+
+
+# Failures.
+
+
+async def test_a_transaction_that_breaks_leaves_nothing_and_the_rater_goes_on(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writers = [Writer(byte, partitions=2) for byte in (1, 2, 3)]
+    counts = [at_random(seed, 12) for seed in range(60)]
+    source = ListSource()
+    for index, flush in enumerate(counts):
+        source.add(writers[index % 3].flush(flush, {"demo": {"received": 3, "accepted": 2, "duplicate": 1}}), f"s{index % 2}")
+    total = sum(map(len, source.streams.values()))
+    rater = rater_of(source, ledger, books=[book()])
+    killed = 0
+
+    async def killing() -> bool:
+        nonlocal killed
+        if killed < 25 and ledger.backend_pid is not None:
+            killed += await pool.fetchval("SELECT pg_terminate_backend($1)::int", ledger.backend_pid)
+        return killed >= 25 and await pool.fetchval("SELECT count(*) FROM records") == total and rater.counts.as_of_us > 0
+
+    await run_until(rater, killing, 60)
+    assert rater.counts.failures > 0
+    assert source.rewinds > 0
+    await assert_all_rated(ledger, pool, [count for flush in counts for count in flush])
+    assert sum(tally.events for tally in await query.tallies(pool) if tally.verdict == "accepted") == 2 * len(counts)
+
+
+async def test_a_failed_batch_is_read_again(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Deterministic: the first three transactions end in the middle."""
+    source = ListSource()
+    writer = Writer(1)
+    for hour in range(30):
+        source.add(writer.flush(some(hour)))
+    rater = rater_of(source, ledger)
+    await pool.execute(
+        """CREATE SEQUENCE tries;
+        CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS
+          $$ BEGIN IF nextval('tries') <= 3 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NULL; END $$;
+        CREATE TRIGGER break AFTER INSERT ON usage EXECUTE FUNCTION break()"""
+    )
+    await run_until(rater, lambda: rater.counts.records == 30)
+    assert rater.counts.failures == 3
+    assert source.rewinds == 3
+    assert await stored_usage(pool) == usage_by_hand(count for hour in range(30) for count in some(hour))
+
+
+async def test_two_raters_racing_over_the_same_records(dsn: str, pool: asyncpg.Pool) -> None:
+    writers = [Writer(byte, partitions=3) for byte in (1, 2)]
+    counts = [at_random(100 + seed, 15) for seed in range(80)]
+    sources = [ListSource(), ListSource()]
+    records = [writers[index % 2].flush(flush, {"demo": {"accepted": 1}}) for index, flush in enumerate(counts)]
+    for index, flush in enumerate(records):
+        sources[0].add(flush, f"s{index % 2}")
+    for stream, log in reversed(sources[0].streams.items()):
+        sources[1].streams[stream] = log
+    ledgers = [Ledger(dsn), Ledger(dsn)]
+    raters = [rater_of(source, ledger, books=[book()]) for source, ledger in zip(sources, ledgers, strict=True)]
+    total = sum(map(len, sources[0].streams.values()))
+    await asyncio.gather(*(run_until(rater, lambda rater=rater: rater.counts.as_of_us > 0) for rater in raters))
+    assert sum(rater.counts.records for rater in raters) == total
+    assert all(rater.counts.records for rater in raters), "one rater did all of it: there was no race"
+    await assert_all_rated(ledgers[0], pool, [count for flush in counts for count in flush])
+    for ledger in ledgers:
+        await ledger.close()
+
+
+async def assert_all_rated(ledger: Ledger, pool: asyncpg.Pool, counts: Sequence[Count]) -> None:
+    assert await stored_usage(pool) == usage_by_hand(counts)
+    for tenant in ("demo", "other"):
+        assert await ledger.check_charges(tenant) == []
+    assert await query.parked(pool) == []
+
+
+async def test_a_database_that_is_away_is_waited_for(database: str, pool: asyncpg.Pool) -> None:
+    missing = Ledger(database.replace("/test", "/absent"))
+    with pytest.raises(DatabaseFailed):
+        await missing.positions(LOG, ["s0"])
+    source = ListSource()
+    source.add(Writer(1).flush(some()))
+    rater = rater_of(source, missing)
+    await run_until(rater, lambda: rater.counts.failures >= 3)
+    assert not rater.counts.ready
+    assert "absent" in rater.counts.last_failure
+
+
+async def test_positions_never_go_backwards(ledger: Ledger) -> None:
+    writer = Writer(1)
+    records = at(records_of(writer.flush(some(hour)) for hour in range(3)))
+    await ledger.apply(LOG, records)
+    await ledger.apply(LOG, records[:1])
+    assert await ledger.positions(LOG, ["s0", "s1"]) == {"s0": 3}
+    assert await ledger.positions("another log", ["s0"]) == {}
+
+
+async def test_progress_says_what_is_rated_and_stands_still_while_something_is_parked(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    flushes = [writer.flush(some(hour)) for hour in range(3)]
+    assert await query.as_of_us(pool) is None
+    await ledger.apply(LOG, at(flushes[0]))
+    assert await ledger.note_progress(LOG, 10, {"s0": 2}) is None
+    assert await ledger.note_progress(LOG, 11, {"s0": 1}) == 11
+    assert await ledger.note_progress(LOG, 9, {"s0": 1}) == 11
+    await ledger.apply(LOG, at(flushes[2], start=1))
+    assert await ledger.note_progress(LOG, 12, {"s0": 2}) is None
+    await ledger.apply(LOG, at(flushes[1], start=2))
+    assert await ledger.note_progress(LOG, 13, {"s0": 3}) == 13
+    assert await query.as_of_us(pool) == 13
+
+
+# Migrations.
+
+
+async def test_migrations_run_once_when_several_processes_start(database: str) -> None:
+    await asyncio.gather(*(migrate(database) for _ in range(5)))
+    await migrate(database)
+    connection = await asyncpg.connect(database)
+    assert [row[0] for row in await connection.fetch("SELECT version_num FROM schema_steps")] == ["0001"]
+    await connection.execute("UPDATE schema_steps SET version_num = '9999'")
+    await connection.close()
+    with pytest.raises(SchemaTooNew, match="use a newer version"):
+        await migrate(database)
+
+
+# Charges.
+
+
+async def test_charges_equal_brute_force(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    counts = at_random(7, 300)
+    writer = Writer(1, partitions=4)
+    for start in range(0, 300, 20):
+        await ledger.apply(LOG, at(writer.flush(counts[start : start + 20])))
+    for subject in ("acme", "globex", "a\tb\\n"):
+        for period, start, end in (("2026-01", JANUARY, FEBRUARY), ("2026-02", FEBRUARY, FEBRUARY + 28 * 86400)):
+            answer = await ask(api_at(pool).charges("demo", {"subject": subject, "period": period}))
+            expected = lines_by_hand(counts, subject, start, end)
+            found = {(line["meter"], line["dimensions"].get("region")): line for line in answer["lines"]}
+            assert {key: (Fraction(line["quantity"]), line["amount"]) for key, line in found.items()} == expected
+            assert Fraction(answer["total"]) == sum(Fraction(amount) for _, amount in expected.values() if amount)
+            assert found[("calls", None)]["unpriced"] is True
+            for line in answer["lines"]:
+                assert line["amount"] is None or cents(sum(Fraction(tier["amount"]) for tier in line["tiers"])) == line["amount"]
+    assert await ledger.check_charges("demo") == await ledger.check_charges("other") == []
+
+
+def cents(exact: Fraction | int) -> str:
+    """round() of a Fraction is half to even; Decimal's default context would round to 28 digits on the way."""
+    rounded = round(Fraction(exact) * 100)
+    return f"{rounded // 100}.{rounded % 100:02}"
+
+
+def lines_by_hand(counts: Sequence[Count], subject: str, start: int, end: int) -> dict[tuple[str, str | None], tuple[Fraction, str | None]]:
+    """The price book above, written out again as arithmetic."""
+    lines: dict[tuple[str, str | None], tuple[Fraction, str | None]] = {}
+    here = {(meter.name, (*dimensions, None)[0]) for meter, tenant, who, window, dimensions, _, _ in counts
+            if tenant == "demo" and who == subject and start <= window < end}  # fmt: skip
+    for name, region in here:
+        meter = next(meter for meter in METERS if meter.name == name)
+        quantity = quantity_by_hand(counts, meter, "demo", subject, region, start, end)
+        amount: Fraction | None = None
+        if name == "requests":
+            billable = max(quantity - 10, Fraction(0))
+            amount = min(billable, Fraction(100)) * Fraction("0.0425") + max(billable - 100, Fraction(0)) * Fraction("0.03")
+        elif name == "egress_bytes":
+            amount = max(quantity, Fraction(0)) * Fraction("0.00009" if region == "eu" else "0.00005")
+            region = None if region == "eu" else region  # the price for "eu" sums its dimensions away
+        elif name == "peak_connections":
+            amount = max(quantity, Fraction(0)) * Fraction("0.5")
+        elif name == "storage_gb_hours":
+            amount = max(quantity, Fraction(0)) * Fraction("0.000123")
+        lines[name, region] = (quantity, None if amount is None else cents(amount))
+    return lines
+
+
+async def test_a_month_ends_in_the_time_zone_of_the_book(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(book(timezone="America/New_York", versions=[{"effective_from": "2025-01-01"}]), now_s=JANUARY, late_s=LATE_S)
+    counts: list[Count] = [(REQUESTS, "demo", "acme", FEBRUARY + hour * HOUR, ("eu", "a"), 0, 10**hour) for hour in (4, 5)]
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    for period, quantity in (("2026-01", "10000"), ("2026-02", "100000")):
+        answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": period}))
+        assert [line["quantity"] for line in answer["lines"]] == [quantity]
+
+
+async def test_a_line_of_a_max_meter_is_the_maximum_of_its_windows(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    writer = Writer(1)
+    for value, hour in ((5, 0), (9, 1), (7, 1), (3, 2)):
+        await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY + hour * HOUR, (), value, 1)])))
+    (line,) = (await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})))["lines"]
+    assert (line["quantity"], line["amount"]) == ("9", "4.50")
+    answer = await ask(api_at(pool).usage("demo", {"meter": "peak_connections", "window": "hour"}))
+    assert [(row["value"], row["events"]) for row in answer["data"]] == [("5", 1), ("9", 2), ("3", 1)]
+
+
+async def test_usage_without_a_price_is_kept_and_blocks_nothing(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
+    assert answer["currency"] is None
+    assert [(line["amount"], line["unpriced"]) for line in answer["lines"]] == [(None, True)] * 3
+    again = await ledger.put_book(book(), now_s=FEBRUARY + 10 * 86400, late_s=LATE_S)
+    assert [(name, period) for name, period, _ in again] == [("demo", "2026-01")], (
+        "a month that had no book gets one even when it is closed"
+    )
+    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
+    assert (answer["currency"], answer["total"]) == ("USD", "0.55")
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_a_changed_price_charges_open_months_again(ledger: Ledger, pool: asyncpg.Pool, dsn: str) -> None:
+    writer = Writer(1)
+    counts: list[Count] = [(PEAK, "demo", "acme", start, (), 8, 1) for start in (JANUARY, FEBRUARY)]
+    now_s = FEBRUARY + 10 * 86400
+    await ledger.put_book(book(), now_s=now_s, late_s=LATE_S)
+    await ledger.apply(LOG, at(writer.flush(counts)))
+    dear = {"effective_from": "2026-02-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}
+    changed = book(versions=[*BOOK["versions"], dear])  # type: ignore[misc]
+    other = Ledger(dsn)
+    assert await other.put_book(changed, now_s=now_s, late_s=LATE_S) == [("demo", "2026-02", 1)]
+    assert await other.put_book(changed, now_s=now_s, late_s=LATE_S) == []
+    await other.close()
+    assert [await total(pool, period) for period in ("2026-01", "2026-02")] == ["4.00", "16.00"]
+
+    # The first rater still has the old book in memory and the lines that were taken away.
+    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", FEBRUARY, (), 9, 1), (PEAK, "demo", "acme", JANUARY, (), 9, 1)])))
+    assert [await total(pool, period) for period in ("2026-01", "2026-02")] == ["4.50", "18.00"]
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_charges_stay_right_while_the_price_changes_under_running_raters(dsn: str, pool: asyncpg.Pool) -> None:
+    sources, ledgers = [ListSource(), ListSource()], [Ledger(dsn), Ledger(dsn), Ledger(dsn)]
+    counts = [at_random(200 + seed, 10) for seed in range(100)]
+    for index, source in enumerate(sources):
+        writer = Writer(index + 1)
+        for flush in counts[index::2]:
+            source.add(writer.flush(flush), f"s{index}")
+    raters = [rater_of(source, ledger) for source, ledger in zip(sources, ledgers, strict=False)]
+
+    async def change_prices() -> None:
+        for cents in range(12):
+            price = {"meter": "requests", "model": "per_unit", "dimensions": ["zone"][: cents % 2], "unit_price": f"0.{cents}"}
+            changed = book(versions=[{"effective_from": "2025-01-01", "prices": [price, *BOOK["versions"][0]["prices"][1:]]}])  # type: ignore[index]
+            await ledgers[2].put_book(changed, now_s=JANUARY, late_s=LATE_S)
+            await asyncio.sleep(0.02)
+
+    def done() -> bool:
+        return sum(rater.counts.records for rater in raters) == sum(len(log) for source in sources for log in source.streams.values())
+
+    await asyncio.gather(change_prices(), *(run_until(rater, done) for rater in raters))
+    await assert_all_rated(ledgers[2], pool, [count for flush in counts for count in flush])
+    for ledger in ledgers:
+        await ledger.close()
+
+
+async def test_a_closed_month_keeps_its_price(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)])))
+    dear = book(
+        versions=[{"effective_from": "2026-01-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}]
+    )
+    assert await ledger.put_book(dear, now_s=FEBRUARY + LATE_S, late_s=LATE_S) == []
+    assert await total(pool, "2026-01") == "4.00"
+    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 9, 1)])))
+    assert await total(pool, "2026-01") == "4.50", "what comes after all is charged as the month was"
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    with pytest.raises(BookRefused, match="cannot become Europe/Berlin; allowed: timezone = 'UTC'"):
+        await ledger.put_book(book(timezone="Europe/Berlin", versions=[{"effective_from": "2026-01-01"}]), now_s=JANUARY, late_s=LATE_S)
+    assert await ledger.put_book(book(decimal_places=3), now_s=JANUARY, late_s=LATE_S) == [("demo", "2026-01", 3)]
+
+
+async def total(pool: asyncpg.Pool, period: str) -> str:
+    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": period}))
+    found: str = answer["total"]
+    return found
+
+
+async def test_a_wrong_line_is_named_by_the_check(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    await pool.execute("UPDATE charge_lines SET quantity = quantity + 1 WHERE meter = 'requests'")
+    (difference,) = await ledger.check_charges("demo")
+    assert difference.computed is not None
+    assert difference.stored is not None
+    assert (difference.period, difference.computed[0], difference.stored[0]) == ("2026-01", 1, 2)
+
+
+async def test_a_month_is_final_when_nothing_can_come_any_more(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    for as_of_s, status in ((FEBRUARY + LATE_S - 1, "open"), (FEBRUARY + LATE_S, "final")):
+        await ledger.note_progress(LOG, as_of_s * 1_000_000, {"s0": 1})
+        assert (await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})))["status"] == status
+    assert (await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-02"})))["status"] == "open"
+
+
+# Usage.
+
+
+async def test_usage_in_all_windows_and_groups(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    counts = at_random(11, 400)
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    start, end = FEBRUARY - 5 * 86400, FEBRUARY + 3 * 86400
+    for meter in METERS:
+        for window, length in (("hour", HOUR), ("day", 86400), ("month", None)):
+            if meter is STORAGE and window == "hour":
+                continue
+            for group_by in ((), ("subject",), meter.dimensions, (*meter.dimensions, "subject")):
+                for subject in (None, "acme"):
+                    asked = {"meter": meter.name, "from": rfc(start), "to": rfc(end), "window": window, "group_by": ",".join(group_by)}
+                    answer = await ask(api_at(pool).usage("demo", {**asked, **({"subject": subject} if subject else {})}))
+                    found = {
+                        (row["window_start"], row["subject"], *row["dimensions"].items()): (Fraction(row["value"]), row["events"])
+                        for row in answer["data"]
+                    }
+                    assert len(found) == len(answer["data"])
+                    assert found == windows_by_hand(counts, meter, start, end, length, group_by, subject)
+
+
+def rfc(instant_s: int) -> str:
+    return datetime.fromtimestamp(instant_s, UTC).isoformat().replace("+00:00", "Z")
+
+
+def windows_by_hand(
+    counts: Sequence[Count], meter: Any, start: int, end: int, length: int | None, group_by: Sequence[str], only: str | None
+) -> dict[tuple[Any, ...], tuple[Fraction, int]]:
+    groups: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for (tenant, name, subject, window, dimensions), cell in usage_by_hand(counts).items():
+        if (tenant, name) != ("demo", meter.name) or not start <= window < end or only not in (None, subject):
+            continue
+        first = window - window % length if length else (FEBRUARY if window >= FEBRUARY else start)
+        named = dict(zip(meter.dimensions, dimensions, strict=True))
+        shown = subject if only or "subject" in group_by else None
+        key = (rfc(first), shown, *((dimension, named[dimension]) for dimension in group_by if dimension != "subject"))
+        groups.setdefault(key, []).append(cell)
+    merged = max if meter.aggregation == "max" else sum
+    return {
+        key: (Fraction(merged(value for value, _ in cells), 10**meter.scale), sum(events for _, events in cells))
+        for key, cells in groups.items()
+    }
+
+
+async def test_days_of_a_time_zone(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    counts: list[Count] = [(REQUESTS, "demo", "acme", FEBRUARY + hour * HOUR, ("eu", "a"), 0, 10 ** (hour + 3)) for hour in (-2, -1, 0)]
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    asked = {
+        "meter": "requests",
+        "from": rfc(FEBRUARY - 2 * HOUR),
+        "to": rfc(FEBRUARY + HOUR),
+        "window": "day",
+        "timezone": "Europe/Berlin",
+    }
+    answer = await ask(api_at(pool).usage("demo", asked))
+    assert [(row["window_start"], row["window_end"], row["value"]) for row in answer["data"]] == [
+        ("2026-01-31T23:00:00+01:00", "2026-02-01T00:00:00+01:00", "10"),
+        ("2026-02-01T00:00:00+01:00", "2026-02-01T02:00:00+01:00", "1100"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"meter": None}, "meter: is missing; allowed: the name of a meter"),
+        ({"meter": "reqests"}, "meter: no meter is called 'reqests'; allowed: calls, egress_bytes, "),
+        ({"window": "week"}, "window: 'week' is none; allowed: hour, day, month"),
+        ({"meter": "storage_gb_hours", "window": "hour"}, "counted in windows of 1d, an hour is finer; allowed: day, month"),
+        ({"from": "yesterday"}, "from: 'yesterday' is no RFC 3339 time"),
+        ({"from": "2026-01-01T00:30:00Z"}, "counted in windows of 1h; allowed: 2026-01-01T00:00:00Z or 2026-01-01T01:00:00Z"),
+        ({"from": "2026-01-01T00:00:00.000000001Z"}, "from: "),
+        ({"from": "2026-02-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"}, "from: 2026-02-01T00:00:00Z is not before 2026-01-01T00:00:00Z"),
+        ({"from": "2026-13-01T00:00:00Z"}, "is no RFC 3339 time"),
+        ({"from": "0001-01-01T00:00:00+23:00"}, "from: "),
+        ({"from": "1980-01-01T00:00:00Z"}, "window: more than 10000 windows of one hour"),
+        ({"group_by": "region,planet"}, "group_by: meter 'requests' has no dimension 'planet'; allowed: region, zone, subject"),
+        ({"group_by": "zone,zone"}, "group_by: a name occurs twice"),
+        ({"timezone": "Asia/Kolkata", "window": "day"}, "timezone: a day of Asia/Kolkata begins inside a window of meter 'requests'"),
+        ({"timezone": "Mars"}, "timezone: 'Mars' is no time zone"),
+        ({"region": "eu"}, "region: there is no such parameter; allowed: meter, subject, from, to, window, group_by, timezone"),
+        ({"subject": "a\0b"}, "subject: it holds the character U+0000"),
+    ],
+)
+async def test_a_bad_usage_query_is_told_what_is_allowed(pool: asyncpg.Pool, asked: dict[str, str | None], said: str) -> None:
+    query_strings = {"meter": "requests", **asked}
+    given = {name: value for name, value in query_strings.items() if value is not None}
+    assert said in await refused(api_at(pool).usage("demo", given))
+
+
+async def test_a_bad_charges_query_is_told_what_is_allowed(pool: asyncpg.Pool) -> None:
+    assert "subject: is missing" in await refused(api_at(pool).charges("demo", {}))
+    assert "period: '2026-1' is no month; allowed: a month as YYYY-MM" in await refused(
+        api_at(pool).charges("demo", {"subject": "a", "period": "2026-1"})
+    )
+    assert "currency: there is no such parameter; allowed: subject, period" in await refused(
+        api_at(pool).charges("demo", {"subject": "a", "currency": "USD"})
+    )
+
+
+async def test_what_nobody_used_is_empty(pool: asyncpg.Pool) -> None:
+    assert await ask(api_at(pool).usage("nobody", {"meter": "requests"})) == {"as_of": None, "data": []}
+    answer = await ask(api_at(pool).charges("nobody", {"subject": "x", "period": "2026-01"}))
+    assert (answer["total"], answer["lines"], answer["status"]) == ("0", [], "open")
+
+
+async def test_a_tenant_sees_its_own_only(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some(), {"demo": {"accepted": 3}})))
+    assert (await ask(api_at(pool).usage("other", {"meter": "requests"})))["data"] == []
+    assert (await ask(api_at(pool).charges("other", {"subject": "acme", "period": "2026-01"})))["lines"] == []
+    assert (await ask(api_at(pool).ledger("other", {})))["tenants"]["other"]["rated"] == 0
+
+
+async def test_the_rated_part_of_the_ledger(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    one, two = Writer(1), Writer(2)
+    await ledger.apply(LOG, at(one.flush(some(), {"demo": {"received": 9, "accepted": 5, "duplicate": 1, "too_late": 2, "conflict": 1}})))
+    await ledger.apply(LOG, at(two.flush([], {"demo": {"received": 2, "accepted": 2}, "other": {"received": 1, "accepted": 1}})))
+    mine = (await ask(api_at(pool).ledger("demo", {})))["tenants"]
+    assert list(mine) == ["demo"]
+    writers = mine["demo"].pop("writers")
+    assert mine["demo"] == {
+        "received": 11, "accepted": 7, "duplicate": 1, "rejected": 3, "rated": 7, "rejections": {"too_late": 2, "conflict": 1}
+    }  # fmt: skip
+    assert {writer: counts["accepted"] for writer, counts in writers.items()} == {one.id.hex(): 5, two.id.hex(): 2}
+    every = await ask(api_at(pool).ledger(None, {}))
+    assert {name: counts["rated"] for name, counts in every["tenants"].items()} == {"demo": 7, "other": 1}
+    assert [(chain["writer"], chain["last_n"]) for chain in every["chains"]] == [(one.id.hex(), 1), (two.id.hex(), 1)]
+
+
+async def test_a_database_that_cannot_be_asked_is_503(pool: asyncpg.Pool) -> None:
+    await pool.close()
+    assert (await api_at(pool).usage("demo", {"meter": "requests"})).status == 503
+
+
+async def test_minutes_add_up_to_hours(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    counts: list[Count] = [(MINUTES, "demo", "acme", JANUARY + minute * 60, (), 0, 1) for minute in range(0, 180, 7)]
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    answer = await ask(api_at(pool).usage("demo", {"meter": "calls", "from": rfc(JANUARY), "to": rfc(JANUARY + 3 * HOUR)}))
+    assert [row["value"] for row in answer["data"]] == ["9", "9", "8"]
