@@ -1,9 +1,9 @@
 """`make bench`: CPU per event of each step, then of the whole service beside the control.
 
-    python -m bench                     everything
-    python -m bench --only whole        the servers alone
-    python -m bench --quick             a fifth of the events, one round: for a look, not for a figure
-    python -m bench --at-least 10       exit 1 if the control costs less than ten times as much at 1000 events a request
+python -m bench                     everything
+python -m bench --only whole        the servers alone
+python -m bench --quick             a fifth of the events, one round: for a look, not for a figure
+python -m bench --at-least 10       exit 1 if the control costs less than ten times as much at 1000 events a request
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def _run_steps(quick: bool) -> None:
 
 
 def _verdict(results: list[whole.Round], at_least: int) -> int:
-    ours, control = ([row for row in results if (row.contestant, row.events_per_request) == (name, 1000)] for name in ("parshall", "control"))
+    ours, control = (
+        [row for row in results if (row.contestant, row.events_per_request) == (name, 1000)] for name in ("parshall", "control")
+    )
     enough = whole.median(control, "server_us") >= at_least * whole.median(ours, "server_us")
     if at_least:
         print(f"At 1000 events a request the control costs {'' if enough else 'NOT '}at least {at_least} times as much.")

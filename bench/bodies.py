@@ -36,7 +36,9 @@ def bodies(requests: int, events_per_request: int, *, now: datetime | None = Non
 def _times(now: datetime, pick: random.Random) -> list[str]:
     """Stamps with milliseconds, so that hardly any is seen twice by one request."""
     start = now - timedelta(seconds=SPREAD_S)
-    return [(start + timedelta(milliseconds=pick.randrange(SPREAD_S * 1000))).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z" for _ in range(50_000)]
+    return [
+        (start + timedelta(milliseconds=pick.randrange(SPREAD_S * 1000))).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z" for _ in range(50_000)
+    ]
 
 
 def _event(event_id: str, pick: random.Random, times: list[str]) -> str:

@@ -46,7 +46,9 @@ def start_parshall(folder: Path, services: Services) -> Contestant:
     key = "bench-" + os.urandom(12).hex()
     port = _free_port()
     config = (PROJECT / "parshall" / "demo.toml").read_text()
-    config += f'\n[redis]\nurl = "{services.redis_url}"\n\n[kafka]\nbootstrap = "{services.kafka}"\naccept_weak = true\ncreate_topics = true\n'
+    config += (
+        f'\n[redis]\nurl = "{services.redis_url}"\n\n[kafka]\nbootstrap = "{services.kafka}"\naccept_weak = true\ncreate_topics = true\n'
+    )
     config += f'\n[[keys]]\ntenant = "{TENANT}"\nhash = "{_hash(key)}"\nscopes = ["ingest", "read", "admin"]\n'
     (folder / "parshall.toml").write_text(config)
     command = ["-m", "parshall", "ingest", "--config", str(folder / "parshall.toml"), "--data", str(folder / "data")]
@@ -58,7 +60,15 @@ def start_parshall(folder: Path, services: Services) -> Contestant:
 
 def start_control(folder: Path, services: Services) -> Contestant:
     port = _free_port()
-    command = [str(PROJECT / "bench" / "baseline" / "server.py"), "--port", str(port), "--redis", services.redis_url, "--kafka", services.kafka]
+    command = [
+        str(PROJECT / "bench" / "baseline" / "server.py"),
+        "--port",
+        str(port),
+        "--redis",
+        services.redis_url,
+        "--kafka",
+        services.kafka,
+    ]
     process, log = _start("control", command, folder)
     contestant = Contestant("control", process, port, "bench-key", "baseline.events", log)
     _wait(contestant, f"http://127.0.0.1:{port}/readyz")

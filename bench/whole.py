@@ -59,7 +59,9 @@ def measure(rounds: int, share_percent: int, say: Callable[[str], None]) -> list
                     for contestant in both if number % 2 == 0 else reversed(both):
                         events = max(size * CONNECTIONS, EVENTS[contestant.name][size] * share_percent // 100)
                         found = _round(contestant, size, events, services, topics[contestant.name])
-                        say(f"round {number + 1}: {contestant.name:8} {size:5} a request: {hundredths(found.per_event(found.server_us))} us/event")
+                        say(
+                            f"round {number + 1}: {contestant.name:8} {size:5} a request: {hundredths(found.per_event(found.server_us))} us/event"
+                        )
                         results.append(found)
     return results
 
@@ -110,7 +112,9 @@ def table(results: list[Round]) -> Iterator[str]:
     yield "CPU in us per event, median of the rounds; in brackets the least and the greatest"
     yield f"{'a request':>9}  {'parshall ingest':>24}  {'control':>24}  {'ratio':>7}   {'redis':>13}  {'kafka':>13}   events/s (p99 ms)"
     for size in SIZES:
-        ours, control = ([row for row in results if (row.contestant, row.events_per_request) == (name, size)] for name in ("parshall", "control"))
+        ours, control = (
+            [row for row in results if (row.contestant, row.events_per_request) == (name, size)] for name in ("parshall", "control")
+        )
         ratio = 100 * median(control, "server_us") // max(1, median(ours, "server_us"))
         pairs = [f"{hundredths(median(ours, what))} / {hundredths(median(control, what))}" for what in ("redis_us", "kafka_us")]
         speed = " / ".join(f"{_speed(rows)}" for rows in (ours, control))

@@ -104,12 +104,13 @@ class Edge:
             response = refusal.response()
         except Unavailable as error:
             response = _not_now(error).response()
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception:
-            log.exception("a request failed unexpectedly", method=request.method, path=request.path)
-            response = problem_response(503, _UNEXPECTED, {"Retry-After": "1"})
-            response.force_close()
+        except Exception as error:
+            if isinstance(error, ConnectionError) and request.transport is None:
+                response = problem_response(400, "The sender is gone.")  # nobody reads it
+            else:
+                log.exception("a request failed unexpectedly", method=request.method, path=request.path)
+                response = problem_response(503, _UNEXPECTED, {"Retry-After": "1"})
+                response.force_close()
         if self.closing or not request.content.is_eof():
             response.force_close()  # the rest of the body is drained for a while, then the connection goes
         self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
@@ -255,9 +256,23 @@ async def _send_continue(request: web.BaseRequest) -> None:
 
 
 class _Connection(web.RequestHandler):
-    """aiohttp's connection, its own answers (to what is not HTTP) made ours."""
+    """aiohttp's connection, with our answers to what is not HTTP."""
 
     __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:  # something stands behind the request under way, or arrived with others
+            self._end_broken_bodies()
+
+    def _end_broken_bodies(self) -> None:
+        """A message behind a body that has not ended is an error in that body: without this its reader would wait for the rest."""
+        contents = [content for _, content in self._messages]
+        if self._current_request is not None:
+            contents.insert(0, self._current_request.content)
+        for content in contents[:-1]:
+            if not content.is_eof() and content.exception() is None:
+                content.set_exception(web.RequestPayloadError("the body is broken"))
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

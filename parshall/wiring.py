@@ -40,8 +40,9 @@ from rater.source import Source
 
 log = structlog.get_logger()
 
-# Part of what identity rests on: never changed, whatever max_age is.
-GENERATION_US = 3600 * 1_000_000
+# Part of what identity rests on: never changed, whatever max_age is. With the default max_age two generations are alive, rarely three:
+# every claim looks in each of them, so shorter ones would cost CPU where these cost memory.
+GENERATION_US = 25 * 3600 * 1_000_000
 CLOCK_MARGIN_S = 300  # how far the clocks of two nodes may differ
 
 _LOG_RETRY_S = 1.0

@@ -3,7 +3,8 @@
 Belongs here: the connection, the lock and the transaction of a migration. Must not know: what the tables mean.
 
 All steps and the note of what ran are one transaction, begun with an advisory lock: of two processes that start at once the second waits
-and finds nothing to do; a process that is killed half-way leaves nothing behind, no lock either. Why Alembic: docs/decisions.
+and finds nothing to do; a process that is killed half-way leaves nothing behind, no lock either. Why Alembic:
+docs/decisions/0003-the-schema-is-migrated-by-alembic.md.
 """
 
 from __future__ import annotations
@@ -17,19 +18,27 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+from rater.postgres import FAILURES, DatabaseFailed, told
 
 _LOCK = 0x7061727368616C6C  # "parshall": the same number in every version of the project
 
 
 async def migrate(dsn: str) -> None:
-    """Run every step that this database has not seen. Raises SchemaTooNew when it has seen more than this version knows."""
+    """Run every step that this database has not seen.
+
+    Raises SchemaTooNew when it has seen more than this version knows, DatabaseFailed when it cannot be reached: try again.
+    """
     engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn), poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             await connection.run_sync(_upgrade)
+    except (SQLAlchemyError, *FAILURES) as error:
+        raise DatabaseFailed(told(error)) from error
     finally:
         await engine.dispose()
 

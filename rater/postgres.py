@@ -120,10 +120,10 @@ class Ledger:
                     yield connection
             except (DataError, asyncpg.exceptions._base.DataError, ProgramLimitExceededError) as error:
                 self._forget()
-                raise Unstorable(_told(error)) from error
+                raise Unstorable(told(error)) from error
             except FAILURES as error:
                 self._forget()
-                raise DatabaseFailed(_told(error)) from error
+                raise DatabaseFailed(told(error)) from error
             except BaseException:  # cancelled, or a broken invariant: what the connection was doing is not known
                 self._forget()
                 raise
@@ -149,5 +149,5 @@ class Ledger:
             connection.terminate()
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

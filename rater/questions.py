@@ -17,6 +17,7 @@ from rater.period import days_between, months_between, parse_label, period_of, z
 MOST_WINDOWS = 10_000
 HOUR_S = 3600
 _WINDOWS = ("hour", "day", "month")
+_ARTICLE = {"hour": "an", "day": "a", "month": "a"}
 _NAMES_OF_WINDOWS = {60: "1m", 900: "15m", 3600: "1h", 86400: "1d"}
 _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -160,7 +161,8 @@ def _bounds(start_s: int, end_s: int, window: str, zone: ZoneInfo, meter: MeterD
     for start in _starts(start_s, end_s, window, zone):
         if start % meter.window_s:
             size = _NAMES_OF_WINDOWS.get(meter.window_s, f"{meter.window_s} s")
-            wrong = f"a {window} of {zone.key} begins inside a window of meter {meter.name!r}, which is counted in windows of {size}"
+            begins = f"{_ARTICLE[window]} {window} of {zone.key} begins inside a window of meter {meter.name!r}"
+            wrong = f"{begins}, which is counted in windows of {size}"
             raise BadQuery("timezone", wrong, "UTC, or a zone whose offset is a multiple of that")
         if start > start_s:
             bounds.append(start)

@@ -174,7 +174,9 @@ class _Maker:
         attributes = dict(event.attributes)
         name = self._pick.choice(["time", "subject", "data"])
         if name == "time":
-            attributes["time"] = written_time(self._plan.now - timedelta(seconds=self._pick.randrange(60, 3000), microseconds=137), self._pick)
+            attributes["time"] = written_time(
+                self._plan.now - timedelta(seconds=self._pick.randrange(60, 3000), microseconds=137), self._pick
+            )
         elif name == "subject":
             attributes["subject"] = f"other of {self._number}"
         else:
@@ -212,7 +214,7 @@ class Fields:
 
 def written_time(time: datetime, pick: random.Random) -> str:
     """The same instant in one of the forms of RFC 3339."""
-    offset = pick.choice([None, None, None, timezone.utc, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=8))])
+    offset = pick.choice([None, None, None, UTC, timezone(timedelta(hours=5, minutes=30)), timezone(-timedelta(hours=8))])
     local = time.astimezone(offset or UTC)
     text = local.strftime("%Y-%m-%dT%H:%M:%S")
     if local.microsecond or pick.random() < 0.2:
@@ -269,7 +271,9 @@ def whole(pick: random.Random, large: int = 5) -> str:
     number = pick.choice([0, 1, pick.randrange(100), pick.randrange(10_000), pick.randrange(1_000_000)])
     if roll < 900:
         return str(number)
-    return pick.choice([f'"{number}"', f"{number}.0", f'"{number}.000"', f"{number}e0", f"{number}e2", f'"{number}E+1"', f"{number * 10}e-1", "-0"])
+    return pick.choice(
+        [f'"{number}"', f"{number}.0", f'"{number}.000"', f"{number}e0", f"{number}e2", f'"{number}E+1"', f"{number * 10}e-1", "-0"]
+    )
 
 
 def decimal(pick: random.Random, places: int, whole_digits: int, *, signed: bool = False, only_negative: bool = False) -> str:
@@ -325,11 +329,11 @@ def _at(place: Callable[[Plan, random.Random], datetime]) -> Spoil:
 
 
 def _too_late(plan: Plan, pick: random.Random) -> datetime:
-    return plan.now - timedelta(seconds=plan.max_age_s + pick.randrange(120, 10**pick.randrange(3, 9)))
+    return plan.now - timedelta(seconds=plan.max_age_s + pick.randrange(120, 10 ** pick.randrange(3, 9)))
 
 
 def _too_early(plan: Plan, pick: random.Random) -> datetime:
-    return plan.now + timedelta(seconds=plan.max_skew_s + pick.randrange(1800, 10**pick.randrange(4, 9)))
+    return plan.now + timedelta(seconds=plan.max_skew_s + pick.randrange(1800, 10 ** pick.randrange(4, 9)))
 
 
 def _raw(text: bytes) -> Spoil:

@@ -33,11 +33,11 @@ end
 -- Step 3: marks only rise. Every call but a bare mark is an execution, also one that step 4 refuses.
 mark = math.max(mark, known_mark)
 if number == 0 then
-  redis.call('HSET', w_key, 'mark', text(mark))
+  redis.call('HSET', w_key, 'mark', mark)
   return {'marked'}
 end
 executions = executions + 1
-redis.call('HSET', w_key, 'mark', text(mark), 'executions', text(executions))
+redis.call('HSET', w_key, 'mark', mark, 'executions', executions)
 
 -- Step 4: rotate, then refuse what lies at or below the horizon.
 local gen, low, horizon = rotate(clock_us)

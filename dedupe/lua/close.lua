@@ -12,5 +12,5 @@ local refusal, known_mark = admit()
 if refusal then
   return refusal
 end
-redis.call('HSET', w_key, 'mark', text(math.max(known_mark, tonumber(ARGV[9]))), 'closed', ARGV[9])
+redis.call('HSET', w_key, 'mark', math.max(known_mark, tonumber(ARGV[9])), 'closed', ARGV[9])
 return {'closed'}

@@ -16,16 +16,12 @@
 --                      holds only in the era it was given in
 --   writer:{id}        the last incarnation opened
 --
--- Times are microseconds since 1970, so Lua's numbers hold them exactly (below 2^53).
+-- Times are microseconds since 1970, so Lua's numbers hold them exactly (below 2^53). As arguments of redis.call they keep all digits; ..
+-- writes only 14 digits, which is enough for generations alone (a generation lasts at least a second).
 -- The keys depend on what the scripts find, so they cannot be declared: one primary, no cluster.
 local namespace, writer, incarnation, session = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local log, identity, length_us, lifetime_us = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local w_key, open_key, join_key = namespace .. 'w:' .. incarnation, namespace .. 'open', namespace .. 'join'
-
--- Lua writes large numbers as 1e+15; Redis must see all digits.
-local function text(number)
-  return string.format('%.0f', number)
-end
 
 -- The server's own replication id; nil in a replica, which shows its primary's: a writable replica must not pass for a primary.
 local function replication_id()
@@ -73,6 +69,6 @@ end
 
 local function raise_horizon(horizon_us)
   if horizon_us > (tonumber(redis.call('GET', namespace .. 'horizon')) or 0) then
-    redis.call('SET', namespace .. 'horizon', text(horizon_us))
+    redis.call('SET', namespace .. 'horizon', horizon_us)
   end
 end

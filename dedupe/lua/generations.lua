@@ -3,16 +3,16 @@
 local newest_key = namespace .. 'newest'
 
 local function claims_key(generation, tenant)
-  return namespace .. 'claims:' .. text(generation) .. ':' .. tenant
+  return namespace .. 'claims:' .. generation .. ':' .. tenant
 end
 
 local function drop(generation)
-  local tenants = namespace .. 'tenants:' .. text(generation)
+  local tenants = namespace .. 'tenants:' .. generation
   for _, tenant in ipairs(redis.call('SMEMBERS', tenants)) do
     redis.call('UNLINK', claims_key(generation, tenant))
   end
   redis.call('UNLINK', tenants)
-  redis.call('HDEL', newest_key, text(generation))
+  redis.call('HDEL', newest_key, generation)
 end
 
 -- Drops from the lowest on what is older than `limit_us`; returns the lowest generation that stays and the horizon.
@@ -50,26 +50,26 @@ local function rotate(clock_us)
   gen, low = math.max(gen, by_clock), low or gen
   if low < gen then
     local limit_us = now_us - lifetime_us
-    if (tonumber(redis.call('HGET', newest_key, text(low))) or 0) < limit_us then
+    if (tonumber(redis.call('HGET', newest_key, low)) or 0) < limit_us then
       low, horizon = drop_old(gen, horizon, limit_us)
     end
   end
   if gen ~= known_gen then
-    redis.call('SET', namespace .. 'gen', text(gen))
+    redis.call('SET', namespace .. 'gen', gen)
   end
   if low ~= known_low then
-    redis.call('SET', namespace .. 'low', text(low))
+    redis.call('SET', namespace .. 'low', low)
   end
   if horizon ~= known_horizon then
-    redis.call('SET', namespace .. 'horizon', text(horizon))
+    redis.call('SET', namespace .. 'horizon', horizon)
   end
   return gen, low, horizon
 end
 
 local function raise_newest(generation, time_us)
-  local known = tonumber(redis.call('HGET', newest_key, text(generation)))
+  local known = tonumber(redis.call('HGET', newest_key, generation))
   if not known or known < time_us then
-    redis.call('HSET', newest_key, text(generation), text(time_us))
+    redis.call('HSET', newest_key, generation, time_us)
   end
 end
 
@@ -78,7 +78,7 @@ local CHUNK = 3500
 
 local function write(generation, tenant, key, is_new, pairs_)
   if is_new then
-    redis.call('SADD', namespace .. 'tenants:' .. text(generation), tenant)
+    redis.call('SADD', namespace .. 'tenants:' .. generation, tenant)
   end
   for first = 1, #pairs_, 2 * CHUNK do
     redis.call('HSET', key, unpack(pairs_, first, math.min(first + 2 * CHUNK - 1, #pairs_)))

@@ -23,7 +23,7 @@ local refusal, _, _, number = admit(open[2])
 if refusal and refusal[1] ~= 'rejoin' then
   return refusal
 end
-redis.call('HSET', w_key, 'writer', writer, 'session', text(session))
+redis.call('HSET', w_key, 'writer', writer, 'session', session)
 redis.call('HSETNX', w_key, 'mark', '0')
 if is_open == 1 then
   intern(open[2])

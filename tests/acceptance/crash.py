@@ -12,11 +12,11 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -25,11 +25,12 @@ from tests.acceptance.comparison import Differences, compare
 from tests.acceptance.edge import Api, NotReady, Role, wait_rated, write_config
 from tests.acceptance.exactness import check_traffic, make_traffic
 from tests.acceptance.patches import ROWS, ROWS_KEY
-from tests.acceptance.senders import Record, Route, send_all
+from tests.acceptance.senders import PATIENCE_S, Piece, Record, Route, Sender, Sending
 from tests.oracle.outcome import Outcome, outcome
 
 WORKERS = 3
-SENDERS = 12
+SENDERS = 16
+SIZES = (1, 3, 10, 30, 100, 300)
 AGAIN_PER_MILLE = 100
 DEADLINE_MS = 2_000  # a request that waits for a dead worker's claims is told to come again soon
 
@@ -47,7 +48,8 @@ class Run:
     kills: Counter[str] = field(default_factory=Counter)
 
     def print(self) -> None:
-        print(f"tries by status (0: no answer): {dict(sorted(self.record.tries.items()))}; kills: {dict(self.kills)}")
+        print(f"tries by status (0: no answer): {dict(sorted(self.record.tries.items()))}; killed: {dict(self.kills)}")
+        print(f"refusals: {dict(self.record.refusals)}")
         for row in ROWS:
             print(f"  {self.rows.get(row, 0):8}  {row}")
 
@@ -56,8 +58,20 @@ class Run:
         return {row for row in ROWS if not self.rows.get(row)} - OUT_OF_REACH
 
 
+# Sends a piece to one URL first, then as any other.
+SendTo = Callable[[Piece, str], Awaitable[None]]
+
+
+class Again(NamedTuple):
+    """A request that is sent to the victim alone, and again to another worker once the victim is back."""
+
+    sending: Sending
+    piece: Piece
+    send_to: SendTo
+
+
 class Crashing:
-    """Kills one role after the other, and starts it again."""
+    """Kills one role after the other, spread over the traffic, each time in another way, and starts it again."""
 
     def __init__(self, workers: Sequence[Role], rater: Role, redis: services.Redis, pick: random.Random, crashes: int) -> None:
         self._workers = workers
@@ -66,33 +80,62 @@ class Crashing:
         self._pick = pick
         self._crashes = crashes
         self.kills: Counter[str] = Counter()
-        self.over = False
 
-    async def run(self) -> None:
+    async def run(self, sending: Sending, record: Record, requests: int, reserved: Sequence[Piece], send_to: SendTo) -> None:
+        """`requests`: how many answers there will be at least. `reserved`: pieces that nobody else sends, one a crash."""
+        ways = [self._after_an_answer, self._after_a_pause, self._after_a_cut, self._anywhere]
         for number in range(self._crashes):
-            await asyncio.sleep(self._pick.randrange(300, 1500) / 1000)
-            if self._pick.random() < 0.5:
-                await self._cut_redis()
+            await _until(lambda number=number: len(record.sent) >= requests * (2 * number + 1) // (2 * self._crashes))
             victim = self._rater if number % 5 == 4 else self._pick.choice(self._workers)
-            await asyncio.to_thread(victim.kill)
-            self.kills[victim.name] += 1
-            await asyncio.sleep(self._pick.choice([0, 0, 500, 1500]) / 1000)
+            way = self._anywhere if victim is self._rater else ways[number % 5]
+            again = Again(sending, reserved[number], send_to)
+            await way(victim, again)
+            self.kills[f"{victim.name}{way.__name__.replace('_', ' ')}"] += 1
+            await asyncio.sleep(self._pick.choice([0, 300, 1000]) / 1000)
             victim.start()
-        self.over = True
+            if victim is not self._rater:
+                await victim.wait_ready()
+            others = [worker for worker in self._workers if worker is not victim]
+            await send_to(reserved[number], self._pick.choice(others).url)
 
-    async def _cut_redis(self) -> None:
-        """Redis stops, calls queue up before it, it goes on: calls and the order to drop all clients are read in one go."""
-        self._redis.pause()
+    async def _after_an_answer(self, victim: Role, again: Again) -> None:
+        """What it answered is on its disk, but nobody was told: its mark would go out with the next call, or 50 ms later."""
+        await again.sending.gate.close()
         try:
-            await asyncio.sleep(0.15)
-            with socket.create_connection(("127.0.0.1", self._redis.port)) as connection:
-                connection.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
-                self._redis.resume()
-                connection.settimeout(5)
-                await asyncio.to_thread(connection.recv, 64)
+            await again.send_to(again.piece, victim.url)
+            victim.kill()
         finally:
+            again.sending.gate.open()
+
+    async def _anywhere(self, victim: Role, again: Again) -> None:
+        await asyncio.sleep(self._pick.randrange(50) / 1000)
+        await asyncio.to_thread(victim.kill)
+
+    async def _after_a_pause(self, victim: Role, again: Again) -> None:
+        """Calls queue up before Redis; when it goes on they are all executed at about the time of the kill."""
+        self._redis.pause()
+        await asyncio.sleep(0.1)
+        self._redis.resume()
+        await asyncio.sleep(self._pick.randrange(5) / 1000)
+        await asyncio.to_thread(victim.kill)
+
+    async def _after_a_cut(self, victim: Role, again: Again) -> None:
+        """Calls queue up before Redis, and behind them the order to drop all clients: both are read in one go, no reply is sent."""
+        with socket.create_connection(("127.0.0.1", self._redis.port)) as connection:
+            connection.settimeout(5)
+            self._redis.pause()
+            await asyncio.sleep(0.1)
+            connection.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
             self._redis.resume()
+            await asyncio.to_thread(connection.recv, 64)
         self.kills["redis connections"] += 1
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(victim.kill)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
 
 
 def routes(workers: Sequence[Role], pick: random.Random) -> Route:
@@ -125,7 +168,12 @@ async def run_crashes(
     traffic = make_traffic(folder, seed, events, now)
     config = str(folder / "parshall.toml")
     workers = [
-        Role(f"worker-{number}", ["ingest", "--config", config, "--data", str(folder / f"data-{number}")], folder, patches=[*patches, "count_rows"])
+        Role(
+            f"worker-{number}",
+            ["ingest", "--config", config, "--data", str(folder / f"data-{number}")],
+            folder,
+            patches=[*patches, "count_rows"],
+        )
         for number in range(WORKERS)
     ]
     rater = Role("rater", ["rate", "--config", config], folder)
@@ -135,10 +183,21 @@ async def run_crashes(
         for role in roles:
             role.start()
         await asyncio.gather(*(role.wait_ready() for role in workers))
-        killer = asyncio.create_task(crashing.run())
+        record = Record()
+        sending = Sending(seed=seed, senders=SENDERS, sizes=SIZES, again_per_mille=AGAIN_PER_MILLE)
+        pieces = sending.pieces(traffic)
+        reserved, rest = pieces[:crashes], pieces[crashes:]
         route = routes(workers, random.Random(f"{seed}/routes"))
-        record = await send_all(traffic, keys, seed=seed, senders=SENDERS, again_per_mille=AGAIN_PER_MILLE, route=route)
-        await killer
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(PATIENCE_S)) as session:
+
+            async def send_to(piece: Piece, url: str) -> None:
+                first_there: Route = lambda attempt, last: [url] if attempt == 0 else route(attempt, last)  # noqa: E731
+                await Sender(session, keys, record, pick, first_there).send(piece)
+
+            killer = asyncio.create_task(crashing.run(sending, record, len(rest), reserved, send_to))
+            await sending.send_all(rest, keys, record, route)
+            await killer
+            await sending.send_ordered(traffic, keys, record, route)
         await asyncio.gather(*(_ready_again(role) for role in workers))
         run = await _compare(folder, workers, keys, record, now, redis)
         run.kills = crashing.kills
@@ -175,7 +234,9 @@ async def _compare(
 
 def _compare_ledgers(tenant: str, accepted: int, ledgers: Sequence[dict[str, Any]], differences: Differences) -> None:
     """Of all workers together. What was received and answered how depends on the crashes; what was accepted does not."""
-    found = {name: sum(ledger[name] for ledger in ledgers) for name in ("received", "accepted", "duplicate", "rejected", "flushed", "buffered")}
+    found = {
+        name: sum(ledger[name] for ledger in ledgers) for name in ("received", "accepted", "duplicate", "rejected", "flushed", "buffered")
+    }
     found["rated"] = ledgers[0]["rated"]  # every worker asks the same database
     wanted = {"accepted": accepted, "flushed": accepted, "buffered": 0, "rated": accepted}
     wanted["received"] = found["accepted"] + found["duplicate"] + found["rejected"]

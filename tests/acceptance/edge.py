@@ -6,6 +6,7 @@ Belongs here: how a role is started, found ready, stopped and killed; asking the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import re
@@ -78,7 +79,9 @@ _handed_out: set[int] = set()
 class Role:
     """One `parshall …` process and its children."""
 
-    def __init__(self, name: str, arguments: Sequence[str], folder: Path, *, patches: Sequence[str] = (), ready_path: str = "/readyz") -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], folder: Path, *, patches: Sequence[str] = (), ready_path: str = "/readyz"
+    ) -> None:
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -127,16 +130,13 @@ class Role:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """kill -9 of the whole tree, parents last, so that no supervisor starts a child again."""
+        """kill -9 of the whole tree; the parent is stopped first, so that no supervisor starts a child again."""
         assert self._process is not None
         if self.running:
-            members = list(tree(self._process.pid))
             os.kill(self._process.pid, signal.SIGSTOP)
-            for pid in reversed(members):
-                try:
+            for pid in reversed(list(tree(self._process.pid))):
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         self._process.wait(STOP_TIMEOUT_S)
 
     def stop(self) -> int:

@@ -15,7 +15,7 @@ import aiohttp
 
 from tests.acceptance.comparison import Differences, compare, compare_ledger
 from tests.acceptance.edge import TENANTS, Api, Role, wait_rated, write_config
-from tests.acceptance.senders import Record, send_all
+from tests.acceptance.senders import Record, Sending
 from tests.oracle.config import read_config
 from tests.oracle.outcome import Outcome, outcome
 from tests.traffic import Plan, Traffic, generate
@@ -32,7 +32,14 @@ class Run:
 
 
 async def run_up(
-    folder: Path, *, seed: int, events: int, services: Sequence[str] = (), senders: int = 8, patches: Sequence[str] = (), restart: bool = False
+    folder: Path,
+    *,
+    seed: int,
+    events: int,
+    services: Sequence[str] = (),
+    senders: int = 8,
+    patches: Sequence[str] = (),
+    restart: bool = False,
 ) -> Run:
     """`services` are further options of `parshall up`. With `restart` it is stopped and started again before anything is compared."""
     now = datetime.now(UTC)
@@ -43,8 +50,10 @@ async def run_up(
     role.start()
     try:
         await role.wait_ready()
-        record = await send_all(traffic, keys, seed=seed, senders=senders, again_per_mille=AGAIN_PER_MILLE, route=lambda *_: [role.url])
-        assert record.unanswered == 0, f"some requests were not answered: {dict(record.tries)}\n{role.log_end()}"
+        record, sending = Record(), Sending(seed=seed, senders=senders, again_per_mille=AGAIN_PER_MILLE)
+        await sending.send_all(sending.pieces(traffic), keys, record, lambda *_: [role.url])
+        await sending.send_ordered(traffic, keys, record, lambda *_: [role.url])
+        assert record.unanswered == 0, f"some requests were not answered: {dict(record.tries)} {dict(record.refusals)}\n{role.log_end()}"
         if restart:
             assert role.stop() == 0, role.log_end()
             role.start()

@@ -105,7 +105,9 @@ def _counting(load: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]
     def counting_load() -> dict[str, Any]:
         scripts = load()
         text = scripts["claim"].text.decode()
-        assert text.count(_BEFORE_USE) == 1 and text.count(_BEFORE_ANSWER) == 1, "the claim script has changed: see tests/acceptance/patches.py"
+        assert text.count(_BEFORE_USE) == 1 and text.count(_BEFORE_ANSWER) == 1, (
+            "the claim script has changed: see tests/acceptance/patches.py"
+        )
         text = text.replace(_BEFORE_USE, _COUNT_ROW + _BEFORE_USE).replace(_BEFORE_ANSWER, _STORE_ROWS + _BEFORE_ANSWER)
         encoded = text.encode()
         scripts["claim"] = scripts["claim"]._replace(text=encoded, sha=hashlib.sha1(encoded).hexdigest().encode())
@@ -142,7 +144,9 @@ def half_up() -> None:
     import rater.prices.money
 
     context = Context(prec=200, rounding=ROUND_HALF_UP)
-    _replace(rater.prices.money, "round_money", lambda old: lambda exact, places: exact.quantize(Decimal(1).scaleb(-places), context=context))
+    _replace(
+        rater.prices.money, "round_money", lambda old: lambda exact, places: exact.quantize(Decimal(1).scaleb(-places), context=context)
+    )
 
 
 def newest_prices() -> None:

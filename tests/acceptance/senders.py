@@ -44,6 +44,7 @@ class Record:
     rejected: dict[str, Counter[str]] = field(default_factory=dict)  # tenant -> code -> events
     unanswered: int = 0  # tries that ended without a verdict
     tries: Counter[int] = field(default_factory=Counter)  # statuses; 0: no answer
+    refusals: Counter[str] = field(default_factory=Counter)  # what the answers said that were no verdict
 
     def answered(self, piece: Piece, answer: dict[str, Any]) -> None:
         received = len(piece.lines)
@@ -58,11 +59,11 @@ class Record:
         file.write_text("".join(json.dumps(request) + "\n" for request in self.sent))
 
 
-def cut(tenant: str, phase: int, lines: Sequence[bytes], pick: random.Random) -> list[Piece]:
+def cut(tenant: str, phase: int, lines: Sequence[bytes], sizes: Sequence[int], pick: random.Random) -> list[Piece]:
     pieces = []
     first = 0
     while first < len(lines):
-        size = pick.choice(SIZES)
+        size = pick.choice(sizes)
         pieces.append(Piece(tenant, file_name(tenant, phase), first, tuple(lines[first : first + size])))
         first += size
     return pieces
@@ -105,6 +106,7 @@ class Sender:
                     return _checked(answer.status, json.loads(content))
                 assert answer.status in (429, 503), f"{answer.status}: {content[:500]!r}"
                 assert int(answer.headers["Retry-After"]) > 0
+                self._record.refusals[json.loads(content)["detail"]] += 1
         except (aiohttp.ClientError, OSError, TimeoutError):
             self._record.tries[0] += 1
         self._record.unanswered += 1
@@ -127,24 +129,73 @@ def _checked(status: int, answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-async def send_all(traffic: Traffic, keys: dict[str, str], *, seed: int, senders: int, again_per_mille: int, route: Route) -> Record:
-    """The files without order by many senders at once, some requests sent again after their answer; then the ordered ones by one."""
-    record, pick = Record(), random.Random(seed)
-    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        pieces = [piece for tenant, lines in traffic.unordered.items() for piece in cut(tenant, 1, lines, pick)]
-        pieces += pick.sample(pieces, len(pieces) * again_per_mille // 1000)  # as if their answer had been lost
+class Gate:
+    """Holds all senders up between two requests."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._quiet = asyncio.Event()
+        self._busy = 0
+
+    async def __aenter__(self) -> None:
+        await self._open.wait()
+        self._busy += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._busy -= 1
+        self._quiet.set()
+
+    async def close(self) -> None:
+        """Return when nothing is under way."""
+        self._open.clear()
+        while self._busy:
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How traffic is sent."""
+
+    seed: int
+    senders: int
+    again_per_mille: int  # requests of the files without order that are sent again after their answer, as if it had been lost
+    sizes: Sequence[int] = SIZES
+    gate: Gate = field(default_factory=Gate)
+
+    def pieces(self, traffic: Traffic) -> list[Piece]:
+        """Of the files without order."""
+        pick = random.Random(self.seed)
+        pieces = [piece for tenant, lines in traffic.unordered.items() for piece in cut(tenant, 1, lines, self.sizes, pick)]
+        pieces += pick.sample(pieces, len(pieces) * self.again_per_mille // 1000)
         pick.shuffle(pieces)
-        queue = iter(pieces)
+        return pieces
 
-        async def work(number: int) -> None:
-            sender = Sender(session, keys, record, random.Random(f"{seed}/{number}"), route)
-            for piece in queue:
-                await sender.send(piece)
+    async def send_all(self, pieces: Sequence[Piece], keys: dict[str, str], record: Record, route: Route) -> None:
+        """By many senders at once."""
+        async with _session() as session:
+            queue = iter(pieces)
 
-        await asyncio.gather(*(work(number) for number in range(senders)))
-        for tenant, lines in traffic.ordered.items():
-            sender = Sender(session, keys, record, random.Random(f"{seed}/{tenant}"), route)
-            for piece in cut(tenant, 2, lines, pick):
-                await sender.send(piece)
-    return record
+            async def work(number: int) -> None:
+                sender = Sender(session, keys, record, random.Random(f"{self.seed}/{number}"), route)
+                for piece in queue:
+                    async with self.gate:
+                        await sender.send(piece)
+
+            await asyncio.gather(*(work(number) for number in range(self.senders)))
+
+    async def send_ordered(self, traffic: Traffic, keys: dict[str, str], record: Record, route: Route) -> None:
+        """The files whose order matters, by one sender, after everything else."""
+        async with _session() as session:
+            for tenant, lines in traffic.ordered.items():
+                sender = Sender(session, keys, record, random.Random(f"{self.seed}/{tenant}"), route)
+                for piece in cut(tenant, 2, lines, self.sizes, random.Random(f"{self.seed}/ordered")):
+                    await sender.send(piece)
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S), connector=aiohttp.TCPConnector(limit=0))

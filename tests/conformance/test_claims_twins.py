@@ -138,6 +138,7 @@ class World:
             (12, self.pass_time),
             (1, self.lose_data),
             (1, self.lose_some_keys),
+            (1, self.forget_incarnation),
             (3, self.join),
         ]
         weights, actions = zip(*steps, strict=True)
@@ -265,6 +266,12 @@ class World:
             for key in ("gen", "low"):
                 self.lua.lose(key)
             self.table._gen = None
+
+    def forget_incarnation(self, writer: Writer) -> None:
+        """Its w: alone: its claims are pending for others from now on, and it has to join again itself."""
+        incarnation = self.random.choice([writer.now, *writer.old])
+        self.lua.lose("w:" + incarnation.id.hex())
+        self.table._w.pop(incarnation.id, None)
 
     def join(self, writer: Writer) -> None:
         reply = self.ask("join", self.context(writer), self.random.randbytes(16))

@@ -17,8 +17,9 @@ import pytest
 
 from buffer import local_source
 from buffer.counter_log import LogUnavailable, Record, Rejected, UnfitLog
-from buffer.disk import AppendFile, RealDisk
+from buffer.disk import AppendFile, Lock, RealDisk
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, record_body, record_frame
+from buffer.local_layout import Identity, Layout
 from buffer.local_log import LocalLog
 from buffer.local_rejected import RejectedRing
 from buffer.local_source import LocalSource
@@ -241,6 +242,7 @@ class Crashing:
         self.reader = Reader(self.source())
         self.acknowledged = 0  # flushes
         self.crashes = 0
+        self.dies_of_errors = False  # a process that the first error of its disk ends
 
     def log(self) -> LocalLog:
         return LocalLog("/log", disk=self.disk, background=Inline(), entropy=os.urandom, partitions=2, segment_bytes=700)
@@ -278,7 +280,7 @@ class Crashing:
                     await log.produce(self.flush(self.acknowledged + 1))
                     break
                 except LogUnavailable:
-                    if self.disk.off or attempt == 2:
+                    if self.disk.off or attempt == 2 or self.dies_of_errors:
                         raise
                     await self.read()
             self.acknowledged += 1
@@ -335,12 +337,14 @@ async def test_a_second_crash_while_recovering_costs_nothing_either() -> None:
         await crashing.check()
 
 
-async def test_an_error_of_the_disk_at_any_step_costs_nothing() -> None:
+@pytest.mark.parametrize("dies_of_errors", [False, True])
+async def test_an_error_of_the_disk_at_any_step_costs_nothing(dies_of_errors: bool) -> None:
     undisturbed = Crashing(0)
     await undisturbed.run()
     for step in range(1, undisturbed.disk.steps + 1):
         crashing = Crashing(step)
         crashing.disk.fail_at = step
+        crashing.dies_of_errors = dies_of_errors
         await crashing.run()
         await crashing.check()
         crashing.crash()  # a page whose write-back failed reads fine until now
@@ -415,6 +419,30 @@ async def test_processes_that_start_together_make_one_log(tmp_path: Path) -> Non
     told = await asyncio.gather(*(maker.communicate(b"\n") for maker in makers))
     assert len({out for out, _ in told}) == 1
     assert len(told[0][0].strip()) == 32
+
+
+async def test_who_finds_the_log_being_made_waits_for_it(place: LocalPlace) -> None:
+    place.folder.mkdir()
+    lock = RealDisk().lock(f"{place.folder}/making.lock")
+    opening = asyncio.ensure_future(place.log().open())
+    await asyncio.sleep(0.1)
+    assert not opening.done()
+    lock.release()
+    await opening
+
+
+async def test_a_log_that_was_made_in_the_last_moment_is_not_made_again(place: LocalPlace) -> None:
+    class Late(RealDisk):
+        """Between looking for the log and taking the lock, somebody else makes it."""
+
+        def lock(self, path: str) -> Lock:
+            if path.endswith("making.lock"):
+                made.append(Layout(str(place.folder), RealDisk()).open_or_make(PARTITIONS, os.urandom))
+            return super().lock(path)
+
+    made: list[Identity] = []
+    async with opened(place.log(Late())) as log:
+        assert [log.identity] == [identity.id for identity in made]
 
 
 async def test_one_process_appends_for_a_writer(place: LocalPlace) -> None:

@@ -454,6 +454,20 @@ async def test_a_database_that_is_away_is_waited_for(database: str, pool: asyncp
     assert "absent" in rater.counts.last_failure
 
 
+async def test_a_database_set_back_under_a_running_rater_is_filled_again(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """After any error nothing is believed to be stored: here somebody put an older backup (an empty one) in place."""
+    records = at(Writer(1).flush(some(), {"demo": {"accepted": 3}}))
+    await ledger.apply(LOG, records)
+    tables = "tenants, price_books, meters, meter_hashes, chains, records, series, usage, periods, charge_lines, tallies, positions"
+    await pool.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
+    await pool.fetchval("SELECT pg_terminate_backend($1)", ledger.backend_pid)
+    with pytest.raises(DatabaseFailed):
+        await ledger.apply(LOG, records)
+    assert (await ledger.apply(LOG, records)).records == 1
+    await assert_all_rated(ledger, pool, some())
+    assert [tally.events for tally in await query.tallies(pool)] == [3]
+
+
 async def test_positions_never_go_backwards(ledger: Ledger) -> None:
     writer = Writer(1)
     records = at(records_of(writer.flush(some(hour)) for hour in range(3)))
@@ -490,6 +504,8 @@ async def test_migrations_run_once_when_several_processes_start(database: str) -
     await connection.close()
     with pytest.raises(SchemaTooNew, match="use a newer version"):
         await migrate(database)
+    with pytest.raises(DatabaseFailed):
+        await migrate(database.replace("/test", "/absent"))
 
 
 # Charges.
@@ -594,6 +610,21 @@ async def test_a_changed_price_charges_open_months_again(ledger: Ledger, pool: a
     # The first rater still has the old book in memory and the lines that were taken away.
     await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", FEBRUARY, (), 9, 1), (PEAK, "demo", "acme", JANUARY, (), 9, 1)])))
     assert [await total(pool, period) for period in ("2026-01", "2026-02")] == ["4.50", "18.00"]
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_two_raters_add_to_one_line_from_different_windows(ledger: Ledger, dsn: str, pool: asyncpg.Pool) -> None:
+    """Different writers, different usage rows: only the lock of the line keeps one from overwriting the other's total."""
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    writers, other = [Writer(1), Writer(2)], Ledger(dsn)
+    await ledger.apply(LOG, at(writers[0].flush(some(0))))
+    await other.apply(LOG, at(writers[1].flush(some(1))))
+    await pool.execute(
+        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$;
+        CREATE TRIGGER slow BEFORE UPDATE ON charge_lines EXECUTE FUNCTION slow()"""
+    )
+    await asyncio.gather(ledger.apply(LOG, at(writers[0].flush(some(2)))), other.apply(LOG, at(writers[1].flush(some(3)))))
+    await other.close()
     assert await ledger.check_charges("demo") == []
 
 

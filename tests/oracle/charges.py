@@ -63,7 +63,9 @@ def charge(usage: Usage, config: Config) -> Charges:
 
 def total(charges: Charges, tenant: str, subject: str, period: str) -> Decimal:
     amounts = [
-        line.amount for key, line in charges.items() if (key.tenant, key.subject, key.period) == (tenant, subject, period) and line.amount is not None
+        line.amount
+        for key, line in charges.items()
+        if (key.tenant, key.subject, key.period) == (tenant, subject, period) and line.amount is not None
     ]
     result = Decimal(0)
     for amount in amounts:

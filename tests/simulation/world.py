@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from buffer.flush_tuner import FlushTuner
@@ -29,7 +29,7 @@ from tests.simulation.redis_server import SimulatedRedis
 
 T = TypeVar("T")
 
-START = datetime(2026, 3, 31, 20, tzinfo=timezone.utc)  # the run crosses a month's end
+START = datetime(2026, 3, 31, 20, tzinfo=UTC)  # the run crosses a month's end
 START_US = int(START.timestamp()) * 1_000_000
 MAX_AGE_S, MAX_SKEW_S = 3600, 60
 LIFETIME_US = (MAX_AGE_S + MAX_SKEW_S + 60) * 1_000_000
@@ -194,7 +194,7 @@ class World:
         self.clock_skew_us = 0
         self.stats = Stats()
         self.trace: list[str] = []
-        self.redis = SimulatedRedis(self.rng, lambda: self.clock_us())  # noqa: PLW0108 - a lambda is copied with its table as it is
+        self.redis = SimulatedRedis(self.rng, lambda: self.clock_us())
         self.log = SharedLog(self.rng, partitions)
         self.nodes = [Node(self, f"w{index}") for index in range(writers)]
         self.sent: dict[tuple[int, str], Sent] = {}

@@ -62,7 +62,7 @@ class Recorder:
 
 
 async def test_the_hot_path_writes_what_the_script_expects() -> None:
-    identity = Identity("log", 10, 30)
+    identity = Identity("log", 10_000_000, 30_000_000)
     claims = RedisClaims(RedisAddress.from_url("redis://nowhere"), identity=identity, clock_us=lambda: 77, entropy=os.urandom)
     context = context_of(identity, b"w" * 16, b"i" * 16, 3)
     recorder = Recorder()

@@ -23,7 +23,13 @@ class Store:
 
     def __init__(self) -> None:
         self.now_us = NOW_US
+        self.eras = 0
         self.table = ClaimTable(lambda: self.now_us, "one")
+
+    def fresh_era(self) -> bytes:
+        """Eras are random: none comes twice."""
+        self.eras += 1
+        return b"%d" % self.eras
 
 
 class Asker:
@@ -39,7 +45,7 @@ class Asker:
         return self.table.publish(self.context, mark, closed)
 
     def join(self, *others: bytes, horizon_us: int = 0, mark: int = 0) -> list[object]:
-        era = self.table.join(self.context, ERA)[1]
+        era = self.table.join(self.context, self.store.fresh_era())[1]
         assert isinstance(era, bytes)
         return self.table.joined(self.context, era, mark, horizon_us, {self.context.writer, *others})
 
@@ -467,10 +473,11 @@ class Ingest:
         assert self.asker.publish(self.opening.synced, *closed) == [b"published"]
         if not (self.asker.greeting[2] and self.asker.greeting[3]):
             self.sync()
-            self.asker.table.join(self.asker.context, ERA)
+            era = self.asker.table.join(self.asker.context, self.world.store.fresh_era())[1]
+            assert isinstance(era, bytes)
             for old in self.openings:
                 for granted, _, generation in old.records:
-                    reclaim(self.asker, generation, *granted)
+                    reclaim(self.asker, generation, *granted, era=era)
             self.asker.join(b"A", b"B", mark=self.opening.synced)
 
     def claim(self, number: int, ids: tuple[bytes, ...]) -> bytes | None:

@@ -1,0 +1,70 @@
+"""Query strings, and the windows they stand for. (What a wrong one is told: tests/integration/test_rater.py.)"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+
+from buffer.counters import MeterDefinition
+from rater.questions import BadQuery, UsageQuestion, charges_question, usage_question
+
+MINUTES = MeterDefinition("calls", "a" * 16, "count", 0, 60, ("region", "subject"))
+HOURS = MINUTES._replace(name="requests", window_s=3600, dimensions=("region",))
+DAYS = HOURS._replace(name="storage", window_s=86400)
+
+
+def at(text: str) -> int:
+    since = datetime.fromisoformat(text).astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since.days * 86400 + since.seconds
+
+
+NOW = at("2026-03-15T10:20:30Z")
+
+
+def asked(meter: MeterDefinition, **query: str) -> UsageQuestion:
+    return usage_question({"meter": meter.name, **{name.removesuffix("_"): value for name, value in query.items()}}, meter, NOW)
+
+
+def test_without_times_it_is_this_month_up_to_the_window_that_runs() -> None:
+    found = asked(HOURS, window="day")
+    assert (found.bounds[0], found.bounds[-1]) == (at("2026-03-01T00:00:00Z"), at("2026-03-15T11:00:00Z"))
+    assert len(found.bounds) == 16
+    assert asked(HOURS, timezone="Europe/Berlin").bounds[0] == at("2026-03-01T00:00:00+01:00")
+
+
+def test_the_default_window_is_the_finest_that_there_is() -> None:
+    assert {later - earlier for earlier, later in pairwise(asked(HOURS).bounds)} == {3600}
+    assert {later - earlier for earlier, later in pairwise(asked(DAYS).bounds)} == {86400}
+
+
+def test_days_are_as_long_as_they_are_where_the_clocks_change() -> None:
+    found = asked(HOURS, from_="2026-03-28T00:00:00+01:00", to="2026-03-31T00:00:00+02:00", window="day", timezone="Europe/Berlin")
+    assert [later - earlier for earlier, later in pairwise(found.bounds)] == [86400, 82800, 86400]
+
+
+def test_the_first_and_last_window_are_cut() -> None:
+    found = asked(HOURS, from_="2026-01-31T22:00:00Z", to="2026-03-01T02:00:00Z", window="month")
+    assert found.bounds == (at("2026-01-31T22:00:00Z"), at("2026-02-01T00:00:00Z"), at("2026-03-01T00:00:00Z"), at("2026-03-01T02:00:00Z"))
+
+
+def test_hours_of_a_zone_with_half_an_hour() -> None:
+    found = asked(MINUTES, from_="2026-01-01T00:00:00Z", to="2026-01-01T02:00:00Z", timezone="Asia/Kolkata")
+    assert found.bounds == tuple(map(at, ("2026-01-01T00:00:00Z", "2026-01-01T00:30:00Z", "2026-01-01T01:30:00Z", "2026-01-01T02:00:00Z")))
+    with pytest.raises(BadQuery, match="timezone: an hour of Asia/Kolkata"):
+        asked(HOURS, timezone="Asia/Kolkata")
+
+
+def test_grouping() -> None:
+    found = asked(HOURS, group_by=" region , subject")
+    assert (found.group_by, found.by_subject) == (("region",), True)
+    assert asked(HOURS, subject="acme").by_subject
+    assert not asked(HOURS).by_subject
+    own = asked(MINUTES, group_by="subject")
+    assert own.group_by == ("subject",), "a dimension may bear the name"
+
+
+def test_charges_are_of_this_month_unless_said() -> None:
+    assert charges_question({"subject": "acme"}, NOW) == ("acme", "2026-03")
+    assert charges_question({"subject": "acme", "period": "2025-12"}, NOW) == ("acme", "2025-12")
