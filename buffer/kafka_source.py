@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
 
 from buffer import kafka_outages
+from buffer.counter_log import LogUnavailable
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
 
 _CLOSING_S = 5
@@ -90,12 +92,15 @@ class KafkaSource:
             raise
 
     async def poll(self, most: int, timeout_s: float) -> Sequence[Received]:
+        """Raises LogUnavailable (try again: a consumer that failed is replaced), and whatever `positions` raises; nothing is lost by that."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        if self._consumer is None:
+            assert self._positions is not None, "open first"
+            await self.open(self._positions)
         while True:
             await self._place()
-            left_s = max(0.0, deadline - loop.time())
-            found = await self._opened.getmany(timeout_ms=int(left_s * 1000), max_records=most)
+            found = await self._fetch(most, max(0.0, deadline - loop.time()))
             received = [
                 Received(_stream(partition), record.offset + 1, dict(record.headers), record.value)
                 for partition, records in found.items()
@@ -106,6 +111,13 @@ class KafkaSource:
                 kafka_outages.answered()
             if received or loop.time() >= deadline:
                 return received
+
+    async def _fetch(self, most: int, timeout_s: float) -> dict[TopicPartition, list[ConsumerRecord]]:
+        try:
+            return await self._opened.getmany(timeout_ms=int(timeout_s * 1000), max_records=most)  # type: ignore[no-any-return]
+        except KafkaError as error:
+            await self.close()
+            raise LogUnavailable(f"Kafka at {self._cluster.bootstrap}: {error} (reading counters)") from error
 
     async def _place(self) -> None:
         """Move every partition that was newly taken on to its stored position."""

@@ -3,6 +3,7 @@
 Belongs here: paths, names, the one file that says which log this is. Must not know: frames, records, who is a writer.
 
 DIRECTORY/log.json                            identity and number of partitions, made once
+DIRECTORY/opening.lock                        held while a process opens the log
 DIRECTORY/counters/WRITER/PARTITION/BASE.log  the segments of a stream; BASE = the stream position they begin at, 20 digits
 DIRECTORY/counters/WRITER/lock                held by the process that appends below
 DIRECTORY/writers/WRITER.json                 the registry
@@ -41,15 +42,15 @@ class Layout:
         self._identity = f"{directory}/log.json"
 
     def open_or_make(self, partitions: int, entropy: Callable[[int], bytes]) -> Identity:
-        """The log's identity. Of several processes that find no log one makes it; the others get BlockingIOError and try again."""
+        """The log's identity, made by whoever comes first. One process at a time: the others get BlockingIOError and try again."""
         for directory in (self.directory, self.counters, self.registry, self.rejected):
             self.make_directory(directory)
-        identity = self._read_identity()
-        if identity is not None:
-            return identity
-        lock = self._disk.lock(f"{self.directory}/making.lock")
+        lock = self._disk.lock(f"{self.directory}/opening.lock")
         try:
-            return self._read_identity() or self._make_identity(Identity(FORMAT, entropy(16).hex(), partitions))
+            identity = self._read_identity() or self._make_identity(Identity(FORMAT, entropy(16).hex(), partitions))
+            self.make_names_durable(self.directory)
+            self.make_names_durable(self.registry)
+            return identity
         finally:
             lock.release()
 
@@ -77,6 +78,13 @@ class Layout:
             self._disk.make_directory(path)
         except FileExistsError:  # another process made a part of it at the same moment
             self._disk.make_directory(path)
+
+    def make_names_durable(self, directory: str) -> None:
+        """A process that dies while it puts a file in place can leave a name that is read by others, but lost when the machine crashes.
+
+        Nobody may build on such a name. Putting any file in place syncs the directory with all its names.
+        """
+        self._disk.replace(f"{directory}/opened", b"")
 
     def streams(self) -> list[str]:
         """Every stream of the log, as WRITER/PARTITION."""

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _COMMIT_EVERY_BYTES = 4 * 1024 * 1024  # a reader holds this much until it sees the commit
-_MAKING_ATTEMPTS, _MAKING_PAUSE_S = 500, 0.01
+_OPENING_ATTEMPTS, _OPENING_PAUSE_S = 500, 0.01
 
 
 class _Registration(msgspec.Struct, forbid_unknown_fields=True):
@@ -176,14 +176,14 @@ class LocalLog:
 
 async def open_identity(layout: Layout, background: Background, partitions: int, entropy: Callable[[int], bytes]) -> Identity:
     """Open the log in a directory, or make one; whoever comes first. Raises LogUnavailable or UnfitLog."""
-    for _ in range(_MAKING_ATTEMPTS):
+    for _ in range(_OPENING_ATTEMPTS):
         try:
             return await background.run(layout.open_or_make, partitions, entropy)
-        except BlockingIOError:  # another process is making it
-            await asyncio.sleep(_MAKING_PAUSE_S)
+        except BlockingIOError:  # another process is opening it
+            await asyncio.sleep(_OPENING_PAUSE_S)
         except OSError as error:
             raise LogUnavailable(f"the local log in {layout.directory}: {error}") from error
-    raise LogUnavailable(f"another process does not finish making the local log in {layout.directory}")
+    raise LogUnavailable(f"another process does not finish opening the local log in {layout.directory}")
 
 
 class _Stream:
@@ -228,6 +228,7 @@ class _Stream:
         bases = self._layout.bases(self._name)
         if not bases:
             return 0
+        self._layout.make_names_durable(f"{self._layout.counters}/{self._name}")
         self._base = bases[-1]
         path = self._layout.segment(self._name, self._base)
         content = self._disk.read(path)

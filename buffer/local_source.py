@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from buffer.counter_log import UnfitLog
+from buffer.counter_log import LogUnavailable, UnfitLog
 from buffer.disk import Background, Disk
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, SEGMENT_HEADER, Scan, read_body, scan
 from buffer.local_layout import Identity, Layout
 from buffer.local_log import open_identity
+
+T = TypeVar("T")
 
 _PAUSE_S = 0.025  # between two looks at the files while there is nothing new
 _READ_BYTES = 8 * 1024 * 1024  # more when one batch is larger
@@ -55,11 +57,12 @@ class LocalSource:
         self._identity = await open_identity(self._layout, self._background, self._partitions_when_made, self._entropy)
 
     async def poll(self, most: int, timeout_s: float) -> Sequence[Received]:
+        """Raises LogUnavailable (try again), UnfitLog (damage), and whatever `positions` raises; nothing is lost by that."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while not self._ready:
-            await self._take_on(await self._background.run(self._layout.streams))
-            self._ready.extend(await self._background.run(self._read, most))
+            await self._take_on(await self._in_background(self._layout.streams))
+            self._ready.extend(await self._in_background(self._read, most))
             left_s = deadline - loop.time()
             if self._ready or left_s <= 0:
                 break
@@ -90,11 +93,17 @@ class LocalSource:
         self._streams.clear()  # taken on again, at their stored positions, by the next poll
 
     async def ends(self) -> Mapping[str, int]:
-        streams = await self._background.run(self._layout.streams)
-        return await self._background.run(self._ends, streams)
+        return await self._in_background(self._ends)
 
-    def _ends(self, names: Sequence[str]) -> dict[str, int]:
+    def _ends(self) -> dict[str, int]:
+        names = self._layout.streams()
         return {name: (self._streams.get(name) or _Stream(self._layout, self._disk, name, 0)).end() for name in names}
+
+    async def _in_background(self, function: Callable[..., T], *arguments: object) -> T:
+        try:
+            return await self._background.run(function, *arguments)
+        except OSError as error:
+            raise LogUnavailable(f"the local log in {self._layout.directory}: {error}") from error
 
     async def close(self) -> None:
         self._ready.clear()

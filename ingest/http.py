@@ -262,7 +262,7 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._messages:  # something stands behind the request under way, or arrived with others
+        if self._messages and (self._current_request is not None or len(self._messages) > 1):
             self._end_broken_bodies()
 
     def _end_broken_bodies(self) -> None:

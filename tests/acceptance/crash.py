@@ -80,14 +80,15 @@ class Crashing:
         self._pick = pick
         self._crashes = crashes
         self.kills: Counter[str] = Counter()
+        self._under_way: asyncio.Task[None] | None = None
 
     async def run(self, sending: Sending, record: Record, requests: int, reserved: Sequence[Piece], send_to: SendTo) -> None:
         """`requests`: how many answers there will be at least. `reserved`: pieces that nobody else sends, one a crash."""
-        ways = [self._after_an_answer, self._after_a_pause, self._after_a_cut, self._anywhere]
+        ways = [self._after_an_answer, self._before_its_journal, self._after_a_cut, self._anywhere, self._after_a_pause]
         for number in range(self._crashes):
             await _until(lambda number=number: len(record.sent) >= requests * (2 * number + 1) // (2 * self._crashes))
             victim = self._rater if number % 5 == 4 else self._pick.choice(self._workers)
-            way = self._anywhere if victim is self._rater else ways[number % 5]
+            way = self._anywhere if victim is self._rater else ways[number % 5] if number < 5 else self._pick.choice(ways)
             again = Again(sending, reserved[number], send_to)
             await way(victim, again)
             self.kills[f"{victim.name}{way.__name__.replace('_', ' ')}"] += 1
@@ -95,6 +96,9 @@ class Crashing:
             victim.start()
             if victim is not self._rater:
                 await victim.wait_ready()
+            if self._under_way is not None:
+                await self._under_way
+                self._under_way = None
             others = [worker for worker in self._workers if worker is not victim]
             await send_to(reserved[number], self._pick.choice(others).url)
 
@@ -119,17 +123,35 @@ class Crashing:
         await asyncio.sleep(self._pick.randrange(5) / 1000)
         await asyncio.to_thread(victim.kill)
 
+    async def _before_its_journal(self, victim: Role, again: Again) -> None:
+        """Its call lies before Redis, which stands still, when it is killed: it will be executed for a dead incarnation."""
+        await again.sending.gate.close()
+        self._redis.pause()
+        try:
+            sent = asyncio.create_task(again.send_to(again.piece, victim.url))
+            await asyncio.sleep(0.2)
+            victim.kill()
+        finally:
+            self._redis.resume()
+            again.sending.gate.open()
+        self._under_way = sent  # it is answered elsewhere, once the victim is back and has said how far its journal goes
+
     async def _after_a_cut(self, victim: Role, again: Again) -> None:
-        """Calls queue up before Redis, and behind them the order to drop all clients: both are read in one go, no reply is sent."""
+        """Calls lie before Redis, behind them the order to drop all clients: both are read in one go, no reply is sent."""
+        await again.sending.gate.close()
         with socket.create_connection(("127.0.0.1", self._redis.port)) as connection:
             connection.settimeout(5)
             self._redis.pause()
-            await asyncio.sleep(0.1)
-            connection.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
-            self._redis.resume()
+            try:
+                sent = asyncio.create_task(again.send_to(again.piece, victim.url))
+                await asyncio.sleep(0.2)
+                connection.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
+            finally:
+                self._redis.resume()
+                again.sending.gate.open()
             await asyncio.to_thread(connection.recv, 64)
+        await sent
         self.kills["redis connections"] += 1
-        await asyncio.sleep(0.3)
         await asyncio.to_thread(victim.kill)
 
 

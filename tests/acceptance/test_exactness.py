@@ -27,8 +27,8 @@ async def test_embedded_agrees_after_a_restart(tmp_path: Path) -> None:
     assert [line for line in run.differences if "unanswered" not in line] == []
 
 
-async def test_real_services_agree_with_the_oracle(tmp_path: Path, redis: services.Redis, kafka: services.Kafka, database: str) -> None:
-    options = ["--redis", redis.url, "--kafka", kafka.address, "--postgres", database, "--workers", "2"]
+async def test_real_services_agree_with_the_oracle(tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str) -> None:
+    options = ["--redis", redis.url, "--kafka", own_kafka.address, "--postgres", database, "--workers", "2"]
     run = await run_up(tmp_path, seed=3, events=EVENTS, services=options)
     assert run.differences == []
 

@@ -19,7 +19,8 @@ from buffer.kafka_log import KafkaLog
 from buffer.kafka_source import KafkaSource
 from buffer.local_log import LocalLog
 from buffer.local_source import LocalSource
-from rater.source import Received, Source
+from parshall.log_source import BufferSource, LogSource
+from rater.source import Received
 
 PARTITIONS = 3
 ALICE, BOB = bytes(range(16)), bytes(range(16, 32))
@@ -38,7 +39,7 @@ class Place(Protocol):
     def log(self) -> CounterLog:
         """A log of its own, as a new process would have it."""
 
-    def source(self) -> Source: ...
+    def source(self) -> BufferSource: ...
 
 
 class LocalPlace:
@@ -88,8 +89,8 @@ async def opened(log: CounterLog) -> AsyncIterator[CounterLog]:
 class Reader:
     """What a rater does: reads, stores positions with what it read, and knows nothing else."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: BufferSource) -> None:
+        self.source = LogSource(source)
         self.stored: dict[str, int] = {}
         self.kept: list[Received] = []
         self.asked: list[str] = []

@@ -237,6 +237,8 @@ class World:
             self.ask("claim", self.context(writer, old), old.calls + 1, 0, self.clock_us, self.clock_us, self.clock_us, self.sections())
             self.ask("publish", self.context(writer, old), old.mark, [])
             self.ask("close", self.context(writer, old), old.calls + 1)
+            self.ask("joined", self.context(writer, old), writer.now.era, old.mark, 0, {writer.id})
+            self.ask("reclaim", self.context(writer, old), writer.now.era, self.clock_us, [])
 
     def pass_time(self, writer: Writer) -> None:
         self.clock_us += self.random.choice((1, HOUR_US // 10, HOUR_US // 2, HOUR_US, 2 * HOUR_US, 2 * HOUR_US, 30 * HOUR_US))

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import UnknownMemberIdError
 from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
 
 from buffer.counter_log import CounterLog, LogUnavailable, Record, UnfitLog
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
-from rater.source import Received
+from rater.source import Received, SourceUnavailable
 from tests import services
 from tests.conformance.counter_log_places import PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
 
@@ -211,6 +212,50 @@ async def test_partitions_move_between_raters_without_a_gap(place: KafkaPlace) -
         work_of_other.cancel()
         await other.close()
     assert_complete(kept, last, range(PARTITIONS))
+
+
+async def test_a_rebalance_in_the_middle_of_a_poll_hands_nothing_out_too_early(place: KafkaPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library starts a partition that it is given anew at a position of its own choice, and can give its records at once."""
+    source = place.source()
+    reader = Reader(source)
+    async with opened(place.log()) as log:
+        await reader.open()
+        await log.produce(records(range(1, 11)))
+        await reader.take(5)
+        consumer, listener = source._opened, source._rebalances
+        getmany = consumer.getmany
+
+        async def interrupted(**arguments: int) -> object:
+            monkeypatch.undo()
+            listener.on_partitions_revoked(consumer.assignment())
+            await consumer.seek_to_beginning()
+            listener.on_partitions_assigned(consumer.assignment())
+            found = await getmany(**arguments)
+            assert found, "nothing was there to be handed out: the test shows nothing"
+            return found
+
+        monkeypatch.setattr(consumer, "getmany", interrupted)
+        assert numbers(await reader.take(5)) == [6, 7, 8, 9, 10]
+        await reader.nothing_more()
+        await reader.close()
+
+
+async def test_a_consumer_that_failed_is_replaced(place: KafkaPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = place.source()
+    reader = Reader(source)
+    async with opened(place.log()) as log:
+        await reader.open()
+        await log.produce(records(range(1, 11)))
+        await reader.take(5)
+
+        async def failed(**_: int) -> object:
+            raise UnknownMemberIdError
+
+        monkeypatch.setattr(source._opened, "getmany", failed)
+        with pytest.raises(SourceUnavailable, match="UnknownMemberId"):
+            await reader.source.poll(10, 1)
+        assert numbers(await reader.take(5)) == [6, 7, 8, 9, 10]
+        await reader.close()
 
 
 async def test_positions_of_the_store_win_over_those_of_kafka(place: KafkaPlace) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -162,7 +163,7 @@ async def test_segments_roll_and_a_writer_goes_on_in_the_last(tmp_path: Path) ->
     segments = place.segments()
     assert len(segments) > 5
     assert all(segment.stat().st_size < 2000 for segment in segments)
-    for segment, following in zip(segments, segments[1:], strict=False):
+    for segment, following in pairwise(segments):
         assert int(following.stem) == int(segment.stem) + segment.stat().st_size - HEADER_BYTES
     assert numbers(await everything(place)) == list(range(1, 101))
 
@@ -386,7 +387,7 @@ async def test_kill_9_of_the_writer_costs_nothing_that_it_acknowledged(tmp_path:
                 reader.keep(await reader.source.poll(7, 0))
             process.send_signal(signal.SIGKILL)
             told, _ = await process.communicate()
-            acknowledged = int((told.split() or [acknowledged])[-1])
+            acknowledged = int(told.split()[-1]) if told.split() else acknowledged
         while acknowledged not in numbers(reader.kept):
             reader.keep(await reader.source.poll(100, 1))
     seen = list(dict.fromkeys(numbers(reader.kept)))
@@ -423,7 +424,7 @@ async def test_processes_that_start_together_make_one_log(tmp_path: Path) -> Non
 
 async def test_who_finds_the_log_being_made_waits_for_it(place: LocalPlace) -> None:
     place.folder.mkdir()
-    lock = RealDisk().lock(f"{place.folder}/making.lock")
+    lock = RealDisk().lock(f"{place.folder}/opening.lock")
     opening = asyncio.ensure_future(place.log().open())
     await asyncio.sleep(0.1)
     assert not opening.done()
@@ -433,10 +434,10 @@ async def test_who_finds_the_log_being_made_waits_for_it(place: LocalPlace) -> N
 
 async def test_a_log_that_was_made_in_the_last_moment_is_not_made_again(place: LocalPlace) -> None:
     class Late(RealDisk):
-        """Between looking for the log and taking the lock, somebody else makes it."""
+        """Before it has the lock somebody else makes the log."""
 
         def lock(self, path: str) -> Lock:
-            if path.endswith("making.lock"):
+            if path.endswith("opening.lock"):
                 made.append(Layout(str(place.folder), RealDisk()).open_or_make(PARTITIONS, os.urandom))
             return super().lock(path)
 

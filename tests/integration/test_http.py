@@ -489,6 +489,7 @@ async def test_half_a_request_then_silence_or_gone() -> None:
             client.writer.close()
         assert (await post(served, [event()])).status == 200
         assert len(served.sink.batches) == 1
+        assert 503 not in served.edge.statuses  # a sender that goes is nothing unexpected
 
 
 async def test_a_gone_sender_does_not_disturb_the_sink(served: Served) -> None:

@@ -619,13 +619,31 @@ async def test_two_raters_add_to_one_line_from_different_windows(ledger: Ledger,
     writers, other = [Writer(1), Writer(2)], Ledger(dsn)
     await ledger.apply(LOG, at(writers[0].flush(some(0))))
     await other.apply(LOG, at(writers[1].flush(some(1))))
-    await pool.execute(
-        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$;
-        CREATE TRIGGER slow BEFORE UPDATE ON charge_lines EXECUTE FUNCTION slow()"""
-    )
+    await slow_down_charging(pool)
     await asyncio.gather(ledger.apply(LOG, at(writers[0].flush(some(2)))), other.apply(LOG, at(writers[1].flush(some(3)))))
     await other.close()
     assert await ledger.check_charges("demo") == []
+
+
+async def slow_down_charging(pool: asyncpg.Pool) -> None:
+    await pool.execute(
+        """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+        CREATE TRIGGER slow BEFORE UPDATE ON charge_lines EXECUTE FUNCTION slow()"""
+    )
+
+
+async def test_a_price_change_waits_for_the_batch_that_is_being_charged(ledger: Ledger, dsn: str, pool: asyncpg.Pool) -> None:
+    writer, other = Writer(1), Ledger(dsn)
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(writer.flush(some(0))))
+    await slow_down_charging(pool)
+    batch = asyncio.create_task(ledger.apply(LOG, at(writer.flush(some(1)))))
+    while not await pool.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"):
+        await asyncio.sleep(0.01)
+    await other.put_book(book(decimal_places=4), now_s=JANUARY, late_s=LATE_S)
+    await batch
+    await other.close()
+    await assert_all_rated(ledger, pool, some(0) + some(1))
 
 
 async def test_charges_stay_right_while_the_price_changes_under_running_raters(dsn: str, pool: asyncpg.Pool) -> None:

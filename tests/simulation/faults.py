@@ -17,6 +17,10 @@ def _later(world: World, least_s: float, most_s: float, function: Callable[[], o
     asyncio.get_running_loop().call_later(world.rng.uniform(least_s, most_s), function)
 
 
+def _repair(world: World, function: Callable[[], object]) -> None:
+    _later(world, *world.habits.repair_s, function)
+
+
 def _restart(node: Node) -> None:
     if not node.up and not node.refused:
         node.start()
@@ -26,14 +30,14 @@ def kill(world: World) -> None:
     node = _any_up(world)
     if node is not None:
         node.kill()
-        _later(world, 0.01, 60, lambda: _restart(node))
+        _repair(world, lambda: _restart(node))
 
 
 def power_loss(world: World) -> None:
     node = _any_up(world)
     if node is not None:
         node.lose_power()
-        _later(world, 0.01, 60, lambda: _restart(node))
+        _repair(world, lambda: _restart(node))
 
 
 def power_loss_at_a_step(world: World) -> None:
@@ -49,7 +53,7 @@ def power_loss_at_a_step(world: World) -> None:
         node.disk.cut_at = 0
         _restart(node)
 
-    _later(world, 1, 30, come_back)
+    _repair(world, come_back)
 
 
 def disk_error(world: World) -> None:
@@ -65,7 +69,23 @@ def disk_error(world: World) -> None:
             node.lose_power()
             _restart(node)
 
-    _later(world, 1, 30, come_back)
+    _repair(world, come_back)
+
+
+def power_loss_after_an_answer(world: World) -> None:
+    """The moment at which whatever was answered too early is lost."""
+
+    def lose(node: Node) -> None:
+        if node.up:
+            node.lose_power()
+            _repair(world, lambda: _restart(node))
+
+    world.after_an_answer = lose
+
+
+def reply_lost(world: World) -> None:
+    """The next claim is executed, and its connection breaks before the reply."""
+    world.redis.break_after_claim = True
 
 
 def rolling_restart(world: World) -> None:
@@ -97,11 +117,11 @@ def redis_fails_over(world: World) -> None:
 
 
 def redis_pauses(world: World) -> None:
-    world.redis.pause(world.rng.choice((0.3, 5, 40)))
+    world.redis.pause(world.rng.choice(world.habits.outage_s))
 
 
 def log_unreachable(world: World) -> None:
-    world.log.unreachable_until_s = world.loop.time() + world.rng.choice((0.5, 10, 120))
+    world.log.unreachable_until_s = world.loop.time() + world.rng.choice(world.habits.outage_s)
 
 
 def produce_outcome_unknown(world: World) -> None:
@@ -110,7 +130,7 @@ def produce_outcome_unknown(world: World) -> None:
     def back() -> None:
         world.log.unknown_outcomes = 0.0
 
-    _later(world, 1, 30, back)
+    _repair(world, back)
 
 
 FAULTS: dict[str, Callable[[World], None]] = {
@@ -119,9 +139,11 @@ FAULTS: dict[str, Callable[[World], None]] = {
         kill,
         power_loss,
         power_loss_at_a_step,
+        power_loss_after_an_answer,
         disk_error,
         rolling_restart,
         connections_break,
+        reply_lost,
         redis_restarts_empty,
         redis_restarts_with_data,
         redis_fails_over,

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 
+_TURN_US = 20  # a turn of the loop with work to do takes time too: what is done in pieces lets others in between
+
+
 class Deadlock(AssertionError):
     """Every task waits for something that no timer will bring."""
 
@@ -54,8 +57,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _advance(self, timeout: float | None) -> None:
         if timeout is None:
             raise Deadlock("nothing is scheduled and nothing is ready")
-        if timeout > 0:
-            self._now_us += max(1, round(timeout * 1_000_000))
+        self._now_us += _TURN_US if timeout <= 0 else max(1, round(timeout * 1_000_000))
 
     def _process_events(self, event_list: list[Any]) -> None:
         assert not event_list

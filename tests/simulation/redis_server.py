@@ -36,6 +36,7 @@ class SimulatedRedis:
         self.down = False
         self.paused_until_s = 0.0
         self.executed: list[str] = []  # names of scripts, for coverage
+        self.break_after_claim = False  # the next claim is executed, and its reply lost
 
     def _new_table(self) -> ClaimTable:
         return ClaimTable(self._clock_us, self._rng.randbytes(20).hex())
@@ -137,7 +138,12 @@ class _Transport(asyncio.Transport):
             return
         self._reader.feed(self._inbound.popleft())
         while (command := self._reader.gets()) is not False:
-            self._outbound.append(self._server.execute(self.table or self._server.table, command))
+            reply = self._server.execute(self.table or self._server.table, command)
+            if self._server.break_after_claim and self._server.executed[-1:] == ["claim"]:
+                self._server.break_after_claim = False
+                self.break_off()
+                return
+            self._outbound.append(reply)
             self._answers_s = max(self._answers_s, loop.time() + self._rng.uniform(0.00005, 0.002))
             loop.call_at(self._answers_s, self._answer)
 

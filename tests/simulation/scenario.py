@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tests.simulation.check import check_promise
 from tests.simulation.faults import FAULTS
 from tests.simulation.loop import SimulatedLoop, run
-from tests.simulation.world import Stats, World
+from tests.simulation.world import CROWDED, SPREAD, Stats, World
 
 REPAIR_S = 900  # how long everything may take to end answered once nothing is broken any more
 
@@ -18,7 +18,7 @@ def simulate(seed: int, *, faults: Sequence[str] = tuple(FAULTS)) -> Stats:
     worlds: list[World] = []
 
     async def main(loop: SimulatedLoop) -> None:
-        world = World(loop, seed, writers=1 + seed % 3, partitions=1 + seed % 4)
+        world = World(loop, seed, CROWDED if seed % 2 else SPREAD, writers=1 + seed // 2 % 3, partitions=1 + seed % 4)
         worlds.append(world)
         try:
             await _live(world, faults)
@@ -41,9 +41,10 @@ async def _live(world: World, faults: Sequence[str]) -> None:
     rng = world.rng
     for node in world.nodes:
         node.start()
-    senders = [asyncio.create_task(world.sender(rng.randint(3, 12))) for _ in range(rng.randint(2, 6))]
-    for _ in range(rng.randint(1, 8) if faults else 0):
-        await asyncio.sleep(rng.choice((0.01, 0.3, 3.0, 30.0)) * rng.random())
+    habits = world.habits
+    senders = [asyncio.create_task(world.sender(rng.randint(*habits.batches))) for _ in range(rng.randint(*habits.senders))]
+    for _ in range(rng.randint(*habits.faults) if faults else 0):
+        await asyncio.sleep(rng.choice(habits.between_faults_s) * rng.random())
         name = rng.choice(list(faults))
         world.note(f"fault: {name}")
         world.stats.faults[name] += 1

@@ -64,6 +64,58 @@ class Stats:
     scripts: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class Habits:
+    """How senders behave and how fast things are repaired: spread over an hour, or crowded into a second."""
+
+    new: tuple[int, ...]
+    again: tuple[int, ...]
+    memory: int  # how many of the latest events may be sent again
+    pause_s: tuple[float, ...]
+    retry_s: tuple[float, ...]
+    patience_s: tuple[float, ...]
+    repair_s: tuple[float, float]
+    outage_s: tuple[float, ...]
+    batches: tuple[int, int]
+    senders: tuple[int, int]
+    faults: tuple[int, int]
+    between_faults_s: tuple[float, ...]
+
+    def batch(self, rng: random.Random) -> tuple[int, int, float]:
+        """(new events, known events sent again, pause after it)"""
+        return rng.choice(self.new), rng.choice(self.again), rng.choice(self.pause_s)
+
+
+SPREAD = Habits(
+    new=(1, 2, 5, 20),
+    again=(0, 0, 1, 3),
+    memory=1_000_000,
+    pause_s=(0.0, 0.01, 1.0, 20.0),
+    retry_s=(0.05, 0.5, 2.0),
+    patience_s=(0.05, 2, 30),
+    repair_s=(0.01, 60),
+    outage_s=(0.3, 5, 40),
+    batches=(3, 12),
+    senders=(2, 6),
+    faults=(1, 8),
+    between_faults_s=(0.01, 0.3, 3.0, 30.0),
+)
+CROWDED = Habits(
+    new=(0, 0, 1),
+    again=(1, 1, 2),
+    memory=4,
+    pause_s=(0.0, 0.002, 0.02),
+    retry_s=(0.001, 0.01, 0.1),
+    patience_s=(0.005, 0.05, 2),
+    repair_s=(0.001, 0.2),
+    outage_s=(0.005, 0.05, 2.5),
+    batches=(10, 40),
+    senders=(3, 8),
+    faults=(10, 40),
+    between_faults_s=(0.001, 0.01, 0.05),
+)
+
+
 class Node:
     """One writer: its disk outlives its processes."""
 
@@ -188,7 +240,8 @@ class Sent:
 
 
 class World:
-    def __init__(self, loop: SimulatedLoop, seed: int, *, writers: int, partitions: int) -> None:
+    def __init__(self, loop: SimulatedLoop, seed: int, habits: Habits, *, writers: int, partitions: int) -> None:
+        self.habits = habits
         self.loop = loop
         self.rng = random.Random(seed)
         self.clock_skew_us = 0
@@ -199,6 +252,7 @@ class World:
         self.nodes = [Node(self, f"w{index}") for index in range(writers)]
         self.sent: dict[tuple[int, str], Sent] = {}
         self.defects: list[BaseException] = []
+        self.after_an_answer: Callable[[Node], None] | None = None  # a fault that waits for the next answer to happen at once
         self._tasks: set[asyncio.Task[None]] = set()
 
     def clock_us(self) -> int:
@@ -253,12 +307,14 @@ class World:
         """Sends batches, each until it is answered, to a node of its choice each time; a fifth goes to two nodes at once."""
         for _ in range(batches):
             tenant = self.rng.choice(list(TENANTS))
-            batch = [self.new_event(tenant) for _ in range(self.rng.choice((1, 2, 5, 20)))]
-            known = [sent for sent in self.sent.values() if sent.tenant == tenant]
-            batch += self.rng.sample(known, min(len(known), self.rng.choice((0, 0, 1, 3))))
+            new, again, pause_s = self.habits.batch(self.rng)
+            batch = [self.new_event(tenant) for _ in range(new)]
+            known = [sent for sent in self.sent.values() if sent.tenant == tenant][-self.habits.memory :]
+            batch += self.rng.sample(known, min(len(known), again))
             self.rng.shuffle(batch)
-            await self._deliver(batch)
-            await asyncio.sleep(self.rng.choice((0.0, 0.01, 1.0, 20.0)))
+            if batch:
+                await self._deliver(batch)
+            await asyncio.sleep(pause_s)
 
     async def _deliver(self, batch: list[Sent]) -> None:
         body = json.dumps([sent.body for sent in batch]).encode()
@@ -267,7 +323,7 @@ class World:
             answers = await asyncio.gather(*[self._post(node, batch[0].tenant, body) for node in nodes])
             if any(self._settle(batch, answer) for answer in answers if answer is not None):
                 return
-            await asyncio.sleep(self.rng.choice((0.05, 0.5, 2.0)))
+            await asyncio.sleep(self.rng.choice(self.habits.retry_s))
 
     async def _post(self, node: Node, tenant: int, body: bytes) -> dict[int, str] | None:
         """One HTTP request: None when no answer arrives, else index -> rejection code."""
@@ -279,13 +335,16 @@ class World:
         batch = decoder.decode_batch(tenant, body, self.clock_us())
         try:
             answer = writer.submit(batch, self.loop.time() + 10)
-            outcome = await asyncio.wait_for(asyncio.shield(answer), self.rng.choice((0.05, 2, 30)))
+            outcome = await asyncio.wait_for(asyncio.shield(answer), self.rng.choice(self.habits.patience_s))
         except Unavailable:
             self.stats.answers["503"] += 1
             return None
         except TimeoutError:
             self.stats.answers["gave up"] += 1
             return None
+        if self.after_an_answer is not None:
+            fault, self.after_an_answer = self.after_an_answer, None
+            fault(node)
         await asyncio.sleep(self.rng.uniform(0.0005, 0.02))
         if self.rng.random() < 0.05:
             self.stats.answers["lost reply"] += 1

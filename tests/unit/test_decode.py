@@ -40,7 +40,7 @@ METERS: list[dict[str, Any]] = [
         "value": "data.disk.gb",
         "scale": 6,
         "signed": True,
-        "window": "1d",
+        "window": "15m",
         "dimensions": {"tier": "data.disk.tier"},
     },
     {
@@ -50,7 +50,7 @@ METERS: list[dict[str, Any]] = [
         "value": "data.disk.gb",
         "scale": 2,
         "signed": True,
-        "window": "15m",
+        "window": "1d",
         "dimensions": {"pool": {"path": "data.pool.name", "default": "shared"}},
     },
     {"name": "pings", "event_type": "ping", "aggregation": "count", "time": "arrival", "window": "1m"},
@@ -475,6 +475,48 @@ def test_gathered_and_direct_folds_agree(texts: list[str]) -> None:
     for kind in decoder._kinds.values():
         kind.repeats = True
     assert decode(*texts, decoder=decoder).deltas == direct.deltas
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_a_maximum_over_several_folds(gather: bool) -> None:
+    """The type's finest window is 15 minutes, and `peak` has a day: its counter is met once a fold."""
+    decoder = new_decoder()
+    for kind in decoder._kinds.values():
+        kind.repeats = gather
+    sent = [("00:00", 7, "a"), ("00:20", 9, "a"), ("00:21", 3, "a"), ("00:40", 8, "b"), ("00:41", 6, "a")]
+    batch = decode(
+        *[
+            event(id=time, type="storage", time=f"2026-11-24T{time}:00Z", data={"disk": {"gb": gb, "tier": tier}})
+            for time, gb, tier in sent
+        ],
+        decoder=decoder,
+    )
+    assert unpacked({"max": batch.deltas["max"]}) == {(5, TENANT, "customer-1", 1_795_478_400, "shared"): (900, 5)}
+    assert len(batch.deltas["sum"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("sent", "scaled"),
+    [
+        ("0", 0),
+        ("0e999", 0),
+        ("-0.0", 0),
+        ("1e3", 1_000_000_000),
+        ('"1e3"', 1_000_000_000),
+        ("1e-6", 1),
+        ("2.5000000000", 2_500_000),
+        ('"-7.25"', -7_250_000),
+        ("9" * 32 + ".999999", 10**38 - 1),
+        ("-" + "9" * 32, -(10**38 - 10**6)),
+        ("1." + "0" * 500, 1_000_000),
+    ],
+)
+def test_values_are_scaled_exactly(sent: str, scaled: int) -> None:
+    decoder = Decoder(read_catalogue([METERS[NUMBERS["storage"] - 1]]), NUMBERS, LIMITS)
+    one = json.dumps(event(type="storage", data={"disk": {"gb": "?", "tier": "a"}})).replace('"?"', sent)
+    batch = decode(one, decoder=decoder)
+    assert not batch.rejections
+    assert [value for value, _ in unpacked({"sum": batch.deltas["sum"]}).values()] == [scaled]
 
 
 def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:

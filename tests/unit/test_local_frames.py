@@ -44,7 +44,9 @@ def test_any_cut_leaves_whole_batches_and_is_no_damage(some: list[list[bytes]], 
     cut = choose.draw(st.integers(0, len(data)))
     found = scan(data[:cut], 0)
     assert found.committed_to == max(position for position in commits if position <= cut)
-    assert [(position, read_body(body)[1]) for position, body in found.committed] == [one for one in expected if one[0] <= found.committed_to]
+    assert [(position, read_body(body)[1]) for position, body in found.committed] == [
+        one for one in expected if one[0] <= found.committed_to
+    ]
     assert not found.damaged
     known = dict(expected)
     for position, body in found.doubtful:
