@@ -58,9 +58,7 @@ def _run_steps(quick: bool) -> None:
 
 
 def _verdict(results: list[whole.Round], at_least: int) -> int:
-    ours, control = (
-        [row for row in results if (row.contestant, row.events_per_request) == (name, 1000)] for name in ("parshall", "control")
-    )
+    ours, control = whole.of_case(results, whole.CASES[0])
     enough = whole.median(control, "server_us") >= at_least * whole.median(ours, "server_us")
     if at_least:
         print(f"At 1000 events a request the control costs {'' if enough else 'NOT '}at least {at_least} times as much.")

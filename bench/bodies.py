@@ -10,26 +10,27 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-SUBJECTS = [f"customer-{number:04d}" for number in range(60)]
+SUBJECTS = 60  # customers whose events meet in one server; each has some fifteen counters a window
 REGIONS = ["eu-west", "us-east", "ap-south"]
 ZONES = ["a", "b"]
 MODELS = ["small", "large"]
 DIRECTIONS = ["input", "output"]
 SOURCES = ["/edge/worker-1", "/edge/worker-2", "/edge/worker-3", "/edge/worker-4"]
-SPREAD_S = 4 * 3600  # event times reach this far back: a handful of windows are live
+SPREAD_S = 120  # event times reach this far back: edge workers send what has just happened
 
 
-def bodies(requests: int, events_per_request: int, *, now: datetime | None = None) -> Iterator[bytes]:
+def bodies(requests: int, events_per_request: int, *, subjects: int = SUBJECTS) -> Iterator[bytes]:
     """JSON arrays; no event id occurs twice, in this process or in any other."""
     run = os.urandom(6).hex()
     pick = random.Random(run)
-    times = _times(now or datetime.now(UTC), pick)
+    times = _times(datetime.now(UTC), pick)
+    names = [f"customer-{number:06d}" for number in range(subjects)]
     number = 0
     for _ in range(requests):
         events = []
         for _ in range(events_per_request):
             number += 1
-            events.append(_event(f"{run}-{number:012d}", pick, times))
+            events.append(_event(f"{run}-{number:012d}", pick.choice(names), pick, times))
         yield ("[" + ",".join(events) + "]").encode()
 
 
@@ -41,12 +42,12 @@ def _times(now: datetime, pick: random.Random) -> list[str]:
     ]
 
 
-def _event(event_id: str, pick: random.Random, times: list[str]) -> str:
+def _event(event_id: str, subject: str, pick: random.Random, times: list[str]) -> str:
     roll = pick.random()
     event_type, data = _http_request(pick) if roll < 0.6 else _completion(pick) if roll < 0.8 else _sample(pick, roll)
     return (
         f'{{"specversion":"1.0","id":"{event_id}","source":"{pick.choice(SOURCES)}","type":"{event_type}",'
-        f'"subject":"{pick.choice(SUBJECTS)}","time":"{pick.choice(times)}","data":{data}}}'
+        f'"subject":"{subject}","time":"{pick.choice(times)}","data":{data}}}'
     )
 
 

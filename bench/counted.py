@@ -53,9 +53,9 @@ class Topic:
             await consumer.stop()
 
 
-async def _known(consumer: AIOKafkaConsumer, name: str) -> set[int]:
-    await consumer._client.set_topics([name])
-    while not (found := consumer.partitions_for_topic(name)):
+async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    await consumer.topics()  # asks the broker for all of them
+    while not (found := consumer.partitions_for_topic(topic)):
         await asyncio.sleep(0.05)
     return set(found)
 

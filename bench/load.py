@@ -18,7 +18,7 @@ from typing import cast
 
 import uvloop
 
-from bench.bodies import bodies
+from bench.bodies import SUBJECTS, bodies
 
 
 class Connection(asyncio.Protocol):
@@ -113,8 +113,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--events", type=int, required=True, help="events a request")
     parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--subjects", type=int, default=SUBJECTS)
     arguments = parser.parse_args()
-    requests = [frame(body, arguments.port, arguments.key) for body in bodies(arguments.requests, arguments.events)]
+    requests = [
+        frame(body, arguments.port, arguments.key) for body in bodies(arguments.requests, arguments.events, subjects=arguments.subjects)
+    ]
     answers, wall_ns = uvloop.run(run(requests, arguments.port, arguments.connections))
     print(json.dumps(summary(answers, wall_ns)))
 

@@ -17,13 +17,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.bodies import SUBJECTS
 from bench.contestants import Contestant, start_control, start_parshall
 from bench.counted import Topic, accepted_in_counter_records, make_topic
 from bench.processes import cpu_us
 from bench.services import Services, real_services
 
 CONNECTIONS = 32
-SIZES = (1000, 100, 1)
+
+
+class Case(NamedTuple):
+    events_per_request: int
+    subjects: int  # more subjects are more counters: less is folded together
+
+    @property
+    def name(self) -> str:
+        return f"{self.events_per_request} events" + (", many counters" if self.subjects > SUBJECTS else "")
+
+
+CASES = (Case(1000, SUBJECTS), Case(100, SUBJECTS), Case(1, SUBJECTS), Case(1000, 100 * SUBJECTS))
 
 # Events a round: enough for a second of CPU, so that the 10 ms ticks of /proc do not matter.
 EVENTS = {"parshall": {1000: 300_000, 100: 200_000, 1: 20_000}, "control": {1000: 40_000, 100: 40_000, 1: 8_000}}
@@ -31,7 +43,7 @@ EVENTS = {"parshall": {1000: 300_000, 100: 200_000, 1: 20_000}, "control": {1000
 
 class Round(NamedTuple):
     contestant: str
-    events_per_request: int
+    case: str
     events: int
     server_us: int
     redis_us: int
@@ -53,15 +65,17 @@ def measure(rounds: int, share_percent: int, say: Callable[[str], None]) -> list
         with contestants(Path(name), services) as both:
             topics = {contestant.name: Topic(services.kafka, contestant.topic) for contestant in both}
             for contestant in both:
-                _round(contestant, 100, 5_000, services, topics[contestant.name])  # connections, code and caches are warm from here on
+                _round(
+                    contestant, Case(100, SUBJECTS), 5_000, services, topics[contestant.name]
+                )  # connections, code and caches are warm from here on
             for number in range(rounds):
-                for size in SIZES:
+                for case in CASES:
                     for contestant in both if number % 2 == 0 else reversed(both):
-                        events = max(size * CONNECTIONS, EVENTS[contestant.name][size] * share_percent // 100)
-                        found = _round(contestant, size, events, services, topics[contestant.name])
-                        say(
-                            f"round {number + 1}: {contestant.name:8} {size:5} a request: {hundredths(found.per_event(found.server_us))} us/event"
-                        )
+                        usual = EVENTS[contestant.name][case.events_per_request]
+                        events = max(case.events_per_request * CONNECTIONS, usual * share_percent // 100)
+                        found = _round(contestant, case, events, services, topics[contestant.name])
+                        cost = hundredths(found.per_event(found.server_us))
+                        say(f"round {number + 1}: {contestant.name:8} {case.name:26} a request: {cost:>7} us/event")
                         results.append(found)
     return results
 
@@ -78,18 +92,20 @@ def contestants(folder: Path, services: Services) -> Iterator[list[Contestant]]:
             contestant.stop()
 
 
-def _round(contestant: Contestant, size: int, events: int, services: Services, topic: Topic) -> Round:
+def _round(contestant: Contestant, case: Case, events: int, services: Services, topic: Topic) -> Round:
+    size = case.events_per_request
     requests = events // size
     before = _clocks(contestant, services)
     command = [sys.executable, "-m", "bench.load", "--port", str(contestant.port), "--key", contestant.key]
     command += ["--requests", str(requests), "--events", str(size), "--connections", str(CONNECTIONS)]
+    command += ["--subjects", str(case.subjects)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=300, cwd=Path(__file__).parents[1])
     contestant.hand_over()  # what a flush costs belongs to the events it carries
     after = _clocks(contestant, services)
     answer: dict[str, Any] = json.loads(done.stdout)
     _check(contestant, requests, requests * size, answer, topic)
     server, redis, kafka = (late - early for late, early in zip(after, before, strict=True))
-    return Round(contestant.name, size, requests * size, server, redis, kafka, answer["wall_us"], answer["p50_us"], answer["p99_us"])
+    return Round(contestant.name, case.name, requests * size, server, redis, kafka, answer["wall_us"], answer["p50_us"], answer["p99_us"])
 
 
 def _clocks(contestant: Contestant, services: Services) -> tuple[int, int, int]:
@@ -110,16 +126,20 @@ def _check(contestant: Contestant, requests: int, events: int, answer: dict[str,
 
 def table(results: list[Round]) -> Iterator[str]:
     yield "CPU in us per event, median of the rounds; in brackets the least and the greatest"
-    yield f"{'a request':>9}  {'parshall ingest':>24}  {'control':>24}  {'ratio':>7}   {'redis':>13}  {'kafka':>13}   events/s (p99 ms)"
-    for size in SIZES:
-        ours, control = (
-            [row for row in results if (row.contestant, row.events_per_request) == (name, size)] for name in ("parshall", "control")
-        )
+    yield (f"{'a request':>26}  {'parshall ingest':>24}  {'control':>26}  {'ratio':>7}  {'redis':>13}  {'kafka':>13}   events/s, p99 in ms")
+    for case in CASES:
+        ours, control = of_case(results, case)
         ratio = 100 * median(control, "server_us") // max(1, median(ours, "server_us"))
-        pairs = [f"{hundredths(median(ours, what))} / {hundredths(median(control, what))}" for what in ("redis_us", "kafka_us")]
-        speed = " / ".join(f"{_speed(rows)}" for rows in (ours, control))
-        yield f"{size:9}  {_spread(ours):>24}  {_spread(control):>24}  {hundredths(ratio):>6}x   {pairs[0]:>13}  {pairs[1]:>13}   {speed}"
-    yield "redis, kafka and events/s: parshall / control. events/s on a machine that the load generator, Redis and Kafka share: a floor, not a capacity."
+        redis, kafka = (f"{hundredths(median(ours, what))} / {hundredths(median(control, what))}" for what in ("redis_us", "kafka_us"))
+        speed = " / ".join(map(_speed, (ours, control)))
+        yield f"{case.name:>26}  {_spread(ours):>24}  {_spread(control):>26}  {hundredths(ratio):>6}x  {redis:>13}  {kafka:>13}   {speed}"
+    yield "redis, kafka, events/s: parshall / control. The load generator, Redis and Kafka share the machine: events/s is a floor, no capacity."
+
+
+def of_case(results: list[Round], case: Case) -> tuple[list[Round], list[Round]]:
+    """(ours, the control's)"""
+    mine = [row for row in results if row.case == case.name]
+    return [row for row in mine if row.contestant == "parshall"], [row for row in mine if row.contestant == "control"]
 
 
 def median(rows: list[Round], what: str) -> int:

@@ -92,7 +92,7 @@ class KafkaSource:
             raise
 
     async def poll(self, most: int, timeout_s: float) -> Sequence[Received]:
-        """Raises LogUnavailable (try again: a consumer that failed is replaced), and whatever `positions` raises; nothing is lost by that."""
+        """Raises LogUnavailable (try again; a failed consumer is replaced), and whatever `positions` raises; nothing is lost by that."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         if self._consumer is None:
@@ -164,7 +164,8 @@ class KafkaSource:
 
     @property
     def _opened(self) -> AIOKafkaConsumer:
-        assert self._consumer is not None, "open first"
+        if self._consumer is None:
+            raise LogUnavailable(f"not connected to Kafka at {self._cluster.bootstrap}")
         return self._consumer
 
 

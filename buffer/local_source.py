@@ -83,7 +83,12 @@ class LocalSource:
         for name in list(self._streams):
             stream = self._streams.pop(name)
             self._streams[name] = stream
-            received += stream.read()
+            try:
+                received += stream.read()
+            except (OSError, UnfitLog):
+                if not received:
+                    raise
+                break  # first what is at hand: it will fail again
             if len(received) >= most:
                 break
         return received
@@ -138,9 +143,12 @@ class _Stream:
             self._position = found.committed_to
             if following is not None and whole:  # a segment is followed only once all of it was committed
                 records += found.doubtful
-                if found.good_to not in (following, following - COMMIT_BYTES):
+                if found.good_to in (following, following - COMMIT_BYTES):
+                    self._position = following
+                elif records:
+                    self._position = found.good_to
+                else:
                     raise self._damage(base, found.good_to)
-                self._position = following
             elif found.damaged:
                 self._suspect(base, found.good_to)
             if records:

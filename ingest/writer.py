@@ -302,6 +302,8 @@ class Writer:
             rejected=rejected,
         )
         sequence = self.journal.append(record)
+        assert self._history is not None
+        self._history.horizon_us = max(self._history.horizon_us, record.horizon_us)  # what a later joining publishes
         self.flusher.merge(result.deltas, result.tallies, rejected, Through(self.incarnation, number))
         self._unsynced.append(_Unsynced(sequence, number, result.decided))
         self._ask_now.extend(result.ask_now)

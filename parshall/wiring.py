@@ -44,6 +44,7 @@ log = structlog.get_logger()
 # every claim looks in each of them, so shorter ones would cost CPU where these cost memory.
 GENERATION_US = 25 * 3600 * 1_000_000
 CLOCK_MARGIN_S = 300  # how far the clocks of two nodes may differ
+LONGEST_FLUSH_INTERVAL_S = 3600
 
 _LOG_RETRY_S = 1.0
 
@@ -178,8 +179,8 @@ def make_books(settings: Settings) -> tuple[PriceBook, ...]:
 
 
 def late_s(settings: Settings) -> int:
-    """How long after its time an event may still be accepted and answered."""
-    return settings.ingest.max_age_s + settings.ingest.deadline_ms // 1000 + 1
+    """How long after its time an event may still be accepted, answered and flushed, at the longest flush interval there is."""
+    return settings.ingest.max_age_s + settings.ingest.deadline_ms // 1000 + LONGEST_FLUSH_INTERVAL_S
 
 
 def _cluster(settings: Settings):  # type: ignore[no-untyped-def]

@@ -1,10 +1,10 @@
 """The honest control: an exactly-counting edge as a good engineer would write it in a day, with the tools most people reach for.
 
-Belongs here: one aiohttp server. Each request is decoded and validated in one typed msgspec call; every event is claimed with SET NX EX, all of
-a request in one pipeline; every new event is sent to Kafka, all sends awaited together; then the request is answered. No project code at all.
+Belongs here: one aiohttp server, no project code. Each request is decoded and validated in one typed msgspec call; every event is claimed
+with SET NX EX, all of a request in one pipeline; every new event is sent to Kafka, all sends awaited together; then it is answered.
 
-It is weaker than Parshall where that is cheaper for it: a crash between the claim and the send loses the event, a Redis failover counts twice,
-one bad event refuses its whole batch. So the comparison is in its favour.
+It is weaker than Parshall where that is cheaper for it: a crash between the claim and the send loses the event, a Redis failover counts
+twice, one bad event refuses its whole batch. So the comparison is in its favour.
 
     python bench/baseline/server.py --port 8090 --redis redis://127.0.0.1:6379/0 --kafka 127.0.0.1:9092
 """

@@ -24,7 +24,7 @@ from buffer.local_layout import Identity, Layout
 from buffer.local_log import LocalLog
 from buffer.local_rejected import RejectedRing
 from buffer.local_source import LocalSource
-from rater.source import Received
+from rater.source import Received, SourceUnavailable
 from tests.conformance.counter_log_places import ALICE, BOB, PARTITIONS, LocalPlace, Reader, numbers, opened, reading, record, records
 from tests.lossy_disk import Inline, LossyDisk
 
@@ -124,6 +124,44 @@ async def test_every_flipped_byte_is_refused_or_cut_but_never_misread(place: Loc
         else:
             assert found == [1, 2], "only the last commit frame can be bad without being damage"
     assert refused == len(whole) - COMMIT_BYTES
+
+
+async def test_damage_in_an_older_segment_is_told_after_what_is_good_before_it(tmp_path: Path) -> None:
+    place = LocalPlace(tmp_path, segment_bytes=300)
+    async with opened(place.log()) as log:
+        for n in range(1, 21):
+            await log.produce(records([n]))
+    damaged = place.segments()[2]
+    content = bytearray(damaged.read_bytes())
+    content[HEADER_BYTES + 20] ^= 1
+    damaged.write_bytes(content)
+    async with reading(place) as reader:
+        with pytest.raises(UnfitLog, match=damaged.name):
+            for _ in range(30):
+                reader.keep(await reader.source.poll(10, 0))
+        assert numbers(reader.kept) == list(range(1, len(reader.kept) + 1))
+        assert len(reader.kept) >= 4
+
+
+async def test_a_disk_that_cannot_be_read_is_not_now(place: LocalPlace) -> None:
+    class Unreadable(RealDisk):
+        broken = False
+
+        def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+            if self.broken and path.endswith(".log"):
+                raise OSError(errno.EIO, "input/output error")
+            return super().read(path, offset, size)
+
+    disk = Unreadable()
+    reader = Reader(LocalSource(str(place.folder), disk=disk, background=Inline(), entropy=os.urandom, partitions=PARTITIONS))
+    async with opened(place.log()) as log:
+        await log.produce(records([1, 2]))
+        await reader.open()
+        disk.broken = True
+        with pytest.raises(SourceUnavailable, match="input/output error"):
+            await reader.source.poll(10, 0)
+        disk.broken = False
+        assert numbers(await reader.take(2)) == [1, 2]
 
 
 # Positions.
@@ -258,7 +296,7 @@ class Crashing:
         while self.acknowledged < self.FLUSHES:
             try:
                 await self.live()
-            except (LogUnavailable, OSError):
+            except (LogUnavailable, SourceUnavailable, OSError):
                 if self.disk.off:
                     self.crash()
 
