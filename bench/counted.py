@@ -35,10 +35,7 @@ class Topic:
         consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka, enable_auto_commit=False, max_partition_fetch_bytes=8 << 20)
         await consumer.start()
         try:
-            partitions = [
-                TopicPartition(self._name, number)
-                for number in sorted(consumer.partitions_for_topic(self._name) or await _known(consumer, self._name))
-            ]
+            partitions = [TopicPartition(self._name, number) for number in sorted(await _partitions(consumer, self._name))]
             ends = await consumer.end_offsets(partitions)
             consumer.assign(partitions)
             for partition in partitions:

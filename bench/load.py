@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import cast
 
 import uvloop
@@ -81,7 +82,7 @@ async def run(requests: list[bytes], port: int, connections: int) -> tuple[list[
     finished = [loop.create_future() for _ in range(connections)]
     start = time.perf_counter_ns()
     for future in finished:
-        await loop.create_connection(lambda future=future: Connection(queue, answers, future), "127.0.0.1", port)
+        await loop.create_connection(partial(Connection, queue, answers, future), "127.0.0.1", port)
     await asyncio.gather(*finished)
     return answers, time.perf_counter_ns() - start
 

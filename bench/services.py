@@ -18,8 +18,24 @@ class Services(NamedTuple):
 
 
 @contextmanager
-def real_services() -> Iterator[Services]:
-    from tests.services import kafka_broker, redis_server
+def real_redis() -> Iterator[tuple[str, int]]:
+    """(URL, process id)"""
+    from tests.services import redis_server
 
-    with redis_server() as redis, kafka_broker() as kafka:
-        yield Services(redis.url, redis.pid, kafka.address, kafka.pid)
+    with redis_server() as redis:
+        yield redis.url, redis.pid
+
+
+@contextmanager
+def real_kafka() -> Iterator[tuple[str, int]]:
+    """(bootstrap address, process id)"""
+    from tests.services import kafka_broker
+
+    with kafka_broker() as kafka:
+        yield kafka.address, kafka.pid
+
+
+@contextmanager
+def real_services() -> Iterator[Services]:
+    with real_redis() as (redis_url, redis_pid), real_kafka() as (kafka, kafka_pid):
+        yield Services(redis_url, redis_pid, kafka, kafka_pid)

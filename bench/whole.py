@@ -133,7 +133,7 @@ def table(results: list[Round]) -> Iterator[str]:
         redis, kafka = (f"{hundredths(median(ours, what))} / {hundredths(median(control, what))}" for what in ("redis_us", "kafka_us"))
         speed = " / ".join(map(_speed, (ours, control)))
         yield f"{case.name:>26}  {_spread(ours):>24}  {_spread(control):>26}  {hundredths(ratio):>6}x  {redis:>13}  {kafka:>13}   {speed}"
-    yield "redis, kafka, events/s: parshall / control. The load generator, Redis and Kafka share the machine: events/s is a floor, no capacity."
+    yield "redis, kafka, events/s: parshall / control. Load generator, Redis and Kafka share the machine: events/s is a floor, no capacity."
 
 
 def of_case(results: list[Round], case: Case) -> tuple[list[Round], list[Round]]:

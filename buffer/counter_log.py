@@ -42,7 +42,10 @@ class CounterLog(Protocol):
         """Connect and check. Raises LogUnavailable (try again) or UnfitLog (do not)."""
 
     async def produce(self, records: Sequence[Record]) -> None:
-        """Return when every record is durable in the log, in order within a partition. Raises LogUnavailable: any subset may have been written."""
+        """Return when every record is durable in the log, in order within a partition.
+
+        Raises LogUnavailable: any subset may have been written.
+        """
 
     async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:
         """The same for `usage.rejected`; at least once."""

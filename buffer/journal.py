@@ -230,6 +230,11 @@ class Journal:
     # ---- room
 
     @property
+    def kept_bytes(self) -> int:
+        """On disk."""
+        return self._kept_bytes
+
+    @property
     def totals(self) -> Tallies:
         """Of everything appended since the journal was made. To look at, not to change."""
         return self._standing.totals

@@ -28,7 +28,7 @@ class Outages(logging.Handler):
             log.error("kafka client failed", detail=record.getMessage(), exc_info=record.exc_info)
             return
         if self._last_s == 0 or record.created - self._last_s > _QUIET_S:
-            log.warning("kafka does not answer; more of the same is held back until it does", detail=record.getMessage())
+            log.warning("trouble with kafka; more of the same is held back until it answers", detail=record.getMessage())
             self._held_back = 0
         else:
             self._held_back += 1

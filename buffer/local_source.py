@@ -21,7 +21,7 @@ from buffer.local_log import open_identity
 
 T = TypeVar("T")
 
-_PAUSE_S = 0.025  # between two looks at the files while there is nothing new
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.05  # between two looks at the files while there is nothing new
 _READ_BYTES = 8 * 1024 * 1024  # more when one batch is larger
 
 Positions = Callable[[Iterable[str]], Awaitable[Mapping[str, int]]]
@@ -60,13 +60,15 @@ class LocalSource:
         """Raises LogUnavailable (try again), UnfitLog (damage), and whatever `positions` raises; nothing is lost by that."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        pause_s = _FIRST_PAUSE_S
         while not self._ready:
             await self._take_on(await self._in_background(self._layout.streams))
             self._ready.extend(await self._in_background(self._read, most))
             left_s = deadline - loop.time()
             if self._ready or left_s <= 0:
                 break
-            await asyncio.sleep(min(_PAUSE_S, left_s))
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         return [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
 
     async def _take_on(self, found: Iterable[str]) -> None:

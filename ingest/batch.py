@@ -23,7 +23,7 @@ REJECTION_CODES = (CONFLICT, TOO_LATE, TOO_EARLY, UNKNOWN_TYPE, MISSING_FIELD, I
 
 
 class Rejection(NamedTuple):
-    index: int  # in the request
+    index: int  # type: ignore[assignment]  # in the request; hides tuple.index, which nobody needs here
     id: str  # as sent, as far as it could be read, else ""
     source: str
     code: str  # one of REJECTION_CODES

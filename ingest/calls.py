@@ -91,8 +91,14 @@ class CallResult(NamedTuple):
     ask_now: list[Request]  # ask again in the very next call: second copies of a digest
 
 
-TOO_LATE_BY_HORIZON = "the event's time is older than what can still be deduplicated, so it was not counted now; it may have been counted before: look it up instead of sending it again"
-CONFLICT_DETAIL = "an event with this source and id was counted before with other content; an id names one event for ever: send a correction under a new id"
+TOO_LATE_BY_HORIZON = (
+    "the event's time is older than what can still be deduplicated, so it was not counted now; it may have been counted before: "
+    "look it up instead of sending it again"
+)
+CONFLICT_DETAIL = (
+    "an event with this source and id was counted before with other content; an id names one event for ever: "
+    "send a correction under a new id"
+)
 
 
 def plan(number: int, requests: Iterable[Request]) -> PlannedCall:
@@ -135,7 +141,8 @@ def _some(request: Request, positions: Sequence[int], held_back: Sequence[int] =
 
 def _without_copies(part: Part, seen: set[bytes]) -> Part:
     positions = range(len(part.digests)) if part.positions is None else part.positions
-    asked, held_back = [], []
+    asked: list[int] = []
+    held_back: list[int] = []
     for position, digest in zip(positions, part.digests, strict=True):
         (held_back if digest in seen else asked).append(position)
         seen.add(digest)

@@ -19,6 +19,7 @@ from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import FlushBegin, FlushCommit, Flushed, FlushPart, Through
 from buffer.record import RecordEncoder
+from ingest.snapshot import Latency
 
 log = structlog.get_logger()
 
@@ -57,6 +58,8 @@ class Flusher:
         self._wanted: list[asyncio.Future[None]] = []  # callers of `now`
         self.last_flush_us = 0
         self.last_duration_us = 0
+        self.unflushed_since_us = 0  # when the oldest counter not handed over was counted; 0: there is none
+        self.duration = Latency()
         self.failures = 0  # produce attempts that ended without a known outcome
 
     # ---- what the writer calls with each call record
@@ -65,6 +68,8 @@ class Flusher:
         for more in deltas:
             merge(self.live, more)
         add_tallies(self.tallies, tallies)
+        if not self.unflushed_since_us:
+            self.unflushed_since_us = self._clock_us()
         if rejected:
             self._rejected.extend(rejected)
         self.through = through
@@ -74,6 +79,10 @@ class Flusher:
     @property
     def live_counters(self) -> int:
         return count(self.live)
+
+    def buffered(self, tenant: int) -> int:
+        """Accepted events that no acknowledged flush carried."""
+        return sum(tallies.get(tenant, {}).get("accepted", 0) for tallies in (self.tallies, self.outstanding_tallies))
 
     @property
     def flush_number(self) -> int:
@@ -131,6 +140,7 @@ class Flusher:
         started_us = self._clock_us()
         flush, through = self._next_flush, self.through
         deltas, tallies, rejected = self.live, self.tallies, self._rejected
+        self.unflushed_since_us = 0
         self.live, self.tallies, self._rejected = {}, {}, []
         self.outstanding_tallies = tallies
         self._next_flush += 1
@@ -141,6 +151,7 @@ class Flusher:
         await self._finish(flush, records, rejected)
         self.last_flush_us = self._clock_us()
         self.last_duration_us = self.last_flush_us - started_us
+        self.duration.observe(self.last_duration_us)
 
     async def _encode(self, flush: int, through: Through, deltas: Deltas, tallies: Tallies) -> list[Record]:
         encoder = RecordEncoder(

@@ -10,9 +10,18 @@ from typing import Protocol
 
 from ingest.batch import Batch
 from ingest.calls import Outcome
-from ingest.writer import Unavailable
 
 __all__ = ["Outcome", "Sink", "Unavailable"]
+
+
+class Unavailable(Exception):
+    """Not now: nothing more was counted than what comes back as duplicate; sending the same bytes again is safe."""
+
+    def __init__(self, reason: str, retry_after_s: int = 1, *, overloaded: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+        self.overloaded = overloaded  # 429: the sender is too fast; else 503
 
 
 class Sink(Protocol):

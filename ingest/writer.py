@@ -28,6 +28,8 @@ from ingest.batch import Batch, Rejection
 from ingest.calls import Outcome, PlannedCall, Request, plan, refuse, settle
 from ingest.flusher import Flusher
 from ingest.history import JournalHistory
+from ingest.sink import Unavailable
+from ingest.snapshot import Latency
 
 log = structlog.get_logger()
 
@@ -46,23 +48,16 @@ class WriterLimits(NamedTuple):
     live_counters: int = 4_000_000
 
 
-class Unavailable(Exception):
-    """Not now: nothing more was counted than what comes back as duplicate; sending the same bytes again is safe."""
-
-    def __init__(self, reason: str, retry_after_s: int = 1, *, overloaded: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-        self.overloaded = overloaded
-
-
 class CannotStart(Exception):
     """The writer must not serve. One sentence for the operator."""
 
 
 class _Unsynced(NamedTuple):
+    """A call whose record is in the journal's queue."""
+
     sequence: int
     call: int
+    appended_s: float
     decided: Sequence[Request]
 
 
@@ -95,17 +90,36 @@ class Writer:
         self._waiting_events = 0
         self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
         self._calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
+        self._sent_s: dict[int, float] = {}
         self._replies: dict[int, Reply | None] = {}
         self._too_late: dict[int, list[tuple[Request, Rejection]]] = {}
         self._next_call = 1
         self._next_append = 1
         self._unsynced: deque[_Unsynced] = deque()
-        self.pending_requests = 0
+        self.pending_events = 0  # claimed by another call whose record is not on its disk yet; asked again in a moment
+        self.claim_call = Latency()
+        self.journal_sync = Latency()
         self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
         journal.on_synced = self._on_synced
+
+    @property
+    def waiting_requests(self) -> int:
+        return len(self._waiting) + len(self._ask_now)
+
+    @property
+    def waiting_events(self) -> int:
+        return self._waiting_events
+
+    @property
+    def calls_in_flight(self) -> int:
+        return len(self._calls)
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()
 
     # ---- meters
 
@@ -138,7 +152,8 @@ class Writer:
         if unknown:
             numbers = ", ".join(str(number) for number in sorted(unknown, key=str))
             raise CannotStart(
-                f"The journal holds unflushed usage of tenant number {numbers}, which the configuration no longer names: put it back under [[tenants]]."
+                f"The journal holds unflushed usage of tenant number {numbers}, which the configuration no longer names: "
+                "put it back under [[tenants]]."
             )
 
     async def _connect_log(self) -> None:
@@ -156,7 +171,8 @@ class Writer:
                 writers = await self._log.writers()
                 if not writers and await self._log.has_data():
                     raise CannotStart(
-                        "The registry of writers (usage.writers) is empty although counter records exist: events could be counted twice. Restore the topic before you start."
+                        "The registry of writers (usage.writers) is empty although counter records exist: events could be counted twice. "
+                        "Restore the topic before you start."
                     )
                 mine = writers.get(self.journal.writer)
                 if mine is not None:
@@ -183,7 +199,10 @@ class Writer:
         await asyncio.shield(self.journal.failed)
 
     async def drain(self, most_s: float) -> None:
-        """Stop in order while `run` still runs: finish requests and calls, flush, journal and publish `closed`. TimeoutError after `most_s`."""
+        """Stop in order while `run` still runs: finish requests and calls, flush, journal and publish `closed`.
+
+        Raises TimeoutError after `most_s`; what is not done then is done at the next opening.
+        """
         self._draining = True
         async with asyncio.timeout(most_s):
             await self._idle.wait()
@@ -253,6 +272,7 @@ class Writer:
             call = plan(self._next_call, requests)
             self._next_call += 1
             self._calls[call.number] = call
+            self._sent_s[call.number] = self._now_s()
             self.claims.send(call.to_send(), self._on_reply)
 
     def _next_requests(self) -> list[Request]:
@@ -287,6 +307,8 @@ class Writer:
         """One synchronous step: the record enters the journal's queue and its deltas the live counters."""
         reply = self._replies.pop(number)
         call = self._calls.pop(number)
+        now_s = self._now_s()
+        self.claim_call.observe(int((now_s - self._sent_s.pop(number)) * 1_000_000))
         verdicts = reply if isinstance(reply, Verdicts) else None
         result = settle(call, verdicts, self._too_late.pop(number, ()))
         rejected = [self._rejected_record(tenant, rejection) for tenant, rejection in result.rejected]
@@ -305,14 +327,14 @@ class Writer:
         assert self._history is not None
         self._history.horizon_us = max(self._history.horizon_us, record.horizon_us)  # what a later joining publishes
         self.flusher.merge(result.deltas, result.tallies, rejected, Through(self.incarnation, number))
-        self._unsynced.append(_Unsynced(sequence, number, result.decided))
+        self._unsynced.append(_Unsynced(sequence, number, now_s, result.decided))
         self._ask_now.extend(result.ask_now)
         if result.pending:
-            self.pending_requests += len(result.pending)
+            self.pending_events += sum(request.undecided for request in result.pending)
             asyncio.get_running_loop().call_later(_ASK_AGAIN_S, self._ask_again, result.pending)
 
     def _ask_again(self, requests: Sequence[Request]) -> None:
-        self.pending_requests -= len(requests)
+        self.pending_events -= sum(request.undecided for request in requests)
         self._ask_now.extend(request for request in requests if request in self._open)
         self._send_calls()
 
@@ -336,8 +358,10 @@ class Writer:
         """Answer when the call's own record is on disk: a duplicate verdict may rest on an earlier one."""
         unsynced = self._unsynced
         mark = 0
+        now_s = self._now_s()
         while unsynced and unsynced[0].sequence <= synced:
-            _, mark, decided = unsynced.popleft()
+            _, mark, appended_s, decided = unsynced.popleft()
+            self.journal_sync.observe(int((now_s - appended_s) * 1_000_000))
             for request in decided:
                 self._open.pop(request, None)
                 if not request.answer.done():

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -37,6 +38,9 @@ from rater.consume import Rater
 from rater.postgres import Ledger
 from rater.prices.book import PriceBook, read_books
 from rater.source import Source
+
+if TYPE_CHECKING:
+    from buffer.kafka_cluster import KafkaCluster
 
 log = structlog.get_logger()
 
@@ -162,7 +166,8 @@ def make_rater(settings: Settings, folder: DataFolder | None, world: World = REA
     return rater, source, ledger
 
 
-def make_source(settings: Settings, folder: DataFolder | None, world: World = REAL) -> Source:
+def make_source(settings: Settings, folder: DataFolder | None, world: World = REAL, *, group: str = "parshall-rater") -> Source:
+    """`group`: of the Kafka consumers that share the partitions among them."""
     if settings.kafka.bootstrap is None:
         from buffer.local_source import LocalSource
 
@@ -170,7 +175,7 @@ def make_source(settings: Settings, folder: DataFolder | None, world: World = RE
         return LogSource(LocalSource(folder.log, disk=world.disk, background=world.background("log"), entropy=world.entropy))
     from buffer.kafka_source import KafkaSource
 
-    return LogSource(KafkaSource(_cluster(settings)))
+    return LogSource(KafkaSource(_cluster(settings), group))
 
 
 def make_books(settings: Settings) -> tuple[PriceBook, ...]:
@@ -183,7 +188,7 @@ def late_s(settings: Settings) -> int:
     return settings.ingest.max_age_s + settings.ingest.deadline_ms // 1000 + LONGEST_FLUSH_INTERVAL_S
 
 
-def _cluster(settings: Settings):  # type: ignore[no-untyped-def]
+def _cluster(settings: Settings) -> KafkaCluster:
     from buffer.kafka_cluster import KafkaCluster
 
     assert settings.kafka.bootstrap is not None

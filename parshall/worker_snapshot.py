@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from buffer.journal import Journal
 from ingest.snapshot import TenantLedger, WriterSnapshot
 from ingest.writer import Writer
 
@@ -22,33 +21,48 @@ def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], answe
         incarnation=writer.incarnation.hex(),
         ready=writer.ready,
         claims_state=writer.claims.state.value,
-        tenants=_ledgers(writer.journal, writer.unanswered, tenants),
+        tenants=_ledgers(writer, tenants),
         live_counters=flusher.live_counters,
+        calls_in_flight=writer.calls_in_flight,
+        waiting_requests=writer.waiting_requests,
+        waiting_events=writer.waiting_events,
+        pending_events=writer.pending_events,
+        journal_bytes=writer.journal.kept_bytes,
         journal_synced=writer.journal.synced,
         flush_interval_ms=flusher.interval_ms,
         flush_number=flusher.flush_number,
         flush_failures=flusher.failures,
         last_flush_us=flusher.last_flush_us,
         last_flush_duration_us=flusher.last_duration_us,
+        unflushed_since_us=flusher.unflushed_since_us,
         answers=dict(answers),
+        claim_call=writer.claim_call,
+        journal_sync=writer.journal_sync,
+        flush=flusher.duration,
     )
 
 
-def _ledgers(journal: Journal, unanswered: Mapping[int, int], tenants: Mapping[int, str]) -> dict[str, TenantLedger]:
+def _ledgers(writer: Writer, tenants: Mapping[int, str]) -> dict[str, TenantLedger]:
+    journal = writer.journal
     return {
-        name: _ledger(journal.totals.get(number, {}), journal.flushed.get(number, 0), unanswered.get(number, 0))
+        name: _ledger(
+            journal.totals.get(number, {}),
+            journal.flushed.get(number, 0),
+            writer.flusher.buffered(number),
+            writer.unanswered.get(number, 0),
+        )
         for number, name in tenants.items()
     }
 
 
-def _ledger(totals: Mapping[str, int], flushed: int, unanswered: int) -> TenantLedger:
-    accepted = totals.get("accepted", 0)
+def _ledger(totals: Mapping[str, int], flushed: int, buffered: int, unanswered: int) -> TenantLedger:
+    """Accepted comes from the calls, flushed from acknowledged flushes, buffered from what is in memory: three sources, one equation."""
     return TenantLedger(
         received=totals.get("received", 0),
-        accepted=accepted,
+        accepted=totals.get("accepted", 0),
         duplicate=totals.get("duplicate", 0),
         rejected={code: events for code, events in totals.items() if code not in _NOT_REJECTED},
         unanswered=unanswered,
         flushed=flushed,
-        buffered=accepted - flushed,
+        buffered=buffered,
     )

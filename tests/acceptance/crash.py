@@ -12,9 +12,10 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +35,8 @@ SIZES = (1, 3, 10, 30, 100, 300)
 AGAIN_PER_MILLE = 100
 DEADLINE_MS = 2_000  # a request that waits for a dead worker's claims is told to come again soon
 
-# Rows of PROTOCOL.md's verdict table that crashes of workers cannot bring about: a call sent again after a later one of its own incarnation has
-# taken what it asks for; an incarnation that Redis has forgotten (Redis is not killed here).
+# Rows of PROTOCOL.md's verdict table that crashes of workers cannot bring about: a call sent again after a later one of its own incarnation
+# has taken what it asks for; an incarnation that Redis has forgotten (Redis is not killed here).
 OUT_OF_REACH = {"mine, a later call", "other unknown"}
 
 
@@ -47,11 +48,12 @@ class Run:
     rows: dict[str, int]  # verdict table row -> how often
     kills: Counter[str] = field(default_factory=Counter)
 
-    def print(self) -> None:
-        print(f"tries by status (0: no answer): {dict(sorted(self.record.tries.items()))}; killed: {dict(self.kills)}")
-        print(f"refusals: {dict(self.record.refusals)}")
+    def lines(self) -> Iterator[str]:
+        """What happened, for whoever reads the output."""
+        yield f"tries by status (0: no answer): {dict(sorted(self.record.tries.items()))}; killed: {dict(self.kills)}"
+        yield f"refusals: {dict(self.record.refusals)}"
         for row in ROWS:
-            print(f"  {self.rows.get(row, 0):8}  {row}")
+            yield f"{self.rows.get(row, 0):10}  {row}"
 
     @property
     def rows_missing(self) -> set[str]:
@@ -59,7 +61,7 @@ class Run:
 
 
 # Sends a piece to one URL first, then as any other.
-SendTo = Callable[[Piece, str], Awaitable[None]]
+SendTo = Callable[[Piece, str], Coroutine[Any, Any, None]]
 
 
 class Again(NamedTuple):
@@ -86,7 +88,7 @@ class Crashing:
         """`requests`: how many answers there will be at least. `reserved`: pieces that nobody else sends, one a crash."""
         ways = [self._after_an_answer, self._before_its_journal, self._after_a_cut, self._anywhere, self._after_a_pause]
         for number in range(self._crashes):
-            await _until(lambda number=number: len(record.sent) >= requests * (2 * number + 1) // (2 * self._crashes))
+            await _until(partial(_so_many, record, requests * (2 * number + 1) // (2 * self._crashes)))
             victim = self._rater if number % 5 == 4 else self._pick.choice(self._workers)
             way = self._anywhere if victim is self._rater else ways[number % 5] if number < 5 else self._pick.choice(ways)
             again = Again(sending, reserved[number], send_to)
@@ -155,6 +157,10 @@ class Crashing:
         await asyncio.to_thread(victim.kill)
 
 
+def _so_many(record: Record, answers: int) -> bool:
+    return len(record.sent) >= answers
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.002)
@@ -184,8 +190,8 @@ async def run_crashes(
     patches: Sequence[str] = (),
 ) -> Run:
     now, pick = datetime.now(UTC), random.Random(seed)
-    more = f'\n[redis]\nurl = "{redis.url}"\n[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n[postgres]\ndsn = "{database}"\n'
-    more += "[flush]\ninterval_ms = 300\n"
+    more = f'\n[redis]\nurl = "{redis.url}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 300\n'
+    more += f'[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
     keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=more)
     traffic = make_traffic(folder, seed, events, now)
     config = str(folder / "parshall.toml")

@@ -43,7 +43,7 @@ def write_config(folder: Path, *, now: datetime, deadline_ms: int, more: str = "
     text = TEMPLATE.read_text()
     values = {"DATA": str(folder / "data"), "DEADLINE_MS": str(deadline_ms), "KEYS": sections, "THIS_MONTH": f"{now:%Y-%m}-01"}
     for name, value in values.items():
-        text = re.sub(rf"\b{name}\b", lambda _, value=value: value, text)
+        text = re.sub(rf"\b{name}\b", value.replace("\\", "\\\\"), text)
     (folder / "parshall.toml").write_text(text + more)
     return keys
 

@@ -24,7 +24,7 @@ async def test_crashes_count_every_event_once(
     run = await run_crashes(
         tmp_path, redis=redis, kafka=own_kafka, database=database, seed=seed, events=EVENTS, crashes=CRASHES, patches=patches
     )
-    run.print()
+    print(*run.lines(), sep="\n")
     assert run.differences == []
     assert run.rows_missing == set(), "the run did not reach every row of the verdict table"
 

@@ -55,10 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
     result = outcome(arguments.config, arguments.sent, arguments.now)
     for tenant, ledger in result.ledger.tenants.items():
-        print(
-            f"{tenant}: received {ledger.received}, accepted {ledger.accepted}, duplicate {ledger.duplicate}, rejected {dict(ledger.rejected)}"
-        )
-    for key, line in sorted(result.charges.items(), key=lambda item: (item[0].tenant, item[0].subject, item[0].period, item[0].meter)):
+        print(f"{tenant}: received {ledger.received}, accepted {ledger.accepted}, duplicate {ledger.duplicate}, rejected {rejected}")
+    for key, line in sorted(result.charges.items(), key=str):
         print(f"{key.tenant} {key.period} {key.subject!r} {key.meter} {dict(key.dimensions)}: {line.quantity} -> {line.amount}")
 
 

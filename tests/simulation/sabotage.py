@@ -220,7 +220,10 @@ def _copies_in_a_call() -> Iterator[None]:
     import ingest.calls as calls
 
     def broken(requests: Sequence[Any]) -> list[Any]:
-        return [calls._whole(request) if request.open_positions is None else calls._some(request, request.open_positions) for request in requests]
+        return [
+            calls._whole(request) if request.open_positions is None else calls._some(request, request.open_positions)
+            for request in requests
+        ]
 
     with patch.object(calls, "_parts", broken):
         yield

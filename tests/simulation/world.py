@@ -21,7 +21,8 @@ from dedupe.port import ClaimsError, Identity
 from dedupe.redis_claims import RedisClaims
 from ingest.catalogue import read_catalogue
 from ingest.decode import Decoder, Limits
-from ingest.writer import CannotStart, Unavailable, Writer, WriterLimits
+from ingest.sink import Unavailable
+from ingest.writer import CannotStart, Writer, WriterLimits
 from tests.lossy_disk import LossyDisk
 from tests.simulation.counter_log import SharedLog, SimulatedLog
 from tests.simulation.loop import SimulatedLoop
@@ -35,7 +36,9 @@ MAX_AGE_S, MAX_SKEW_S = 3600, 60
 LIFETIME_US = (MAX_AGE_S + MAX_SKEW_S + 60) * 1_000_000
 IDENTITY = Identity("simulated-log", LIFETIME_US, LIFETIME_US)
 TENANTS = {1: "demo", 2: "acme"}
-METERS = [{"name": "requests", "event_type": "http.request", "aggregation": "count", "dimensions": {"region": "data.region"}, "window": "1h"}]
+METERS = [
+    {"name": "requests", "event_type": "http.request", "aggregation": "count", "dimensions": {"region": "data.region"}, "window": "1h"}
+]
 
 # Small segments, so that rolling and retention happen within a run.
 JOURNAL_LIMITS = JournalLimits(segment_bytes=20_000, max_bytes=1 << 30, min_free_bytes=0, free_check_bytes=1 << 20)
@@ -281,7 +284,7 @@ class World:
             assert not node.refused, f"{node.name} must not start any more: {node.refused}"
             while node.writer is None or not node.writer.ready:
                 await asyncio.sleep(0.1)
-            while node.writer.pending_requests:  # of senders that gave up: they end at their deadline
+            while node.writer.pending_events:  # of senders that gave up: they end at their deadline
                 await asyncio.sleep(0.1)
             await node.writer.flusher.now()
         await asyncio.sleep(10)  # late copies of records land

@@ -114,7 +114,9 @@ def test_every_event_gets_one_verdict(requests_: list[tuple[list[int], int, int]
         assert mine.get("received", 0) == received == sum(count for verdict, count in mine.items() if verdict != "received")
 
 
-def _collect(result: CallResult, counted: Counter[tuple[object, ...]], tallies: Counter[tuple[int, str]], journalled: Counter[tuple[int, bytes]]) -> None:
+def _collect(
+    result: CallResult, counted: Counter[tuple[object, ...]], tallies: Counter[tuple[int, str]], journalled: Counter[tuple[int, bytes]]
+) -> None:
     for deltas in result.deltas:
         for key, packed in deltas["sum"].items():
             counted[key] += packed >> 160
