@@ -55,6 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = outcome(arguments.config, arguments.sent, arguments.now)
     for tenant, ledger in result.ledger.tenants.items():
+        rejected = dict(ledger.rejected)
         print(f"{tenant}: received {ledger.received}, accepted {ledger.accepted}, duplicate {ledger.duplicate}, rejected {rejected}")
     for key, line in sorted(result.charges.items(), key=str):
         print(f"{key.tenant} {key.period} {key.subject!r} {key.meter} {dict(key.dimensions)}: {line.quantity} -> {line.amount}")
