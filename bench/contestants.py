@@ -5,6 +5,7 @@ Belongs here: how each is started and stopped, and how it is told to hand over w
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -79,9 +80,23 @@ def _start(name: str, arguments: list[str], folder: Path) -> tuple[subprocess.Po
     path = folder / f"{name}.log"
     with open(path, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            [sys.executable, *arguments],
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
     return process, path
+
+
+_prctl = ctypes.CDLL(None).prctl
+
+
+def _die_with_parent() -> None:
+    """However the benchmark ends, nothing of it goes on."""
+    _prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _wait(contestant: Contestant, url: str) -> None:

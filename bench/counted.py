@@ -5,7 +5,6 @@ Belongs here: reading a topic to its end. Must not know: who wrote it, how fast.
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -32,12 +31,12 @@ class Topic:
         self._positions: dict[TopicPartition, int] = {}
 
     async def new_values(self) -> list[bytes]:
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka, enable_auto_commit=False, max_partition_fetch_bytes=8 << 20)
-        await consumer.start()
+        consumer = AIOKafkaConsumer(self._name, bootstrap_servers=self._kafka, enable_auto_commit=False, auto_offset_reset="earliest")
+        await consumer.start()  # in no group: it gets all partitions
         try:
-            partitions = [TopicPartition(self._name, number) for number in sorted(await _partitions(consumer, self._name))]
+            partitions = sorted(consumer.assignment())
+            assert partitions, f"there is no topic {self._name}"
             ends = await consumer.end_offsets(partitions)
-            consumer.assign(partitions)
             for partition in partitions:
                 consumer.seek(partition, self._positions.get(partition, 0))
             values: list[bytes] = []
@@ -48,13 +47,6 @@ class Topic:
             return values
         finally:
             await consumer.stop()
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer.topics()  # asks the broker for all of them
-    while not (found := consumer.partitions_for_topic(topic)):
-        await asyncio.sleep(0.05)
-    return set(found)
 
 
 def accepted_in_counter_records(values: list[bytes]) -> tuple[int, int]:

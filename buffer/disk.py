@@ -8,6 +8,7 @@ Every method blocks; the event loop calls them through `Background`. Paths are a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Sequence
@@ -73,13 +74,12 @@ class RealDisk:
     """The operating system's files: fdatasync for data, fsync for directories."""
 
     def make_directory(self, path: str) -> None:
-        missing = []
-        while not os.path.isdir(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for made in reversed(missing):
-            os.mkdir(made)
-            _sync_directory(os.path.dirname(made))
+        parent = os.path.dirname(path)
+        if parent != path and not os.path.isdir(parent):
+            self.make_directory(parent)
+        with contextlib.suppress(FileExistsError):  # by another process, or by one that died before it had synced the parent
+            os.mkdir(path)
+        _sync_directory(parent)
 
     def names(self, directory: str) -> list[str]:
         return sorted(os.listdir(directory))

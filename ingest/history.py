@@ -50,12 +50,17 @@ class JournalHistory:
             yield Claimed(tenant, generation, newest_us, digests, fingerprints)
 
     async def members(self) -> frozenset[bytes]:
-        """Waits for the registry: to open claims without a member would count its events twice."""
+        """Waits for the registry: to open claims without a member would count its events twice.
+
+        This writer is in it since before its first claim, so a registry that does not name it has lost entries, others too perhaps.
+        """
         while True:
             try:
                 writers = await self._log.writers()
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
-                await asyncio.sleep(_RETRY_S)
             else:
-                return frozenset(writer for writer, retired in writers.items() if retired is None)
+                if self.writer in writers:
+                    return frozenset(writer for writer, retired in writers.items() if retired is None)
+                log.error("the registry of writers (usage.writers) has lost entries, this writer's among them: restore the topic")
+            await asyncio.sleep(_RETRY_S)

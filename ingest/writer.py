@@ -180,6 +180,11 @@ class Writer:
                         f"The writer {self.journal.writer.hex()} of this journal was retired: start with an empty data directory."
                     )
                 if self.journal.writer not in writers:
+                    if not self.journal.state.fresh:
+                        raise CannotStart(
+                            "The registry of writers (usage.writers) has lost entries, that of this journal among them: events could be "
+                            "counted twice. Restore the topic before you start."
+                        )
                     await self._log.register(self.journal.writer)
                 return max((horizon for horizon in writers.values() if horizon is not None), default=0)
             except LogUnavailable as error:

@@ -61,9 +61,22 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(package_name="parshall", message="parshall %(version)s")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _version(*given), help="Print the version."
+)
 def parshall() -> None:
     pass
+
+
+def _version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            click.echo(f"parshall {metadata.version('parshall')}")
+        except metadata.PackageNotFoundError:
+            click.echo("parshall, from a source tree that is not installed")
+        context.exit()
 
 
 def main() -> None:

@@ -9,11 +9,14 @@ last of them is gone, also after a kill -9 of some.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable
 
+from parshall.embedded_postgres import NOBODY
 from parshall.errors import UNAVAILABLE, USAGE, Stop
 
 LONGEST_SOCKET_PATH = 107
@@ -25,15 +28,18 @@ class DataFolder:
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         try:
-            os.makedirs(self.path, mode=0o700, exist_ok=True)
-            os.makedirs(f"{self.path}/run", mode=0o700, exist_ok=True)
+            # Where root must run PostgreSQL as somebody else, that one must get through; every folder below is closed.
+            os.makedirs(self.path, mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
+            for name in ("run", "writers", "log"):
+                os.makedirs(f"{self.path}/{name}", mode=0o700, exist_ok=True)
         except OSError as error:
             raise Stop(
                 f"The data folder {self.path} cannot be made or used: {error.strerror}. Choose another with --data.", USAGE
             ) from error
         if not os.access(f"{self.path}/run", os.W_OK | os.X_OK):
             raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
-        self.run = self._short_folder("run")
+        self.run = self._short_folder("run", "worker-00.sock")
+        self._sockets = self._short_folder("postgres/run", ".s.PGSQL.5432")
 
     def journal(self, worker: int) -> str:
         return f"{self.path}/writers/{worker}"
@@ -48,7 +54,7 @@ class DataFolder:
 
     @property
     def postgres_sockets(self) -> str:
-        return f"{self.run}/pg"
+        return self._sockets
 
     @property
     def flush_file(self) -> str:
@@ -57,15 +63,13 @@ class DataFolder:
     def control_socket(self, worker: int) -> str:
         return f"{self.run}/worker-{worker}.sock"
 
-    def _short_folder(self, name: str) -> str:
+    def _short_folder(self, name: str, socket: str) -> str:
         """The address of a unix socket has little room. Where the data folder's path is too long, a private folder elsewhere serves."""
         folder = f"{self.path}/{name}"
-        if (
-            len(os.fsencode(f"{folder}/worker-00.sock")) <= LONGEST_SOCKET_PATH
-            and len(os.fsencode(f"{folder}/pg/.s.PGSQL.5432")) <= LONGEST_SOCKET_PATH
-        ):
+        if len(os.fsencode(f"{folder}/{socket}")) <= LONGEST_SOCKET_PATH:
             return folder
-        return tempfile.mkdtemp(prefix="parshall-")
+        digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+        return _private_folder(f"{tempfile.gettempdir()}/parshall-{os.geteuid()}-{digest}")
 
     def lock(self, about: str, say: Callable[[str], None]) -> int:
         """The descriptor of the lock, for children to inherit. Waits a little for a tree that is ending."""
@@ -107,3 +111,17 @@ def _runs(holder: str) -> bool:
     """Only a guess that decides how long to wait: process numbers are used again."""
     pid = holder.partition(" ")[0]
     return pid.isdecimal() and os.path.exists(f"/proc/{pid}")
+
+
+def _private_folder(path: str) -> str:
+    """The same for every process of this user. Others can write to its parent, so it may be a trap that somebody else has laid."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        status = os.lstat(path)
+    except OSError as error:
+        raise Stop(
+            f"The folder for sockets {path} cannot be made: {error.strerror}. A --data with a shorter path needs none.", USAGE
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (os.geteuid(), NOBODY) or stat.S_IMODE(status.st_mode) & 0o077:
+        raise Stop(f"The folder for sockets {path} is not this user's alone: remove it, or choose a --data with a shorter path.", USAGE)
+    return path

@@ -13,11 +13,11 @@ from parshall.errors import EXIT_CODES
 
 HELP = f"""Make an API key for a tenant.
 
-The key is printed once and kept nowhere; the configuration gets its hash, so nobody can read the key there.
+The key is shown once, on standard error, and kept nowhere. Standard output is what the configuration needs: the key's hash.
 
 \b
 Examples:
-  parshall key --tenant acme
+  parshall key --tenant acme >> parshall.toml
   parshall key --tenant acme --scope read --scope admin
 
 {EXIT_CODES}"""
@@ -39,7 +39,5 @@ def key(tenant: str, scopes: tuple[str, ...]) -> None:
 
     made = f"pk_{secrets.token_urlsafe(32)}"
     listed = ", ".join(f'"{scope}"' for scope in dict.fromkeys(scopes))
-    click.echo("The key, shown only now:", err=True)
-    click.echo(made)
-    click.echo("\nFor the configuration:\n", err=True)
-    click.echo(f'[[keys]]\ntenant = "{tenant}"\nhash = "{hash_key(made)}"\nscopes = [{listed}]')
+    click.echo(f"The key, shown only now: {made}\n", err=True)
+    click.echo(f'\n[[keys]]\ntenant = "{tenant}"\nhash = "{hash_key(made)}"\nscopes = [{listed}]')

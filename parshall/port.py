@@ -51,7 +51,7 @@ def _sentence(address: Address, error: OSError) -> Stop:
     another = Address(address.host, address.port + 1 if 1024 <= address.port < 65535 else 8080).text
     if error.errno == errno.EADDRINUSE:
         return Stop(
-            f"Port {address.port} on {address.host} is already in use by another program: stop it, or choose another port with --listen {another}",
+            f"Port {address.port} on {address.host} is in use by another program: stop it, or choose another port with --listen {another}",
             UNAVAILABLE,
         )
     if error.errno == errno.EACCES:

@@ -44,7 +44,7 @@ class Child:
         self.was_ready = False  # set by whoever sees it serve
         self._inherited = inherited
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self.stopping = False
         self._wake = asyncio.Event()
 
     async def keep(self) -> None:
@@ -52,17 +52,19 @@ class Child:
         pause_s = _FIRST_PAUSE_S
         starts = 0
         loop = asyncio.get_running_loop()
-        while not self._stopping:
+        while True:
             began_s = loop.time()
             starts += 1
             process = self._process = self._start()
             code = await ended(process)
-            if self._stopping:
+            if self.stopping:
                 return
             self._give_up_if_hopeless(code, starts)
             pause_s = _FIRST_PAUSE_S if loop.time() - began_s > _HEALTHY_S else min(pause_s * 2, _LONGEST_PAUSE_S)
             log.warning("a process ended and is started again", child=self.order.name, how=in_words(code), pause_ms=int(pause_s * 1000))
             await self._sleep(pause_s)
+            if self.stopping:
+                return
 
     def _give_up_if_hopeless(self, code: int, starts: int) -> None:
         if code in (REFUSED, USAGE):
@@ -72,7 +74,7 @@ class Child:
 
     async def stop(self, hurry: asyncio.Event) -> int:
         """Ask it to stop, and wait as long as its patience says; at once without asking when in a hurry. Returns its exit code."""
-        self._stopping = True
+        self.stopping = True
         self._wake.set()
         process = self._process
         if process is None or process.poll() is not None:

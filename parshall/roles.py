@@ -66,10 +66,8 @@ def refuse_fewer_workers(folder: DataFolder, workers: int) -> None:
     except FileNotFoundError:
         return
     if made and max(made) >= workers:
-        raise Stop(
-            f"{folder.path} holds the journals of {max(made) + 1} workers, and usage may still be in them: start with --workers {max(made) + 1}.",
-            REFUSED,
-        )
+        before = max(made) + 1
+        raise Stop(f"{folder.path} holds the journals of {before} workers, which may hold usage: start with --workers {before}.", REFUSED)
 
 
 def worker_orders(settings: Settings, folder: DataFolder, address: Address) -> list[tuple[Order, str]]:

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from parshall.admin_client import key_option, key_or_demo, url_option
-from parshall.errors import EXIT_CODES, FAILED, INTERRUPTED, OK, Stop
+from parshall.errors import EXIT_CODES, FAILED, INTERRUPTED, OK, USAGE, Stop
 
 if TYPE_CHECKING:
     from parshall.send_answers import Reject
@@ -56,6 +56,7 @@ def send(
     target = Target(url, key_or_demo(url, key), parallel, patience)
     inputs = [Input(name) for name in files]
     rejected = RejectFiles(rejects)
+    rejected.spare(inputs)
     progress = Progress(inputs)
     sender = Sender(target, entropy=os.urandom, on_reject=rejected.write, on_wait=progress.waiting)
     stop: Stop | None = None
@@ -110,11 +111,20 @@ class RejectFiles:
     def path_for(self, source: str) -> str:
         return self._path or f"{'stdin' if source == '-' else source}.rejected.ndjson"
 
+    def spare(self, inputs: list[Input]) -> None:
+        """What is sent must not be overwritten by what is rejected."""
+        for name in (source.name for source in inputs if source.name != "-"):
+            for path in map(self.path_for, (source.name for source in inputs)):
+                if os.path.exists(path) and os.path.samefile(path, name):
+                    raise Stop(
+                        f"Rejected events would be written over {name}, which is to be sent: choose another place with --rejects.", USAGE
+                    )
+
     def write(self, reject: Reject) -> None:
         path = self.path_for(reject.file)
         if path not in self._files:
             try:
-                self._files[path] = open(path, "wb")
+                self._files[path] = open(path, "wb")  # noqa: SIM115 - open until the end, `close` closes it
             except OSError as error:
                 raise Stop(
                     f"Cannot write rejected events to {path}: {error.strerror}; choose another place with --rejects.", FAILED

@@ -144,7 +144,7 @@ class KafkaSettings(Section):
     accept_weak: bool | None = Field(
         None,
         examples=[False],
-        description="Start although replication or retention of the cluster cannot keep the promise. When not set: only `parshall up` does.",
+        description="Start although replication or retention cannot keep the promise. When not set: only `parshall up` does.",
     )
     create_topics: bool | None = Field(
         None, examples=[False], description="Make the topics that are missing. When not set: only `parshall up` does."
@@ -304,10 +304,14 @@ def _model_at(path: tuple[str | int, ...]) -> type[BaseModel]:
     model: type[BaseModel] = Settings
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
-            inner = {"tenants": TenantSettings, "keys": KeySettings}.get(part, model.model_fields[part].annotation)
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                model = inner
+            model = _model_of(part, model.model_fields[part]) or model
     return model
+
+
+def _model_of(name: str, field: FieldInfo) -> type[BaseModel] | None:
+    if name in ("tenants", "keys"):
+        return TenantSettings if name == "tenants" else KeySettings
+    return field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
 
 
 def _field_at(path: tuple[str | int, ...]) -> FieldInfo | None:

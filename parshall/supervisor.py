@@ -2,8 +2,8 @@
 
 Belongs here: the order of things, signals, readiness. Must not know: options, what is printed, what the children do inside.
 
-Start: the workers, and beside them PostgreSQL, the schema, the rater. Stop: the workers (they finish their requests and flush), the rater (it takes in
-what they flushed), PostgreSQL. A second signal hurries: what is not finished is finished at the next start.
+Start: the workers, and beside them PostgreSQL, the schema, the rater. Stop: the workers (they finish their requests and flush), the
+rater (it takes in what they flushed), PostgreSQL. A second signal hurries: what is not finished is finished at the next start.
 """
 
 from __future__ import annotations

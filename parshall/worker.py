@@ -12,8 +12,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
@@ -105,7 +105,9 @@ class Worker:
         self._listen_to_signals()
         kept_ms = peers.read_interval(self._folder.flush_file, self._world.disk)
         interval_ms = kept_ms or self._settings.flush.interval_ms or _DEFAULT_INTERVAL_MS
-        parts = await open_worker(self._settings, self._folder, self._order.worker, interval_ms, self._world)
+        parts = await self._unless_stopped(open_worker(self._settings, self._folder, self._order.worker, interval_ms, self._world))
+        if parts is None:
+            return OK
         pool = await open_pool(self._settings.postgres.dsn) if self._settings.postgres.dsn else None
         try:
             await self._serve(parts, None if pool is None else self._api(pool, parts))
@@ -113,8 +115,20 @@ class Worker:
             if pool is not None:
                 pool.terminate()  # a query under way is of no more use
             await parts.counter_log.close()
-            await parts.journal.close()
+        await parts.journal.close()  # not after a failure: then only opening it again tells what is on the disk
         return OK
+
+    async def _unless_stopped(self, opening: Coroutine[Any, Any, WorkerParts]) -> WorkerParts | None:
+        """A counter log that is away is waited for; a signal must end that. Nothing was claimed yet."""
+        task = asyncio.ensure_future(opening)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return None
+        return await task
 
     def _api(self, pool: asyncpg.Pool, parts: WorkerParts) -> Api:
         return Api(pool, clock_us=self._world.clock_us, late_s=late_s(self._settings), meters=lambda: parts.catalogue.definitions)

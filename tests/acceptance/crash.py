@@ -23,7 +23,7 @@ import aiohttp
 
 from tests import services
 from tests.acceptance.comparison import Differences, compare
-from tests.acceptance.edge import Api, NotReady, Role, wait_rated, write_config
+from tests.acceptance.edge import Api, Role, wait_rated, write_config
 from tests.acceptance.exactness import check_traffic, make_traffic
 from tests.acceptance.patches import ROWS, ROWS_KEY
 from tests.acceptance.senders import PATIENCE_S, Piece, Record, Route, Sender, Sending
@@ -226,19 +226,13 @@ async def run_crashes(
             await sending.send_all(rest, keys, record, route)
             await killer
             await sending.send_ordered(traffic, keys, record, route)
-        await asyncio.gather(*(_ready_again(role) for role in workers))
+        assert all(role.running for role in workers), "\n".join(role.log_end() for role in workers)
         run = await _compare(folder, workers, keys, record, now, redis)
         run.kills = crashing.kills
         return run
     finally:
         for role in roles:
             role.kill()
-
-
-async def _ready_again(role: Role) -> None:
-    if not role.running:
-        raise NotReady(f"{role.name} ended:\n{role.log_end()}")
-    await role.wait_ready()
 
 
 async def _compare(

@@ -79,17 +79,15 @@ _handed_out: set[int] = set()
 class Role:
     """One `parshall …` process and its children."""
 
-    def __init__(
-        self, name: str, arguments: Sequence[str], folder: Path, *, patches: Sequence[str] = (), ready_path: str = "/readyz"
-    ) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], folder: Path, *, patches: Sequence[str] = ()) -> None:
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"{name}.log"
         self._command = [sys.executable, "-m", "parshall", *arguments, "--listen", f"127.0.0.1:{self.port}"]
         self._patches = patches
-        self._ready_path = ready_path
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_before = 0  # where this start's part of the log begins
 
     def start(self) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -98,6 +96,7 @@ class Role:
             environment["TEST_PROJECT"] = str(PROJECT)
             environment["PYTHONPATH"] = str(Path(__file__).with_name("patched"))
         with open(self.log, "ab") as log:
+            self._log_before = log.tell()
             self._process = subprocess.Popen(
                 self._command,
                 cwd=PROJECT,
@@ -110,20 +109,16 @@ class Role:
             )
 
     async def wait_ready(self, timeout_s: int = START_TIMEOUT_S) -> None:
+        """Until it says so. (Of several workers `GET /readyz` reaches one, and it may be the first that is ready.)"""
         deadline = time.monotonic() + timeout_s
-        async with aiohttp.ClientSession() as session:
-            while True:
-                if not self.running:
-                    raise NotReady(f"{self.name} ended at its start:\n{self.log_end()}")
-                try:
-                    async with session.get(self.url + self._ready_path, timeout=aiohttp.ClientTimeout(5)) as answer:
-                        if answer.status == 200:
-                            return
-                except (aiohttp.ClientError, OSError, TimeoutError):
-                    pass
-                if time.monotonic() > deadline:
-                    raise NotReady(f"{self.name} was not ready after {timeout_s} seconds:\n{self.log_end()}")
-                await asyncio.sleep(0.05)
+        while b"Parshall is ready at " not in self.log.read_bytes()[self._log_before :]:
+            if not self.running:
+                raise NotReady(f"{self.name} ended at its start:\n{self.log_end()}")
+            if time.monotonic() > deadline:
+                raise NotReady(f"{self.name} was not ready after {timeout_s} seconds:\n{self.log_end()}")
+            await asyncio.sleep(0.02)
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as answer:
+            assert answer.status == 200, f"{self.name} says that it is ready, /readyz says {await answer.text()}"
 
     @property
     def running(self) -> bool:

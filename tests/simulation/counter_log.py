@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from buffer.counter_log import LogUnavailable, Record, Rejected
+from tests.simulation.steps import Steps
 
 
 class SharedLog:
@@ -24,9 +25,22 @@ class SharedLog:
         self.records: list[tuple[bytes, Record]] = []  # (writer, record) in order of arrival
         self.rejected: list[Rejected] = []
         self.registry: dict[bytes, int | None] = {}
+        self.registry_lost: dict[bytes, int | None] = {}  # what is in the backup while the registry is lost
         self.unreachable_until_s = 0.0
         self.unknown_outcomes = 0.0  # chance that a produce ends without a known outcome
         self.ledger = Ledger()
+
+    def lose_registry(self) -> None:
+        self.registry_lost.update(self.registry)
+        self.registry.clear()
+
+    def restore_registry(self) -> None:
+        self.registry.update(self.registry_lost)
+        self.registry_lost.clear()
+
+    def heal(self) -> None:
+        self.unreachable_until_s = self.unknown_outcomes = 0.0
+        self.restore_registry()
 
     def append(self, writer: bytes, record: Record) -> None:
         self.records.append((writer, record))
@@ -36,9 +50,10 @@ class SharedLog:
 class SimulatedLog:
     """`buffer.counter_log.CounterLog` of one writer process."""
 
-    def __init__(self, shared: SharedLog, writer: bytes) -> None:
+    def __init__(self, shared: SharedLog, writer: bytes, steps: Steps) -> None:
         self._shared = shared
         self._writer = writer
+        self._steps = steps
         self.dead = False  # its process was killed: nothing of it reaches the log any more
 
     @property
@@ -59,6 +74,7 @@ class SimulatedLog:
             raise LogUnavailable("the simulated log cannot be reached")
 
     async def produce(self, records: Sequence[Record]) -> None:
+        self._steps.produced()
         await self._reach()
         shared = self._shared
         if shared.rng.random() >= shared.unknown_outcomes:
@@ -118,6 +134,7 @@ class Ledger:
         value = json.loads(record.value)
         for _, tenant, subject, _, _, _, events in value["counters"]:
             self.events[tenant, subject] += events
+            assert self.events[tenant, subject] == 1, f"{subject} is counted {self.events[tenant, subject]} times"
         for tenant, counts in value["tallies"].items():
             for verdict, count in counts.items():
                 self.tallies[tenant, verdict] += count

@@ -1,16 +1,37 @@
-"""Everything that can go wrong around the pipeline, each as one small function; which and when is decided by the seed."""
+"""Everything that can go wrong around the pipeline, each as one small function; which, when and to whom is decided by the seed.
+
+`@fault`: happens at once. `@waiting_fault`: lies in wait and says itself when it strikes (`world.struck`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from tests.simulation.world import Node, World
+from buffer.journal import read_journal
+from buffer.journal_records import CallRecord, Opened, Snapshot
+from tests.simulation.node import CATALOGUES, Node, WatchedDisk
+from tests.simulation.steps import EXECUTED, MARKED, SENT
+from tests.simulation.world import World
+
+Fault = Callable[[World, Node], None]
+FAULTS: dict[str, Fault] = {}
 
 
-def _any_up(world: World) -> Node | None:
-    up = [node for node in world.nodes if node.up]
-    return world.rng.choice(up) if up else None
+def fault(function: Fault) -> Fault:
+    name = function.__name__
+
+    def strike(world: World, node: Node) -> None:
+        world.struck(name)
+        function(world, node)
+
+    FAULTS[name] = strike
+    return strike
+
+
+def waiting_fault(function: Fault) -> Fault:
+    FAULTS[function.__name__] = function
+    return function
 
 
 def _later(world: World, least_s: float, most_s: float, function: Callable[[], object]) -> None:
@@ -21,110 +42,190 @@ def _repair(world: World, function: Callable[[], object]) -> None:
     _later(world, *world.habits.repair_s, function)
 
 
-def _restart(node: Node) -> None:
-    if not node.up and not node.refused:
-        node.start()
+# ---- processes and disks
 
 
-def kill(world: World) -> None:
-    node = _any_up(world)
-    if node is not None:
+@fault
+def kill(world: World, node: Node) -> None:
+    if node.up:
         node.kill()
-        _repair(world, lambda: _restart(node))
+        _repair(world, node.restart)
 
 
-def power_loss(world: World) -> None:
-    node = _any_up(world)
-    if node is not None:
-        node.lose_power()
-        _repair(world, lambda: _restart(node))
+@fault
+def power_loss(world: World, node: Node) -> None:
+    _lose_power(world, node)
 
 
-def power_loss_at_a_step(world: World) -> None:
+def _lose_power(world: World, node: Node) -> None:
+    if node.up:
+        world.lose_power(node)
+        _repair(world, node.restart)
+
+
+@waiting_fault
+def power_loss_at_a_disk_step(world: World, node: Node) -> None:
     """The disk goes off at one of its next steps, wherever the process is then."""
-    node = _any_up(world)
-    if node is None:
-        return
-    node.disk.cut_at = node.disk.steps + world.rng.randint(1, 12)
 
     def come_back() -> None:
-        if node.disk.off:
-            node.lose_power()
         node.disk.cut_at = 0
-        _restart(node)
+        if node.disk.off:
+            world.lose_power(node)
+        node.restart()
 
+    node.disk.on_failure = lambda: world.struck("power_loss_at_a_disk_step")
+    node.disk.cut_at = node.disk.steps + world.rng.randint(1, 12)
     _repair(world, come_back)
 
 
-def disk_error(world: World) -> None:
+@waiting_fault
+def power_loss_after_an_answer(world: World, _: Node) -> None:
+    """The next answer is the last thing its writer does."""
+
+    def strike(node: Node) -> None:
+        world.struck("power_loss_after_an_answer")
+        _lose_power(world, node)
+
+    world.after_an_answer = strike
+
+
+@waiting_fault
+def disk_error(world: World, node: Node) -> None:
     """One write or sync fails with EIO; the process must stop, and start again from what is really there."""
-    node = _any_up(world)
-    if node is None:
-        return
-    node.disk.fail_at = node.disk.steps + world.rng.randint(1, 12)
 
     def come_back() -> None:
         node.disk.fail_at = 0
         if not node.up:
-            node.lose_power()
-            _restart(node)
+            world.lose_power(node)
+            node.restart()
 
+    node.disk.on_failure = lambda: world.struck("disk_error")
+    node.disk.fail_at = node.disk.steps + world.rng.randint(1, 12)
     _repair(world, come_back)
 
 
-def power_loss_after_an_answer(world: World) -> None:
-    """The moment at which whatever was answered too early is lost."""
+@fault
+def disk_full(world: World, node: Node) -> None:
+    """No room: refused before any claim."""
 
-    def lose(node: Node) -> None:
+    def make_room() -> None:
+        node.disk.free = 1 << 40
+
+    node.disk.free = 0
+    _repair(world, make_room)
+
+
+@fault
+def rolling_restart(world: World, _: Node) -> None:
+    world.background(_one_by_one(world))
+
+
+async def _one_by_one(world: World) -> None:
+    for node in list(world.nodes):
         if node.up:
-            node.lose_power()
-            _repair(world, lambda: _restart(node))
+            await node.stop()
+            await asyncio.sleep(world.rng.uniform(0.01, 2))
+            node.restart()
 
-    world.after_an_answer = lose
+
+# ---- the network
 
 
-def reply_lost(world: World) -> None:
+@fault
+def connections_break(world: World, _: Node) -> None:
+    for transport in world.redis.connections():
+        transport.break_off()
+
+
+@fault
+def connection_stalls(world: World, node: Node) -> None:
+    """Neither way does anything arrive for a while; the client gives up, and what it sent arrives afterwards."""
+    until_s = world.loop.time() + world.rng.uniform(0.1, 4)
+    for transport in world.redis.connections(node.steps):
+        transport.stalled_until_s = until_s
+
+
+@fault
+def reply_lost(world: World, _: Node) -> None:
     """The next claim is executed, and its connection breaks before the reply."""
-    world.redis.break_after_claim = True
+    world.redis.next_reply_lost = True
 
 
-def rolling_restart(world: World) -> None:
-    async def one_by_one() -> None:
-        for node in list(world.nodes):
-            if node.up:
-                await node.stop()
-                await asyncio.sleep(world.rng.uniform(0.01, 2))
-                _restart(node)
-
-    world.background(one_by_one())
+@fault
+def error_reply(world: World, _: Node) -> None:
+    """The next claim is not executed but answered with an error; those behind it are executed."""
+    world.redis.next_claim_fails = True
 
 
-def connections_break(world: World) -> None:
-    world.redis.break_connections()
+@waiting_fault
+def stale_copy_meets_a_reopening(world: World, node: Node) -> None:
+    """A claim is executed and its writer loses power; a request of another writer stays in the network until the first has opened again.
+
+    By then the other has connected again and has its verdict. The copy must not take over the claim that has just become void.
+    """
+    others = [other for other in world.nodes if other is not node]
+    if not others:
+        return
+    other = world.rng.choice(others)
+
+    def hold_back() -> None:
+        held = world.redis.connections(other.steps)
+        for transport in held:
+            transport.break_off(hold=True)
+            world.redis.after("publish", node.steps, transport.release)
+
+    def strike() -> None:
+        if node.up:
+            world.struck("stale_copy_meets_a_reopening")
+            world.lose_power(node)
+            other.steps.when(SENT, hold_back)
+            _later(world, 0.2, 0.8, node.restart)
+
+    node.steps.when(EXECUTED, strike)
 
 
-def redis_restarts_empty(world: World) -> None:
-    world.redis.restart_empty()
+# ---- Redis
 
 
-def redis_restarts_with_data(world: World) -> None:
+@fault
+def redis_restarts_empty(world: World, _: Node) -> None:
+    if not world.redis_kept:
+        world.redis.restart_empty()
+
+
+@fault
+def redis_restarts_with_data(world: World, _: Node) -> None:
     world.redis.restart_with_data()
 
 
-def redis_fails_over(world: World) -> None:
+@waiting_fault
+def redis_fails_over(world: World, _: Node) -> None:
+    """What was claimed since the replica last caught up is missing."""
+
+    def strike() -> None:
+        if not world.redis_kept:
+            world.struck("redis_fails_over")
+            world.redis.fail_over()
+
     world.redis.replicate()
-    _later(world, 0.01, 5, world.redis.fail_over)
+    _later(world, 0.001, 5 * world.rng.random(), strike)
 
 
-def redis_pauses(world: World) -> None:
+@fault
+def redis_pauses(world: World, _: Node) -> None:
     world.redis.pause(world.rng.choice(world.habits.outage_s))
 
 
-def log_unreachable(world: World) -> None:
+# ---- the log
+
+
+@fault
+def log_unreachable(world: World, _: Node) -> None:
     world.log.unreachable_until_s = world.loop.time() + world.rng.choice(world.habits.outage_s)
 
 
-def produce_outcome_unknown(world: World) -> None:
+@fault
+def produce_outcome_unknown(world: World, _: Node) -> None:
     world.log.unknown_outcomes = 0.5
 
     def back() -> None:
@@ -133,22 +234,131 @@ def produce_outcome_unknown(world: World) -> None:
     _repair(world, back)
 
 
-FAULTS: dict[str, Callable[[World], None]] = {
-    function.__name__: function
-    for function in (
-        kill,
-        power_loss,
-        power_loss_at_a_step,
-        power_loss_after_an_answer,
-        disk_error,
-        rolling_restart,
-        connections_break,
-        reply_lost,
-        redis_restarts_empty,
-        redis_restarts_with_data,
-        redis_fails_over,
-        redis_pauses,
-        log_unreachable,
-        produce_outcome_unknown,
-    )
-}
+@fault
+def registry_lost(world: World, node: Node) -> None:
+    """The topic of writers is empty for a while, and Redis too: who trusts it would open claims without the others.
+
+    Not before the first flush of all: then nothing tells a new writer that there were others.
+    """
+
+    async def until_restored() -> None:
+        await asyncio.sleep(world.rng.uniform(0, 4))
+        world.log.restore_registry()
+        for refused in world.nodes:
+            if refused.refused.startswith("CannotStart"):
+                refused.refused = ""
+                refused.restart()
+
+    if not world.log.records:
+        return
+    world.log.lose_registry()
+    if not world.redis_kept:
+        world.redis.restart_empty()
+    if node.up:
+        node.kill()
+        _later(world, 0.001, 1, node.restart)
+    world.background(until_restored())
+
+
+# ---- clocks
+
+
+@fault
+def writer_clock_jumps(world: World, node: Node) -> None:
+    node.clock_off_us = 1_000_000 * world.rng.choice(world.habits.jump_s)
+
+    def back() -> None:
+        node.clock_off_us = 0
+
+    _repair(world, back)
+
+
+@fault
+def redis_clock_jumps(world: World, _: Node) -> None:
+    world.redis_clock_off_us = 1_000_000 * world.rng.choice(world.habits.jump_s)
+
+    def back() -> None:
+        world.redis_clock_off_us = 0
+
+    _repair(world, back)
+
+
+# ---- operators
+
+
+@fault
+def catalogue_changes(world: World, _: Node) -> None:
+    """Another shape of the same event type: writers take it up one after the other."""
+    world.surroundings.catalogue = (world.surroundings.catalogue + 1) % len(CATALOGUES)
+    world.background(_one_by_one(world))
+
+
+@waiting_fault
+def closed_by_somebody_else(world: World, node: Node) -> None:
+    """Its incarnation is closed while it lives and has nothing under way: it must end at its next word to Redis."""
+
+    def strike() -> None:
+        if node.idle and not world.redis_kept:
+            assert node.writer is not None
+            world.struck("closed_by_somebody_else")
+            known = world.redis.table._w[node.writer.incarnation]
+            known.closed = known.mark
+            node.closed_by_somebody_else = True
+
+    node.steps.when(MARKED, strike)
+
+
+@waiting_fault
+def old_copy_starts(world: World, node: Node) -> None:
+    """A snapshot of the disk is restored by mistake after the writer went on: it must be refused, and the disk itself is put back."""
+    world.background(_start_old_copy(world, node, node.disk.copy()))
+
+
+async def _start_old_copy(world: World, node: Node, copy: WatchedDisk) -> None:
+    await asyncio.sleep(world.rng.uniform(0.05, 2))
+    if world.redis_kept or not node.up or not _redis_knows_more(world, node, copy):
+        return
+    world.struck("old_copy_starts")
+    world.redis_kept += 1
+    node.kill()
+    node.disk_aside, node.disk = node.disk, copy
+    end_s = world.loop.time() + 120
+    while not node.refused:
+        assert not node.ready, f"an old copy of the journal of {node.name} was opened"
+        assert world.loop.time() < end_s, f"an old copy of the journal of {node.name} was neither opened nor refused"
+        node.restart()
+        await asyncio.sleep(0.02)
+    if node.up:
+        node.kill()
+    node.disk, node.disk_aside, node.refused = node.disk_aside, None, ""
+    world.redis_kept -= 1
+    node.restart()
+
+
+def _redis_knows_more(world: World, node: Node, copy: WatchedDisk) -> bool:
+    """Only then can the copy be told from the journal: an incarnation that the copy does not have, or a mark above its last call."""
+    writer, last_calls = _incarnations(node, copy)
+    table = world.redis.table
+    named = table._writers.get(writer)
+    if named is None or table._open.replication_id != table.replication_id:
+        return False
+    return named not in last_calls or table._w[named].mark > last_calls[named]
+
+
+def _incarnations(node: Node, disk: WatchedDisk) -> tuple[bytes, dict[bytes, int]]:
+    """The writer, and its incarnations with the last call of each."""
+    writer, last_calls, current = b"", dict[bytes, int](), b""
+    for record in read_journal(node.directory, disk):
+        match record:
+            case Snapshot() if not writer:
+                writer = record.writer
+                last_calls.update(record.incarnations)
+                current = next(reversed(last_calls), b"")
+            case Opened():
+                current = record.incarnation
+                last_calls[current] = 0
+            case CallRecord():
+                last_calls[current] = record.number
+            case _:
+                pass
+    return writer, last_calls

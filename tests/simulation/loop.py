@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-_TURN_US = 20  # a turn of the loop with work to do takes time too: what is done in pieces lets others in between
+TURN_US = 20  # a turn of the loop with work to do takes time too: what is done in pieces lets others in between
 
 
 class Deadlock(AssertionError):
@@ -45,8 +45,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now_us = 0
         self._clock_resolution = 1e-6
         self._selector = _NoSelector(self._advance)
-        self.exceptions: list[dict[str, Any]] = []
-        self.set_exception_handler(lambda _, context: self.exceptions.append(context))
+        self.turn_us = TURN_US
+        self.on_exception: Callable[[BaseException], None] = _ignored
+        self.set_exception_handler(lambda _, context: self.on_exception(context.get("exception") or AssertionError(context["message"])))
 
     def time(self) -> float:
         return self._now_us / 1_000_000
@@ -57,13 +58,17 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def _advance(self, timeout: float | None) -> None:
         if timeout is None:
             raise Deadlock("nothing is scheduled and nothing is ready")
-        self._now_us += _TURN_US if timeout <= 0 else max(1, round(timeout * 1_000_000))
+        self._now_us += self.turn_us if timeout <= 0 else max(1, round(timeout * 1_000_000))
 
     def _process_events(self, event_list: list[Any]) -> None:
         assert not event_list
 
     def _write_to_self(self) -> None:
         """Nothing sleeps here that another thread would have to wake."""
+
+
+def _ignored(_: BaseException) -> None:
+    """Nobody listens yet."""
 
 
 def run(main: Callable[[SimulatedLoop], Any]) -> Any:

@@ -1,7 +1,8 @@
 """A Redis of the simulation: speaks the protocol to the real RedisClaims, and executes scripts on a ClaimTable.
 
 The twins test holds ClaimTable to the Lua scripts, so what is found here holds there. Faults: connections that lose what is under way in
-either direction, requests that arrive late on a connection that its client gave up (stale copies), restarts, pauses, failovers.
+either direction or keep it back, requests that arrive late on a connection that its client gave up (stale copies), a command that is
+answered with an error while the next ones are executed, restarts, pauses, failovers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,18 @@ from dedupe.claim_table import ClaimTable
 from dedupe.port import Section
 from dedupe.redis_address import RedisAddress
 from dedupe.scripts import HEAD, Context, Reclaim, load
+from tests.simulation.steps import Steps
 
 _OK = b"+OK\r\n"
 _SCRIPT_OF = {script.sha: name for name, script in load().items()}
+_HEAD_AT = 11  # where a claim command has its head: EVALSHA, sha, number of keys, ARGV[1..8] stand before it
+_ERRORS = (
+    b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+    b"-BUSY Redis is busy running a script.\r\n",
+    b"-NOSCRIPT No matching script.\r\n",
+    b"-READONLY You can't write against a read only replica.\r\n",
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+)
 
 
 class SimulatedRedis:
@@ -30,44 +40,53 @@ class SimulatedRedis:
     def __init__(self, rng: random.Random, clock_us: Callable[[], int]) -> None:
         self._rng = rng
         self._clock_us = clock_us
-        self._connections: list[_Transport] = []
+        self._connections: list[Transport] = []
         self._behind: ClaimTable | None = None  # a replica as it was at some moment
         self.table = self._new_table()
         self.down = False
         self.paused_until_s = 0.0
-        self.executed: list[str] = []  # names of scripts, for coverage
-        self.break_after_claim = False  # the next claim is executed, and its reply lost
+        self.executed: Counter[str] = Counter()  # scripts
+        self.next_claim_fails = False  # the next claim is not executed, but answered with an error
+        self.next_reply_lost = False  # the next claim is executed, and its connection breaks before the reply
+        self._after: dict[tuple[str, Steps], list[Callable[[], object]]] = {}
 
     def _new_table(self) -> ClaimTable:
         return ClaimTable(self._clock_us, self._rng.randbytes(20).hex())
 
-    def address(self) -> RedisAddress:
-        return RedisAddress(self._connect, name="simulated redis")
+    def address(self, steps: Steps) -> RedisAddress:
+        """For one writer, whose steps are told."""
 
-    async def _connect(self, factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        await asyncio.sleep(self._rng.uniform(0.0001, 0.002))
-        if self.down:
-            raise ConnectionRefusedError("the simulated redis is down")
-        transport = _Transport(self, factory(), self._rng)
-        self._connections.append(transport)
-        transport.protocol.connection_made(transport)
-        return transport
+        async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+            await asyncio.sleep(self._rng.uniform(0.0001, 0.002))
+            if self.down:
+                raise ConnectionRefusedError("the simulated redis is down")
+            transport = Transport(self, factory(), self._rng, steps)
+            self._connections.append(transport)
+            transport.protocol.connection_made(transport)
+            return transport
+
+        return RedisAddress(connect, name="simulated redis")
 
     # ---- faults
 
-    def break_connections(self) -> None:
-        for transport in list(self._connections):
-            transport.break_off()
+    def connections(self, steps: Steps | None = None) -> list[Transport]:
+        return [transport for transport in self._connections if steps is None or transport.steps is steps]
 
     def restart_empty(self) -> None:
-        self.break_connections()
+        self._break_all()
         self.table = self._new_table()
 
     def restart_with_data(self) -> None:
         """What an append-only file keeps; the replication id changes all the same."""
-        self.break_connections()
+        self._break_all()
         self.table = copy.deepcopy(self.table)
         self.table.replication_id = self._rng.randbytes(20).hex()
+
+    def _break_all(self) -> None:
+        """The server itself is gone: what was under way to it arrives nowhere."""
+        for transport in self.connections():
+            transport.break_off()
+            transport.lose()
 
     def replicate(self) -> None:
         """The replica catches up."""
@@ -75,109 +94,173 @@ class SimulatedRedis:
 
     def fail_over(self) -> None:
         """The replica is promoted: the last claims are missing. Old connections go on talking to the old primary until they break."""
-        old = self.table
         self.table = copy.deepcopy(self._behind) if self._behind is not None else self._new_table()
         self.table.replication_id = self._rng.randbytes(20).hex()
         for transport in self._connections:
-            transport.table = transport.table or old
             asyncio.get_running_loop().call_later(self._rng.uniform(0, 2), transport.break_off)
 
     def pause(self, seconds: float) -> None:
         self.paused_until_s = max(self.paused_until_s, asyncio.get_running_loop().time() + seconds)
 
-    def forget(self, transport: _Transport) -> None:
+    def after(self, script: str, steps: Steps, action: Callable[[], object]) -> None:
+        """Do it once, right after the script was executed for that writer."""
+        self._after.setdefault((script, steps), []).append(action)
+
+    def heal(self) -> None:
+        self.next_claim_fails = self.next_reply_lost = False
+        self.paused_until_s = 0.0
+        self._after.clear()
+        for transport in self._connections:
+            transport.stalled_until_s = 0.0
+
+    def forget(self, transport: Transport) -> None:
         if transport in self._connections:
             self._connections.remove(transport)
 
     # ---- serving
 
-    def execute(self, table: ClaimTable, command: list[bytes]) -> bytes:
+    def execute(self, table: ClaimTable, command: list[bytes], steps: Steps) -> bytes:
         name = command[0].upper()
         if name == b"EVALSHA":
-            script = _SCRIPT_OF[command[1]]
-            self.executed.append(script)
-            return _encode(_run_script(table, script, command[3:]))
+            return self._run(table, _SCRIPT_OF[command[1]], command, steps)
         if name == b"INFO":
             return _encode(b"maxmemory_policy:noeviction\r\n")
         if name in (b"SCRIPT", b"AUTH", b"SELECT"):
             return _OK
         raise AssertionError(f"the simulated redis does not know {command[0]!r}")
 
+    def _run(self, table: ClaimTable, script: str, command: list[bytes], steps: Steps) -> bytes:
+        if script == "claim" and self.next_claim_fails:
+            self.next_claim_fails = False
+            return self._rng.choice(_ERRORS)
+        self.executed[script] += 1
+        reply = _run_script(table, script, command[3:])
+        if script == "claim":
+            number, mark = HEAD.unpack(command[_HEAD_AT])[:2]
+            steps.executed(number, mark)
+        elif script == "join":
+            steps.joining()
+        for action in self._after.pop((script, steps), ()):
+            asyncio.get_running_loop().call_soon(action)
+        return _encode(reply)
 
-class _Transport(asyncio.Transport):
+
+class Transport(asyncio.Transport):
     """Both directions keep their order; each message takes its own time."""
 
-    def __init__(self, server: SimulatedRedis, protocol: asyncio.Protocol, rng: random.Random) -> None:
+    def __init__(self, server: SimulatedRedis, protocol: asyncio.Protocol, rng: random.Random, steps: Steps) -> None:
         super().__init__()
         self.protocol = protocol
-        self.table: ClaimTable | None = None  # set when this connection stays with an old primary
+        self.steps = steps
+        self._table = server.table  # of the server it was made to: an old primary lives on for its connections
+        self.stalled_until_s = 0.0  # nothing arrives in either direction before
         self._server = server
         self._rng = rng
         self._reader = hiredis.Reader()
-        self._inbound: deque[bytes] = deque()
-        self._outbound: deque[bytes] = deque()
+        self._inbound: deque[list[bytes]] = deque()
+        self._outbound: deque[tuple[int, bytes]] = deque()  # (call, reply)
         self._arrives_s = 0.0
         self._answers_s = 0.0
         self._client_gone = False
         self._server_gone = False
+        self._held = False
 
     def write(self, data: Any) -> None:
+        self._reader.feed(bytes(data))
+        while (command := self._reader.gets()) is not False:
+            self._inbound.append(command)
+            self.steps.sent(_call_of(command))
+            self._arrive_later()
+
+    def _arrive_later(self) -> None:
         loop = asyncio.get_running_loop()
-        self._inbound.append(bytes(data))
         self._arrives_s = max(self._arrives_s, loop.time() + self._rng.uniform(0.00005, 0.002))
         loop.call_at(self._arrives_s, self._arrive)
 
     def _arrive(self) -> None:
         """The next message, whichever timer rings: timers of one moment ring in any order, a connection keeps its own."""
-        if self._server_gone:
+        if self._server_gone or self._held:
             return
         loop = asyncio.get_running_loop()
-        if self._server.paused_until_s > loop.time():
-            self._arrives_s = max(self._arrives_s, self._server.paused_until_s)
-            loop.call_at(self._server.paused_until_s, self._arrive)
+        blocked_until_s = max(self._server.paused_until_s, self.stalled_until_s)
+        if blocked_until_s > loop.time():
+            self._arrives_s = max(self._arrives_s, blocked_until_s)
+            loop.call_at(blocked_until_s, self._arrive)
             return
-        self._reader.feed(self._inbound.popleft())
-        while (command := self._reader.gets()) is not False:
-            reply = self._server.execute(self.table or self._server.table, command)
-            if self._server.break_after_claim and self._server.executed[-1:] == ["claim"]:
-                self._server.break_after_claim = False
-                self.break_off()
-                return
-            self._outbound.append(reply)
-            self._answers_s = max(self._answers_s, loop.time() + self._rng.uniform(0.00005, 0.002))
-            loop.call_at(self._answers_s, self._answer)
+        command = self._inbound.popleft()
+        reply = self._server.execute(self._table, command, self.steps)
+        call = _call_of(command)
+        if call and self._server.next_reply_lost:
+            self._server.next_reply_lost = False
+            self.break_off()
+            return
+        self._outbound.append((call, reply))
+        self._answers_s = max(self._answers_s, loop.time() + self._rng.uniform(0.00005, 0.002))
+        loop.call_at(self._answers_s, self._answer)
 
     def _answer(self) -> None:
-        reply = self._outbound.popleft()
+        loop = asyncio.get_running_loop()
+        if self.stalled_until_s > loop.time():
+            loop.call_at(self.stalled_until_s, self._answer)
+            return
+        call, reply = self._outbound.popleft()
         if not self._client_gone and not self._server_gone:
+            if call and reply[:1] == b"*":
+                self.steps.replied(call)
             self.protocol.data_received(reply)
 
-    def break_off(self) -> None:
-        """The client sees the end now; what it had sent may still arrive, late: a stale copy."""
+    # ---- the end
+
+    def break_off(self, *, hold: bool = False) -> None:
+        """The client sees the end now. What it had sent is lost, or still arrives soon, or late: a stale copy; `hold`: once `release` is called."""
         if self._client_gone:
             return
         self._client_gone = True
-        if self._rng.random() < 0.5:
+        if hold:
+            self._held = True
+        elif self._rng.random() < 0.4:
             self._server_gone = True
         else:
-            asyncio.get_running_loop().call_later(self._rng.uniform(0, 3), self._die)
+            self._linger()
         self._server.forget(self)
         self.protocol.connection_lost(ConnectionResetError("simulated"))
 
-    def _die(self) -> None:
+    def _linger(self) -> None:
+        """What is under way stays in the network for a while, in half of the cases long enough for the client to have connected again."""
+        loop = asyncio.get_running_loop()
+        self._held = self._rng.random() < 0.5
+        loop.call_later(self._rng.choice((0.001, 0.1, 0.5, 3)) * self._rng.random(), self.release)
+
+    def release(self) -> None:
+        """What was under way arrives now."""
+        if not self._held:
+            return
+        self._held = False
+        for _ in self._inbound:
+            self._arrive_later()
+
+    def lose(self) -> None:
         self._server_gone = True
 
     def abort(self) -> None:
         """The client gave up: what is under way may still be executed, nobody reads the reply."""
-        self._client_gone = True
-        self._server.forget(self)
-        asyncio.get_running_loop().call_later(self._rng.uniform(0, 0.5), self._die)
+        if not self._client_gone:
+            self._client_gone = True
+            self._server.forget(self)
+            self._linger()
 
     def close(self) -> None:
         self.abort()
 
     def is_closing(self) -> bool:
         return self._client_gone
+
+
+def _call_of(command: list[bytes]) -> int:
+    """The number of the call in a claim command; 0 for a bare mark and for every other command."""
+    if command[0] == b"EVALSHA" and _SCRIPT_OF[command[1]] == "claim":
+        return int(HEAD.unpack(command[_HEAD_AT])[0])
+    return 0
 
 
 def _encode(value: object) -> bytes:

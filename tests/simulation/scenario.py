@@ -3,52 +3,109 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator
+from unittest.mock import patch
 
-from tests.simulation.check import check_promise
+import structlog
+
+import buffer.record as record
+import ingest.writer as writer
+from tests.simulation.check import check_answers, check_end, check_promised
 from tests.simulation.faults import FAULTS
+from tests.simulation.habits import Habits, profile_of
 from tests.simulation.loop import SimulatedLoop, run
-from tests.simulation.world import CROWDED, SPREAD, Stats, World
+from tests.simulation.steps import STEPS
+from tests.simulation.world import STUCK_S, Stats, World
 
-REPAIR_S = 900  # how long everything may take to end answered once nothing is broken any more
+_PIECE_COUNTERS = 2  # a flush is encoded in many pieces, and calls come in between
+_TRACE = 60
 
 
-def simulate(seed: int, *, faults: Sequence[str] = tuple(FAULTS)) -> Stats:
+def simulate(seed: int) -> Stats:
     """Run one seed; AssertionError, with the seed and the last steps, when the promise is broken."""
+    return trace_of(seed)[0]
+
+
+def trace_of(seed: int) -> tuple[Stats, list[str]]:
+    """What happened, and every step that was noted."""
+    habits = profile_of(seed)
     worlds: list[World] = []
 
     async def main(loop: SimulatedLoop) -> None:
-        world = World(loop, seed, CROWDED if seed % 2 else SPREAD, writers=1 + seed // 2 % 3, partitions=1 + seed % 4)
+        world = World(loop, seed, habits)
         worlds.append(world)
-        try:
-            await _live(world, faults)
-        finally:
-            if world.defects:
-                raise world.defects[0]
-        check_promise(world)
+        await _until_broken(world, asyncio.ensure_future(_live(world)))
 
     try:
-        run(main)
+        with _paces(habits):
+            run(main)
     except BaseException as error:
-        trace = "\n".join(worlds[0].trace[-60:]) if worlds else ""
-        raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{trace}\nreplay it: make simulate SEED={seed}") from error
-    world = worlds[0]
-    world.stats.scripts.update(world.redis.executed)
-    return world.stats
+        trace = "\n".join(worlds[0].surroundings.trace[-_TRACE:]) if worlds else ""
+        message = f"seed {seed} ({habits.name}): {type(error).__name__}: {error}\n{trace}\nreplay it: make simulate SEED={seed}"
+        raise AssertionError(message) from error
+    return _stats(worlds[0]), worlds[0].surroundings.trace
 
 
-async def _live(world: World, faults: Sequence[str]) -> None:
-    rng = world.rng
-    for node in world.nodes:
-        node.start()
-    habits = world.habits
+@contextlib.contextmanager
+def _paces(habits: Habits) -> Iterator[None]:
+    """Constants of the product that decide how finely things interleave, for this world; and no log, which would take most of the time."""
+    quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=quiet)
+    logging.disable(logging.ERROR)
+    try:
+        with patch.object(record, "PIECE_COUNTERS", _PIECE_COUNTERS), patch.object(writer, "_SWEEP_S", habits.sweep_s):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        structlog.configure(**before)
+
+
+async def _until_broken(world: World, life: asyncio.Future[None]) -> None:
+    await asyncio.wait((life, world.broken), return_when=asyncio.FIRST_COMPLETED)
+    if world.defects:
+        raise world.defects[0]
+    life.result()
+
+
+async def _live(world: World) -> None:
+    rng, habits = world.rng, world.habits
+    world.after_power_loss = lambda _: check_promised(world)
+    for index, node in enumerate(world.nodes):
+        if index and rng.random() < habits.late:
+            world.loop.call_later(rng.choice(habits.between_s) * 10, node.restart)
+        else:
+            node.start()
     senders = [asyncio.create_task(world.sender(rng.randint(*habits.batches))) for _ in range(rng.randint(*habits.senders))]
-    for _ in range(rng.randint(*habits.faults) if faults else 0):
-        await asyncio.sleep(rng.choice(habits.between_faults_s) * rng.random())
-        name = rng.choice(list(faults))
-        world.note(f"fault: {name}")
-        world.stats.faults[name] += 1
-        FAULTS[name](world)
-    async with asyncio.timeout(REPAIR_S):
-        await asyncio.gather(*senders)
+    for _ in range(rng.randint(*habits.number)):
+        await asyncio.sleep(rng.choice(habits.between_s) * rng.random())
+        for _ in range(rng.choice(habits.together)):
+            _inject(world)
+    await asyncio.gather(*senders)
+    async with asyncio.timeout(STUCK_S):
         await world.settle()
+        await check_answers(world)
+    check_end(world)
+
+
+def _inject(world: World) -> None:
+    """Now, or when some writer takes some step."""
+    rng, weights = world.rng, world.habits.faults or dict.fromkeys(FAULTS, 1)
+    name = rng.choices(list(weights), list(weights.values()))[0]
+    node = rng.choice([node for node in world.nodes if node.up] or world.nodes)
+    if rng.random() < world.habits.at_a_step:
+        node.steps.when(rng.choice(STEPS), lambda: FAULTS[name](world, node))
+    else:
+        FAULTS[name](world, node)
+
+
+def _stats(world: World) -> Stats:
+    stats = world.stats
+    stats.scripts.update(world.redis.executed)
+    stats.starts = sum(node.starts for node in world.nodes)
+    stats.simulated_s = round(world.loop.time())
+    stats.generations = (world.redis.table._gen or 0) - world.generation_at_start
+    stats.segments_gone = sum(step.startswith("remove ") for node in world.nodes for step in node.disk.log)
+    return stats

@@ -1,0 +1,218 @@
+"""What the worlds of the simulation are like: how senders behave, how long claims live, which faults happen and how fast they are repaired.
+
+A seed decides the profile too (`profile_of`). SPREAD and CROWDED are the wide net; the others are small and dense, each made so that some
+guard of the protocol is needed in almost every run: the schedules are those of the shortest traces of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Habits:
+    name: str
+    # senders
+    senders: Range
+    batches: Range  # of one sender
+    new: tuple[int, ...]  # events in a batch that were never sent before
+    again: tuple[int, ...]  # and that were
+    memory: int  # how many of the latest events may be sent again
+    pause_s: tuple[float, ...]
+    retry_s: tuple[float, ...]
+    patience_s: tuple[float, ...]
+    travel_s: tuple[float, float] = (0.0005, 0.02)
+    copies: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (1, 1), (1, 1), (2, 1))  # (nodes that get a batch at once, times each gets it)
+    # writers
+    writers: Range = (1, 3)
+    late: float = 0.2  # chance that a writer but the first comes while the others are at work
+    events_per_call: tuple[int, ...] = (1, 5, 50)
+    flush_ms: tuple[int, ...] = (50, 500, 3000)
+    disk_s: tuple[float, ...] = (0.0002, 0.001, 0.005, 0.05)
+    turn_us: tuple[int, ...] = (20, 20, 300)  # what a turn of the loop takes: a slow machine lets more happen between two turns
+    segment_bytes: int = 20_000
+    sweep_s: float = 0.1
+    # time
+    max_age_s: int = 3600
+    max_skew_s: int = 60
+    margin_s: int = 60  # claims live max_age + max_skew + margin
+    generation_s: int = 3720
+    oldest_s: float = 600  # how old an event may be when it is sent first
+    # faults
+    faults: Mapping[str, int] = field(default_factory=dict)  # name -> weight; empty: all alike
+    number: Range = (1, 8)
+    between_s: tuple[float, ...] = (0.01, 0.3, 3.0, 30.0)
+    together: tuple[int, ...] = (1, 1, 1, 2)  # how many happen at one moment
+    at_a_step: float = 0.3  # chance that a fault waits until a writer takes a certain step
+    repair_s: tuple[float, float] = (0.01, 60)
+    outage_s: tuple[float, ...] = (0.3, 5, 40)
+    jump_s: tuple[int, ...] = (-86_400, -3600, -10, 10, 3600, 86_400)
+
+    @property
+    def lifetime_us(self) -> int:
+        return (self.max_age_s + self.max_skew_s + self.margin_s) * 1_000_000
+
+
+SPREAD = Habits(
+    name="spread",
+    senders=(2, 6),
+    batches=(3, 12),
+    new=(1, 2, 5, 20),
+    again=(0, 0, 1, 3),
+    memory=1_000_000,
+    pause_s=(0.0, 0.01, 1.0, 20.0),
+    retry_s=(0.05, 0.5, 2.0),
+    patience_s=(0.05, 2, 30),
+)
+CROWDED = Habits(
+    name="crowded",
+    senders=(3, 8),
+    batches=(10, 40),
+    new=(0, 0, 1),
+    again=(1, 1, 2),
+    memory=4,
+    pause_s=(0.0, 0.002, 0.02),
+    retry_s=(0.001, 0.01, 0.1),
+    patience_s=(0.005, 0.05, 2),
+    number=(10, 40),
+    between_s=(0.001, 0.01, 0.05),
+    repair_s=(0.001, 0.2),
+    outage_s=(0.005, 0.05, 2.5),
+)
+# Each event goes to one writer several times at once, each time in a call of its own, and is rarely sent again once it is answered.
+HEDGED = replace(
+    CROWDED,
+    name="hedged",
+    new=(1,),
+    again=(0, 0, 0, 0, 1),
+    memory=2,
+    travel_s=(0.0001, 0.001),
+    copies=((1, 2), (1, 3), (2, 2)),
+    writers=(1, 2),
+    late=0.0,
+    events_per_call=(1,),
+    disk_s=(0.001, 0.005, 0.02),
+    patience_s=(0.5, 2),
+    faults={
+        "error_reply": 4,
+        "power_loss_after_an_answer": 6,
+        "reply_lost": 2,
+        "power_loss": 2,
+        "power_loss_at_a_disk_step": 2,
+        "connections_break": 1,
+        "redis_fails_over": 1,
+    },
+    together=(1, 2, 2, 3),
+)
+# Two writers are asked about the same few events at once; requests stay behind in the network and arrive when the other has opened again.
+DUEL = replace(
+    CROWDED,
+    name="duel",
+    senders=(2, 4),
+    new=(0, 1),
+    again=(0, 1),
+    memory=2,
+    travel_s=(0.0001, 0.001),
+    copies=((2, 1), (2, 1), (1, 1)),
+    writers=(2, 2),
+    late=0.0,
+    events_per_call=(1, 50),
+    patience_s=(0.5, 3),
+    number=(8, 20),
+    between_s=(0.01, 0.05, 0.3),
+    faults={
+        "stale_copy_meets_a_reopening": 6,
+        "connection_stalls": 2,
+        "connections_break": 2,
+        "power_loss": 1,
+        "kill": 1,
+        "redis_fails_over": 1,
+        "redis_restarts_with_data": 1,
+    },
+)
+# Claims live for seconds: generations rotate and the horizon passes events while their calls wait.
+BRIEF = replace(
+    CROWDED,
+    name="brief",
+    senders=(3, 6),
+    batches=(8, 25),
+    new=(0, 1, 2),
+    again=(0, 1, 2),
+    memory=12,
+    pause_s=(0.0, 0.02, 0.5, 2.0),
+    copies=((1, 1), (1, 2), (2, 1)),
+    events_per_call=(1, 5),
+    patience_s=(0.5, 8),
+    retry_s=(0.01, 0.5),
+    segment_bytes=2500,
+    max_age_s=4,
+    max_skew_s=1,
+    margin_s=1,
+    generation_s=1,
+    oldest_s=4,
+    number=(8, 25),
+    between_s=(0.01, 0.3, 2.0),
+    repair_s=(0.01, 5),
+    outage_s=(0.05, 2, 4, 7),
+    jump_s=(-3600, -6, -2, 2, 6, 3600),
+)
+# A few hours, with pauses. Events are sent again long after their claims are gone, also to writers whose clock went back.
+HOURS = replace(
+    SPREAD,
+    name="hours",
+    senders=(2, 4),
+    batches=(40, 90),
+    new=(0, 1, 2),
+    again=(0, 1, 3),
+    pause_s=(0.0, 1.0, 60.0, 300.0),
+    flush_ms=(1000, 10_000),
+    segment_bytes=2500,
+    sweep_s=2.0,
+    max_age_s=300,
+    max_skew_s=10,
+    margin_s=10,
+    generation_s=100,
+    oldest_s=300,
+    number=(10, 40),
+    between_s=(1, 60, 600),
+    outage_s=(0.3, 40, 400),
+)
+# What operators do, rightly or by mistake.
+OPERATED = replace(
+    CROWDED,
+    name="operated",
+    new=(0, 1),
+    again=(1, 2),
+    memory=6,
+    pause_s=(0.002, 0.05, 0.2),
+    writers=(2, 3),
+    patience_s=(0.05, 2),
+    number=(6, 20),
+    between_s=(0.05, 0.3, 1.0),
+    faults={
+        "old_copy_starts": 2,
+        "closed_by_somebody_else": 3,
+        "registry_lost": 2,
+        "catalogue_changes": 3,
+        "rolling_restart": 2,
+        "kill": 1,
+        "redis_restarts_empty": 2,
+        "power_loss": 1,
+        "disk_full": 1,
+    },
+)
+
+PROFILES = (SPREAD, CROWDED, HEDGED, DUEL, BRIEF, OPERATED, HOURS)
+
+
+def profile_of(seed: int) -> Habits:
+    return PROFILES[seed % len(PROFILES)]
+
+
+def seeds_of(profile: Habits, count: int) -> range:
+    """The first `count` seeds whose worlds are of this profile."""
+    first = PROFILES.index(profile)
+    return range(first, first + count * len(PROFILES), len(PROFILES))
