@@ -44,27 +44,24 @@ class Child:
         self.was_ready = False  # set by whoever sees it serve
         self._inherited = inherited
         self._process: subprocess.Popen[bytes] | None = None
-        self.stopping = False
-        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
 
     async def keep(self) -> None:
         """Run it, again and again, until `stop`. Raises Stop when starting it once more cannot help."""
         pause_s = _FIRST_PAUSE_S
         starts = 0
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._stop.is_set():
             began_s = loop.time()
             starts += 1
             process = self._process = self._start()
             code = await ended(process)
-            if self.stopping:
+            if self._stop.is_set():
                 return
             self._give_up_if_hopeless(code, starts)
             pause_s = _FIRST_PAUSE_S if loop.time() - began_s > _HEALTHY_S else min(pause_s * 2, _LONGEST_PAUSE_S)
             log.warning("a process ended and is started again", child=self.order.name, how=in_words(code), pause_ms=int(pause_s * 1000))
-            await self._sleep(pause_s)
-            if self.stopping:
-                return
+            await _first_of(self._stop.wait(), timeout_s=pause_s)
 
     def _give_up_if_hopeless(self, code: int, starts: int) -> None:
         if code in (REFUSED, USAGE):
@@ -74,8 +71,7 @@ class Child:
 
     async def stop(self, hurry: asyncio.Event) -> int:
         """Ask it to stop, and wait as long as its patience says; at once without asking when in a hurry. Returns its exit code."""
-        self.stopping = True
-        self._wake.set()
+        self._stop.set()
         process = self._process
         if process is None or process.poll() is not None:
             return OK
@@ -104,9 +100,6 @@ class Child:
             )
         finally:
             os.close(order)
-
-    async def _sleep(self, seconds: float) -> None:
-        await _first_of(self._wake.wait(), timeout_s=seconds)
 
 
 def read_order() -> Any:

@@ -1,27 +1,43 @@
 """Each guard of PROTOCOL.md, with a way to take it out. Only the simulation knows these switches; the product has none.
 
-A sabotage is a context manager that puts a broken function in place of a sound one. test_sabotage.py shows that each is found.
+A sabotage is a context manager that puts a broken function in place of a sound one, and the profile of worlds in which the guard is needed
+often. test_sabotage.py shows that each is found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import buffer.journal as journal
 import buffer.journal_segments as journal_segments
+import ingest.calls as calls
 from buffer.counter_log import Record
-from buffer.journal_records import FlushBegin, JournalRecord, Through
+from buffer.journal_records import CallRecord, FlushCommit, JournalRecord, Through
+from buffer.journal_segments import SegmentFacts, Tail
+from buffer.journal_state import Standing
 from dedupe.claim_table import _VOID, ClaimTable
-from dedupe.port import DUPLICATE, GRANTED, PENDING, Call, Verdicts
+from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Call, Refused, Reply, Verdicts
 from dedupe.redis_claims import RedisClaims
+from dedupe.scripts import Context
 from ingest.flusher import Flusher
 from ingest.history import JournalHistory
 from ingest.writer import Writer
+from tests.lossy_disk import PowerCut
 from tests.simulation.counter_log import Ledger
+from tests.simulation.habits import BRIEF, CROWDED, DUEL, HEDGED, HOURS, OPERATED, SPREAD, Habits
 
-Sabotage = Callable[[], Any]
+Off = Callable[[], AbstractContextManager[None]]
+
+
+class Sabotage(NamedTuple):
+    profile: Habits
+    off: Off
+
+
+# ---- answers and marks wait for the disk
 
 
 @contextmanager
@@ -51,78 +67,18 @@ def _mark_before_sync() -> Iterator[None]:
 
 
 @contextmanager
-def _call_abandoned() -> Iterator[None]:
-    """What is unanswered when a connection ends is given up: nothing of it is journalled, its events are asked again in other calls."""
-    serve = RedisClaims._serve
+def _failed_sync_is_success() -> Iterator[None]:
+    put = Tail._put
 
-    async def broken(self: RedisClaims) -> None:
-        abandoned, self._unanswered = list(self._unanswered), type(self._unanswered)()
-        for call, on_reply in sorted(abandoned, key=lambda waiting: waiting[0].number):
-            on_reply(Verdicts(call.number, 0, 0, 0, bytes([PENDING]) * _size(call)))
-        await serve(self)
+    def broken(self: Tail, parts: list[bytes], sizes: dict[int, int]) -> None:
+        try:
+            put(self, parts, sizes)
+        except PowerCut:
+            raise
+        except OSError:
+            sizes.setdefault(self._first, 0)
 
-    with patch.object(RedisClaims, "_serve", broken):
-        yield
-
-
-def _size(call: Call) -> int:
-    return sum(len(section.digests) for section in call.sections) // 12
-
-
-@contextmanager
-def _verdict(change: Callable[[ClaimTable, int, bool, int, int], int]) -> Iterator[None]:
-    """change(table, verdict, mine, stored call, this call) -> verdict"""
-    verdict = ClaimTable._verdict
-
-    def broken(self: ClaimTable, value: bytes, my_number: int, number: int) -> int:
-        mine = int.from_bytes(value[:4], "big") == my_number
-        return change(self, verdict(self, value, my_number, number), mine, int.from_bytes(value[4:8], "big"), number)
-
-    with patch.object(ClaimTable, "_verdict", broken):
-        yield
-
-
-@contextmanager
-def _any_session() -> Iterator[None]:
-    admit = ClaimTable._admit
-
-    def broken(self: ClaimTable, context: Any) -> Any:
-        refusal = admit(self, context)
-        return None if refusal == [b"stale"] else refusal
-
-    with patch.object(ClaimTable, "_admit", broken):
-        yield
-
-
-@contextmanager
-def _any_redis() -> Iterator[None]:
-    """The script does not look at which Redis it runs in, and a writer does not ask."""
-    claim, hello = ClaimTable.claim, ClaimTable.hello
-
-    def open_everywhere(self: ClaimTable, context: Any) -> None:
-        self._open.replication_id, self._open.identity = self.replication_id, context.identity
-
-    def broken_claim(self: ClaimTable, context: Any, *rest: Any) -> Any:
-        open_everywhere(self, context)
-        return claim(self, context, *rest)
-
-    def broken_hello(self: ClaimTable, context: Any, *rest: Any) -> Any:
-        reply = hello(self, context, *rest)
-        if reply[0] != b"hello":
-            return reply
-        open_everywhere(self, context)
-        return [*reply[:2], 1, 1, 0, reply[5]]
-
-    with patch.object(ClaimTable, "claim", broken_claim), patch.object(ClaimTable, "hello", broken_hello):
-        yield
-
-
-@contextmanager
-def _opens_alone() -> Iterator[None]:
-    async def broken(self: JournalHistory) -> frozenset[bytes]:
-        return frozenset((self.writer,))
-
-    with patch.object(JournalHistory, "members", broken):
+    with patch.object(Tail, "_put", broken):
         yield
 
 
@@ -143,22 +99,345 @@ def _tail_not_copied() -> Iterator[None]:
         yield
 
 
+# ---- calls
+
+
+@contextmanager
+def _call_abandoned() -> Iterator[None]:
+    """What is unanswered when a connection ends is given up: nothing of it is journalled, its events are asked again in other calls."""
+    serve = RedisClaims._serve
+
+    async def broken(self: RedisClaims) -> None:
+        abandoned, self._unanswered = list(self._unanswered), type(self._unanswered)()
+        for call, on_reply in sorted(abandoned, key=lambda waiting: waiting[0].number):
+            on_reply(Verdicts(call.number, 0, 0, 0, bytes([PENDING]) * _size(call)))
+        await serve(self)
+
+    with patch.object(RedisClaims, "_serve", broken):
+        yield
+
+
+def _size(call: Call) -> int:
+    return sum(len(section.digests) for section in call.sections) // 12
+
+
+@contextmanager
+def _no_empty_records() -> Iterator[None]:
+    """A call that granted nothing leaves no record."""
+    append = journal.Journal.append
+
+    def broken(self: journal.Journal, record: JournalRecord) -> int:
+        if isinstance(record, CallRecord) and not record.claims:
+            return self._last
+        return append(self, record)
+
+    with patch.object(journal.Journal, "append", broken):
+        yield
+
+
+@contextmanager
+def _rest_under_a_new_number() -> Iterator[None]:
+    """What is left of a refused call is asked again in another call; the refused one is finished without it."""
+    on_reply = Writer._on_reply
+
+    def broken(self: Writer, reply: Reply) -> None:
+        if isinstance(reply, Refused) and self._calls[reply.number].sections:
+            rest, too_late = calls.refuse(self._calls[reply.number], reply.horizon_us)
+            self._too_late.setdefault(reply.number, []).extend(too_late)
+            self._calls[reply.number] = rest
+            if rest.sections:
+                reply = Verdicts(reply.number, 0, 0, reply.horizon_us, bytes([PENDING]) * _size(rest.to_send()))
+        on_reply(self, reply)
+
+    with patch.object(Writer, "_on_reply", broken):
+        yield
+
+
+@contextmanager
+def _copies_in_a_call() -> Iterator[None]:
+    """Two copies of a digest in one call are two claims."""
+
+    def broken(requests: Sequence[Any]) -> list[Any]:
+        return [
+            calls._whole(request) if request.open_positions is None else calls._some(request, request.open_positions)
+            for request in requests
+        ]
+
+    with patch.object(calls, "_parts", broken):
+        yield
+
+
+# ---- the claim script
+
+
+@contextmanager
+def _table(name: str, make: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
+    """make(the sound method) -> the broken one"""
+    with patch.object(ClaimTable, name, make(getattr(ClaimTable, name))):
+        yield
+
+
+@contextmanager
+def _verdict(change: Callable[[int, bool, int, int], int]) -> Iterator[None]:
+    """change(verdict, mine, stored call, this call) -> verdict"""
+    verdict = ClaimTable._verdict
+
+    def broken(self: ClaimTable, value: bytes, my_number: int, number: int) -> int:
+        mine = int.from_bytes(value[:4], "big") == my_number
+        return change(verdict(self, value, my_number, number), mine, int.from_bytes(value[4:8], "big"), number)
+
+    with patch.object(ClaimTable, "_verdict", broken):
+        yield
+
+
+def _foreign_pending_is_duplicate(verdict: int, mine: bool, stored: int, number: int) -> int:
+    return DUPLICATE if verdict == PENDING and not mine else verdict
+
+
+def _void_stays_pending(verdict: int, mine: bool, stored: int, number: int) -> int:
+    return PENDING if verdict == _VOID else verdict
+
+
+def _own_earlier_is_granted(verdict: int, mine: bool, stored: int, number: int) -> int:
+    return GRANTED if mine and 0 < stored < number else verdict
+
+
+def _own_later_is_duplicate(verdict: int, mine: bool, stored: int, number: int) -> int:
+    return DUPLICATE if mine and verdict == PENDING else verdict
+
+
+def _admits(refusal: bytes) -> AbstractContextManager[None]:
+    def make(admit: Any) -> Any:
+        def broken(self: ClaimTable, context: Context) -> Any:
+            answer = admit(self, context)
+            return None if answer == [refusal] else answer
+
+        return broken
+
+    return _table("_admit", make)
+
+
+@contextmanager
+def _any_redis() -> Iterator[None]:
+    """The script does not look at which Redis it runs in, and a writer does not ask."""
+    claim, hello = ClaimTable.claim, ClaimTable.hello
+
+    def open_everywhere(self: ClaimTable, context: Context) -> None:
+        self._open.replication_id, self._open.identity = self.replication_id, context.identity
+
+    def broken_claim(self: ClaimTable, context: Context, *rest: Any) -> Any:
+        open_everywhere(self, context)
+        return claim(self, context, *rest)
+
+    def broken_hello(self: ClaimTable, context: Context, *rest: Any) -> Any:
+        reply = hello(self, context, *rest)
+        if reply[0] != b"hello":
+            return reply
+        open_everywhere(self, context)
+        return [*reply[:2], 1, 1, 0, reply[5]]
+
+    with patch.object(ClaimTable, "claim", broken_claim), patch.object(ClaimTable, "hello", broken_hello):
+        yield
+
+
+def _other_shape_is_conflict() -> AbstractContextManager[None]:
+    def make(decide: Any) -> Any:
+        def broken(self: ClaimTable, gen: int, tenant: int, keys: Any, fingerprints: Any, holders: Any, *rest: Any) -> bytearray:
+            known = [next((held[key][8:] for held in holders if key in held), fingerprint) for key, fingerprint in zip(keys, fingerprints, strict=True)]
+            codes = decide(self, gen, tenant, keys, fingerprints, holders, *rest)
+            differ = [mine != theirs for mine, theirs in zip(fingerprints, known, strict=True)]
+            return bytearray(CONFLICT if code == DUPLICATE and other else code for code, other in zip(codes, differ, strict=True))
+
+        return broken
+
+    return _table("_decide", make)
+
+
+# ---- generations and the horizon
+
+
+def _no_horizon() -> AbstractContextManager[None]:
+    """Events at or below the horizon are claimed."""
+
+    def make(claim: Any) -> Any:
+        def broken(self: ClaimTable, context: Context, number: int, mark: int, clock_us: int, _: int, *rest: Any) -> Any:
+            return claim(self, context, number, mark, clock_us, 1 << 60, *rest)
+
+        return broken
+
+    return _table("claim", make)
+
+
+def _dropped_without_horizon() -> AbstractContextManager[None]:
+    """A generation is dropped, and the horizon stays where it was."""
+
+    def make(drop_old: Any) -> Any:
+        def broken(self: ClaimTable, *arguments: Any) -> Any:
+            before = self._horizon
+            low = drop_old(self, *arguments)
+            self._horizon = before
+            return low
+
+        return broken
+
+    return _table("_drop_old", make)
+
+
+def _only_this_generation() -> AbstractContextManager[None]:
+    """Claims of older generations are not looked up."""
+
+    def make(verdicts: Any) -> Any:
+        def broken(self: ClaimTable, gen: int, *rest: Any) -> Any:
+            low, self._low = self._low, gen
+            try:
+                return verdicts(self, gen, *rest)
+            finally:
+                self._low = low
+
+        return broken
+
+    return _table("_verdicts", make)
+
+
+def _generation_goes_back() -> AbstractContextManager[None]:
+    """The generation is what the clocks say, also when they were set back."""
+
+    def make(rotate: Any) -> Any:
+        def broken(self: ClaimTable, context: Context, clock_us: int) -> int:
+            by_clock = min(self._clock_us(), clock_us) // context.generation_us
+            if self._gen is not None:
+                self._gen = max(self._low, min(self._gen, by_clock))
+            return int(rotate(self, context, clock_us))
+
+        return broken
+
+    return _table("rotate", make)
+
+
+def _reclaimed_where_it_was() -> AbstractContextManager[None]:
+    """Claims go back into the generation that the journal names, live or not."""
+
+    def make(write: Any) -> Any:
+        def broken(self: ClaimTable, context: Context, era: bytes, clock_us: int, sections: Any) -> Any:
+            named = iter([section.generation for section in sections if section.digests])
+            with _generations(named):
+                return write(self, context, era, clock_us, sections)
+
+        return broken
+
+    return _table("reclaim", make)
+
+
+@contextmanager
+def _generations(named: Iterator[int]) -> Iterator[None]:
+    write, raise_newest, at = ClaimTable._write, ClaimTable._raise_newest, [0]
+
+    def broken_write(self: ClaimTable, _: int, *rest: Any) -> None:
+        at[0] = next(named)
+        write(self, at[0], *rest)
+
+    def broken_raise(self: ClaimTable, _: int, time_us: int) -> None:
+        raise_newest(self, at[0], time_us)
+
+    with patch.object(ClaimTable, "_write", broken_write), patch.object(ClaimTable, "_raise_newest", broken_raise):
+        yield
+
+
+def _reclaimed_without_newest() -> AbstractContextManager[None]:
+    """Claims come back, but their generation does not learn how new they are."""
+
+    def make(reclaim: Any) -> Any:
+        def broken(self: ClaimTable, *arguments: Any) -> Any:
+            before = dict(self._newest)
+            reply = reclaim(self, *arguments)
+            self._newest = {generation: newest for generation, newest in self._newest.items() if generation in before} | before
+            return reply
+
+        return broken
+
+    return _table("reclaim", make)
+
+
+def _no_horizon_at_joining() -> AbstractContextManager[None]:
+    def make(joined: Any) -> Any:
+        def broken(self: ClaimTable, context: Context, era: bytes, mark: int, _: int, members: Any) -> Any:
+            return joined(self, context, era, mark, 0, members)
+
+        return broken
+
+    return _table("joined", make)
+
+
+# ---- joining, and journals that must not be opened
+
+
+@contextmanager
+def _opens_alone() -> Iterator[None]:
+    async def broken(self: JournalHistory) -> frozenset[bytes]:
+        return frozenset((self.writer,))
+
+    with patch.object(JournalHistory, "members", broken):
+        yield
+
+
+@contextmanager
+def _joins_undrained() -> Iterator[None]:
+    async def broken(_: JournalHistory) -> None:
+        pass
+
+    with patch.object(JournalHistory, "drain", broken):
+        yield
+
+
+def _first_joiner_keeps_all() -> AbstractContextManager[None]:
+    """What a restarted or promoted Redis still has stays: also claims that nobody ever journalled."""
+
+    def make(_: Any) -> Any:
+        def broken(self: ClaimTable) -> None:
+            self._joined.clear()
+
+        return broken
+
+    return _table("_wipe", make)
+
+
+def _old_copy_accepted() -> AbstractContextManager[None]:
+    return _table("_stale_journal", lambda _: lambda *_: None)
+
+
+@contextmanager
+def _any_registry() -> Iterator[None]:
+    """A registry without entries is taken for that of a new installation."""
+
+    async def broken_register(self: Writer) -> int:
+        await self._log.register(self.journal.writer)
+        return 0
+
+    async def broken_members(self: JournalHistory) -> frozenset[bytes]:
+        return frozenset(await self._log.writers())
+
+    with patch.object(Writer, "_register", broken_register), patch.object(JournalHistory, "members", broken_members):
+        yield
+
+
+# ---- flushes
+
+
 @contextmanager
 def _produced_before_sync() -> Iterator[None]:
     flush = Flusher.flush
 
     async def broken(self: Flusher) -> None:
-        journal = self._journal
-        drain = journal.drain
+        drain = self._journal.drain
 
         async def at_once() -> None:
             pass
 
-        journal.drain = at_once  # type: ignore[method-assign]
+        self._journal.drain = at_once  # type: ignore[method-assign]
         try:
             await flush(self)
         finally:
-            journal.drain = drain  # type: ignore[method-assign]
+            self._journal.drain = drain  # type: ignore[method-assign]
 
     with patch.object(Flusher, "flush", broken):
         yield
@@ -171,7 +450,7 @@ def _numbered_again() -> Iterator[None]:
 
     async def broken(self: Flusher) -> None:
         if self._outstanding is not None:
-            records = []
+            records: list[Record] = []
             for record in self._outstanding.records:
                 n = self._next_n.get(record.partition, 1)
                 self._next_n[record.partition] = n + 1
@@ -186,17 +465,28 @@ def _numbered_again() -> Iterator[None]:
 @contextmanager
 def _covers_what_stands_before_it() -> Iterator[None]:
     """A flush counts as covering every call that stands before its commit in the journal, not just those merged when it was swapped out."""
-    flush_encode = Flusher._encode
+    commit = Standing._flush_commit
 
-    async def broken(self: Flusher, flush: int, through: Through, *rest: Any) -> list[Record]:
-        records = await flush_encode(self, flush, through, *rest)
-        self._journal.append(FlushBegin(flush, self.through))
-        from buffer.journal_records import FlushPart
+    def broken(self: Standing, record: FlushCommit) -> None:
+        assert self.progress is not None
+        self.progress = self.progress._replace(through=Through(self._ids[-1], self._last_calls[-1]))
+        commit(self, record)
 
-        self._journal.append(FlushPart(flush, records))
-        return records
+    with patch.object(Standing, "_flush_commit", broken):
+        yield
 
-    with patch.object(Flusher, "_encode", broken):
+
+@contextmanager
+def _uncommitted_flush_exists() -> Iterator[None]:
+    """After a crash the parts of a flush that were written count as the flush."""
+    reopened = Standing.reopened
+
+    def broken(self: Standing) -> None:
+        if self.progress is not None and not self.progress.committed and self.progress.next_n:
+            self._flush_commit(FlushCommit(self.progress.flush))
+        reopened(self)
+
+    with patch.object(Standing, "reopened", broken):
         yield
 
 
@@ -214,54 +504,69 @@ def _rater_does_not_skip() -> Iterator[None]:
         yield
 
 
+# ---- retention
+
+
 @contextmanager
-def _copies_in_a_call() -> Iterator[None]:
-    """Two copies of a digest in one call are two claims."""
-    import ingest.calls as calls
+def _retains(least: Callable[[SegmentFacts, Standing], bool]) -> Iterator[None]:
+    """least(segment, standing): may it go?"""
 
-    def broken(requests: Sequence[Any]) -> list[Any]:
-        return [
-            calls._whole(request) if request.open_positions is None else calls._some(request, request.open_positions)
-            for request in requests
-        ]
+    def broken(segments: Sequence[SegmentFacts], standing: Standing) -> list[SegmentFacts]:
+        gone: list[SegmentFacts] = []
+        for segment in segments[:-1]:
+            if not least(segment, standing):
+                break
+            gone.append(segment)
+        return gone
 
-    with patch.object(calls, "_parts", broken):
+    with patch.object(journal, "disposable", broken):
         yield
 
 
-def _foreign_pending_is_duplicate(_: ClaimTable, verdict: int, mine: bool, stored: int, number: int) -> int:
-    return DUPLICATE if verdict == PENDING and not mine else verdict
+def _flushed(segment: SegmentFacts, standing: Standing) -> bool:
+    underway = standing.next_flush if standing.progress is None else standing.progress.flush
+    return segment.last_call <= standing.acknowledged and segment.last_flush < underway
 
 
-def _void_stays_pending(_: ClaimTable, verdict: int, mine: bool, stored: int, number: int) -> int:
-    return PENDING if verdict == _VOID else verdict
-
-
-def _own_earlier_is_granted(_: ClaimTable, verdict: int, mine: bool, stored: int, number: int) -> int:
-    return GRANTED if mine and 0 < stored < number else verdict
-
-
-def _own_later_is_duplicate(_: ClaimTable, verdict: int, mine: bool, stored: int, number: int) -> int:
-    return DUPLICATE if mine and verdict == PENDING else verdict
+def _below_horizon(segment: SegmentFacts, standing: Standing) -> bool:
+    return segment.newest_us <= standing.horizon_us
 
 
 SABOTAGES: dict[str, Sabotage] = {
-    "answer before the sync": lambda: _answer_before_sync(False),
-    "a call that granted nothing is answered before the sync": lambda: _answer_before_sync(True),
-    "mark before the sync": _mark_before_sync,
-    "a call once sent is abandoned": _call_abandoned,
-    "a foreign pending claim is a duplicate": lambda: _verdict(_foreign_pending_is_duplicate),
-    "a void claim is never taken over": lambda: _verdict(_void_stays_pending),
-    "an earlier call of one's own is granted again": lambda: _verdict(_own_earlier_is_granted),
-    "a later call of one's own is a duplicate": lambda: _verdict(_own_later_is_duplicate),
-    "a stale copy is executed": _any_session,
-    "claims go to any Redis": _any_redis,
-    "claims open before all members joined": _opens_alone,
-    "closed is published for an unsynced tail": _tail_not_copied,
-    "a flush is produced before it is synced": _produced_before_sync,
-    "a flush is numbered again": _numbered_again,
-    "a flush covers what stands before it": _covers_what_stands_before_it,
-    "the rater counts known records": _rater_does_not_skip,
-    "two copies in a call are two claims": _copies_in_a_call,
+    "answer before the sync": Sabotage(CROWDED, lambda: _answer_before_sync(False)),
+    "a call that granted nothing is answered before the sync": Sabotage(HEDGED, lambda: _answer_before_sync(True)),
+    "mark before the sync": Sabotage(CROWDED, _mark_before_sync),
+    "a failed sync is taken for a success": Sabotage(CROWDED, _failed_sync_is_success),
+    "closed is published for an unsynced tail": Sabotage(CROWDED, _tail_not_copied),
+    "a call once sent is abandoned": Sabotage(CROWDED, _call_abandoned),
+    "a call that granted nothing leaves no record": Sabotage(CROWDED, _no_empty_records),
+    "the rest of a refused call goes under a new number": Sabotage(BRIEF, _rest_under_a_new_number),
+    "two copies in a call are two claims": Sabotage(CROWDED, _copies_in_a_call),
+    "a foreign pending claim is a duplicate": Sabotage(CROWDED, lambda: _verdict(_foreign_pending_is_duplicate)),
+    "a void claim is never taken over": Sabotage(CROWDED, lambda: _verdict(_void_stays_pending)),
+    "an earlier call of one's own is granted again": Sabotage(CROWDED, lambda: _verdict(_own_earlier_is_granted)),
+    "a later call of one's own is a duplicate": Sabotage(HEDGED, lambda: _verdict(_own_later_is_duplicate)),
+    "a stale copy is executed": Sabotage(DUEL, lambda: _admits(b"stale")),
+    "a closed incarnation goes on": Sabotage(OPERATED, lambda: _admits(b"zombie")),
+    "another shape is a conflict": Sabotage(OPERATED, _other_shape_is_conflict),
+    "an event below the horizon is claimed": Sabotage(HOURS, _no_horizon),
+    "a generation is dropped without raising the horizon": Sabotage(HOURS, _dropped_without_horizon),
+    "only the current generation is looked up": Sabotage(BRIEF, _only_this_generation),
+    "the generation follows a clock that goes back": Sabotage(HOURS, _generation_goes_back),
+    "claims go to any Redis": Sabotage(CROWDED, _any_redis),
+    "claims open before all members joined": Sabotage(CROWDED, _opens_alone),
+    "a registry that lost its entries is believed": Sabotage(OPERATED, _any_registry),
+    "a writer joins with an unsynced tail": Sabotage(CROWDED, _joins_undrained),
+    "the first joiner keeps the claims it finds": Sabotage(CROWDED, _first_joiner_keeps_all),
+    "claims come back into the generation they were in": Sabotage(BRIEF, _reclaimed_where_it_was),
+    "claims come back without their newest time": Sabotage(BRIEF, _reclaimed_without_newest),
+    "the horizon is not published at joining": Sabotage(HOURS, _no_horizon_at_joining),
+    "an old copy of a journal is opened": Sabotage(OPERATED, _old_copy_accepted),
+    "a flush is produced before it is synced": Sabotage(CROWDED, _produced_before_sync),
+    "a flush is numbered again": Sabotage(SPREAD, _numbered_again),
+    "a flush covers what stands before it": Sabotage(CROWDED, _covers_what_stands_before_it),
+    "a flush without its commit exists": Sabotage(CROWDED, _uncommitted_flush_exists),
+    "the rater counts known records": Sabotage(CROWDED, _rater_does_not_skip),
+    "a segment goes before the horizon has passed it": Sabotage(BRIEF, lambda: _retains(_flushed)),
+    "a segment goes before it is flushed": Sabotage(BRIEF, lambda: _retains(_below_horizon)),
 }
-_ = JournalRecord

@@ -1,0 +1,44 @@
+"""A process that owns an embedded PostgreSQL, for tests that kill one or the other.
+
+    python embedded_postgres_owner.py FOLDER [UID]
+
+With a UID it becomes that user first: not before Python runs, whose own files may be closed to that user.
+It starts the server, prints `started PID DSN`, and then obeys lines of standard input, answering each with one line:
+`again` starts the server again, after somebody killed it; `stop` and `hurry` stop it and end the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from parshall.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from parshall.processes import ended
+
+
+async def main(folder: str) -> None:
+    try:
+        postgres = EmbeddedPostgres(f"{folder}/postgres", f"{folder}/postgres/run")
+        await postgres.start()
+    except EmbeddedPostgresError as error:
+        print("refused", error, flush=True)
+        return
+    print("started", postgres.process.pid, postgres.dsn, flush=True)
+    while command := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        if command == "again":
+            await ended(postgres.process)
+            await postgres.start()
+            print("started", postgres.process.pid, postgres.dsn, flush=True)
+        else:
+            await postgres.stop(hurry=command == "hurry")
+            print("stopped", flush=True)
+            return
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        os.setgroups([])
+        os.setgid(int(sys.argv[2]))
+        os.setuid(int(sys.argv[2]))
+    asyncio.run(main(sys.argv[1]))
