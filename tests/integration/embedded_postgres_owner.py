@@ -10,6 +10,7 @@ It starts the server, prints `started PID DSN`, and then obeys lines of standard
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - now, while its file can be read
 import os
 import sys
 

@@ -151,6 +151,19 @@ def reply_lost(world: World, _: Node) -> None:
     world.redis.next_reply_lost = True
 
 
+@waiting_fault
+def redis_away_after_a_claim(world: World, node: Node) -> None:
+    """A claim is executed, its reply is lost, and Redis cannot be reached for a while: time passes before the call is sent again."""
+
+    def strike() -> None:
+        world.struck("redis_away_after_a_claim")
+        for transport in world.redis.connections(node.steps):
+            transport.break_off()
+        world.redis.pause(world.rng.choice(world.habits.outage_s))
+
+    node.steps.when(EXECUTED, strike)
+
+
 @fault
 def error_reply(world: World, _: Node) -> None:
     """The next claim is not executed but answered with an error; those behind it are executed."""
@@ -270,7 +283,7 @@ def writer_clock_jumps(world: World, node: Node) -> None:
     def back() -> None:
         node.clock_off_us = 0
 
-    _repair(world, back)
+    _later(world, *world.habits.jump_lasts_s, back)
 
 
 @fault
@@ -280,7 +293,7 @@ def redis_clock_jumps(world: World, _: Node) -> None:
     def back() -> None:
         world.redis_clock_off_us = 0
 
-    _repair(world, back)
+    _later(world, *world.habits.jump_lasts_s, back)
 
 
 # ---- operators

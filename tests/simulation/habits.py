@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from tests.simulation.steps import APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSHED, PRODUCED, SENT, STEPS
+
 Range = tuple[int, int]
 
 
@@ -41,15 +43,20 @@ class Habits:
     margin_s: int = 60  # claims live max_age + max_skew + margin
     generation_s: int = 3720
     oldest_s: float = 600  # how old an event may be when it is sent first
+    old: float = 0.0  # chance that it is almost as old as that
+    revived: float = 0.0  # chance that a batch has events so old that only a writer whose clock went back would take them
     # faults
     faults: Mapping[str, int] = field(default_factory=dict)  # name -> weight; empty: all alike
     number: Range = (1, 8)
     between_s: tuple[float, ...] = (0.01, 0.3, 3.0, 30.0)
     together: tuple[int, ...] = (1, 1, 1, 2)  # how many happen at one moment
     at_a_step: float = 0.3  # chance that a fault waits until a writer takes a certain step
+    steps: tuple[str, ...] = STEPS  # one of these
     repair_s: tuple[float, float] = (0.01, 60)
     outage_s: tuple[float, ...] = (0.3, 5, 40)
     jump_s: tuple[int, ...] = (-86_400, -3600, -10, 10, 3600, 86_400)
+    jump_lasts_s: tuple[float, float] = (0.01, 60)
+    stuck_s: int = 1800  # longer than all outages of a run together: an event that is not answered for so long never will be
 
     @property
     def lifetime_us(self) -> int:
@@ -81,6 +88,8 @@ CROWDED = Habits(
     between_s=(0.001, 0.01, 0.05),
     repair_s=(0.001, 0.2),
     outage_s=(0.005, 0.05, 2.5),
+    jump_lasts_s=(0.01, 2),
+    stuck_s=60,
 )
 # Each event goes to one writer several times at once, each time in a call of its own, and is rarely sent again once it is answered.
 HEDGED = replace(
@@ -130,34 +139,74 @@ DUEL = replace(
         "power_loss": 1,
         "kill": 1,
         "redis_fails_over": 1,
-        "redis_restarts_with_data": 1,
+        "redis_restarts_with_data": 4,
     },
+    at_a_step=0.5,
+    steps=(SENT, EXECUTED, EXECUTED, APPENDED),
+)
+# A flush at every turn, of many pieces, on a slow machine; crashes and an unwell log while it is under way.
+FLUSHING = replace(
+    CROWDED,
+    name="flushing",
+    new=(1, 3, 8),
+    again=(0, 1),
+    flush_ms=(3, 10, 40),
+    turn_us=(200, 1000),
+    disk_s=(0.0002, 0.001, 0.005),
+    faults={
+        "kill": 3,
+        "power_loss": 3,
+        "power_loss_at_a_disk_step": 2,
+        "disk_error": 1,
+        "produce_outcome_unknown": 3,
+        "log_unreachable": 1,
+        "rolling_restart": 1,
+    },
+    at_a_step=0.6,
+    steps=(FLUSH_BEGUN, FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED),
 )
 # Claims live for seconds: generations rotate and the horizon passes events while their calls wait.
 BRIEF = replace(
     CROWDED,
     name="brief",
     senders=(3, 6),
-    batches=(8, 25),
-    new=(0, 1, 2),
+    batches=(15, 40),
+    new=(1, 2, 3),
     again=(0, 1, 2),
-    memory=12,
-    pause_s=(0.0, 0.02, 0.5, 2.0),
+    memory=40,
+    pause_s=(0.0, 0.1, 0.5, 1.0),
     copies=((1, 1), (1, 2), (2, 1)),
-    events_per_call=(1, 5),
+    events_per_call=(1, 5, 5),
     patience_s=(0.5, 8),
     retry_s=(0.01, 0.5),
+    flush_ms=(50, 3000, 10_000),
     segment_bytes=2500,
     max_age_s=4,
     max_skew_s=1,
     margin_s=1,
     generation_s=1,
     oldest_s=4,
-    number=(8, 25),
-    between_s=(0.01, 0.3, 2.0),
-    repair_s=(0.01, 5),
-    outage_s=(0.05, 2, 4, 7),
+    old=0.4,
+    faults={
+        "redis_away_after_a_claim": 6,
+        "redis_restarts_empty": 3,
+        "redis_fails_over": 2,
+        "redis_clock_jumps": 3,
+        "writer_clock_jumps": 2,
+        "redis_pauses": 1,
+        "power_loss": 2,
+        "kill": 1,
+        "connections_break": 1,
+        "log_unreachable": 3,
+        "rolling_restart": 1,
+    },
+    number=(6, 15),
+    between_s=(0.3, 3, 6),
+    repair_s=(0.01, 2),
+    outage_s=(0.05, 3, 4, 5),
     jump_s=(-3600, -6, -2, 2, 6, 3600),
+    jump_lasts_s=(0.1, 10),
+    stuck_s=300,
 )
 # A few hours, with pauses. Events are sent again long after their claims are gone, also to writers whose clock went back.
 HOURS = replace(
@@ -179,6 +228,10 @@ HOURS = replace(
     number=(10, 40),
     between_s=(1, 60, 600),
     outage_s=(0.3, 40, 400),
+    revived=0.3,
+    jump_s=(-900, -400, -60, 60, 86_400),
+    jump_lasts_s=(60, 1800),
+    stuck_s=14_400,
 )
 # What operators do, rightly or by mistake.
 OPERATED = replace(
@@ -192,6 +245,7 @@ OPERATED = replace(
     patience_s=(0.05, 2),
     number=(6, 20),
     between_s=(0.05, 0.3, 1.0),
+    stuck_s=300,
     faults={
         "old_copy_starts": 2,
         "closed_by_somebody_else": 3,
@@ -205,7 +259,7 @@ OPERATED = replace(
     },
 )
 
-PROFILES = (SPREAD, CROWDED, HEDGED, DUEL, BRIEF, OPERATED, HOURS)
+PROFILES = (SPREAD, CROWDED, HEDGED, DUEL, FLUSHING, BRIEF, OPERATED, HOURS)
 
 
 def profile_of(seed: int) -> Habits:

@@ -27,7 +27,7 @@ from ingest.history import JournalHistory
 from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
 from tests.simulation.counter_log import Ledger
-from tests.simulation.habits import BRIEF, CROWDED, DUEL, HEDGED, HOURS, OPERATED, SPREAD, Habits
+from tests.simulation.habits import BRIEF, CROWDED, DUEL, FLUSHING, HEDGED, HOURS, OPERATED, Habits
 
 Off = Callable[[], AbstractContextManager[None]]
 
@@ -552,21 +552,21 @@ SABOTAGES: dict[str, Sabotage] = {
     "an event below the horizon is claimed": Sabotage(HOURS, _no_horizon),
     "a generation is dropped without raising the horizon": Sabotage(HOURS, _dropped_without_horizon),
     "only the current generation is looked up": Sabotage(BRIEF, _only_this_generation),
-    "the generation follows a clock that goes back": Sabotage(HOURS, _generation_goes_back),
+    "the generation follows a clock that goes back": Sabotage(BRIEF, _generation_goes_back),
     "claims go to any Redis": Sabotage(CROWDED, _any_redis),
     "claims open before all members joined": Sabotage(CROWDED, _opens_alone),
     "a registry that lost its entries is believed": Sabotage(OPERATED, _any_registry),
     "a writer joins with an unsynced tail": Sabotage(CROWDED, _joins_undrained),
-    "the first joiner keeps the claims it finds": Sabotage(CROWDED, _first_joiner_keeps_all),
+    "the first joiner keeps the claims it finds": Sabotage(DUEL, _first_joiner_keeps_all),
     "claims come back into the generation they were in": Sabotage(BRIEF, _reclaimed_where_it_was),
     "claims come back without their newest time": Sabotage(BRIEF, _reclaimed_without_newest),
     "the horizon is not published at joining": Sabotage(HOURS, _no_horizon_at_joining),
     "an old copy of a journal is opened": Sabotage(OPERATED, _old_copy_accepted),
-    "a flush is produced before it is synced": Sabotage(CROWDED, _produced_before_sync),
-    "a flush is numbered again": Sabotage(SPREAD, _numbered_again),
-    "a flush covers what stands before it": Sabotage(CROWDED, _covers_what_stands_before_it),
-    "a flush without its commit exists": Sabotage(CROWDED, _uncommitted_flush_exists),
-    "the rater counts known records": Sabotage(CROWDED, _rater_does_not_skip),
+    "a flush is produced before it is synced": Sabotage(FLUSHING, _produced_before_sync),
+    "a flush is numbered again": Sabotage(FLUSHING, _numbered_again),
+    "a flush covers what stands before it": Sabotage(FLUSHING, _covers_what_stands_before_it),
+    "a flush without its commit exists": Sabotage(FLUSHING, _uncommitted_flush_exists),
+    "the rater counts known records": Sabotage(FLUSHING, _rater_does_not_skip),
     "a segment goes before the horizon has passed it": Sabotage(BRIEF, lambda: _retains(_flushed)),
-    "a segment goes before it is flushed": Sabotage(BRIEF, lambda: _retains(_below_horizon)),
+    "a segment goes before it is flushed": Sabotage(HOURS, lambda: _retains(_below_horizon)),
 }

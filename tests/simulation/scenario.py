@@ -16,8 +16,7 @@ from tests.simulation.check import check_answers, check_end, check_promised
 from tests.simulation.faults import FAULTS
 from tests.simulation.habits import Habits, profile_of
 from tests.simulation.loop import SimulatedLoop, run
-from tests.simulation.steps import STEPS
-from tests.simulation.world import STUCK_S, Stats, World
+from tests.simulation.world import Stats, World
 
 _PIECE_COUNTERS = 2  # a flush is encoded in many pieces, and calls come in between
 _TRACE = 60
@@ -84,7 +83,7 @@ async def _live(world: World) -> None:
         for _ in range(rng.choice(habits.together)):
             _inject(world)
     await asyncio.gather(*senders)
-    async with asyncio.timeout(STUCK_S):
+    async with asyncio.timeout(habits.stuck_s):
         await world.settle()
         await check_answers(world)
     check_end(world)
@@ -96,7 +95,7 @@ def _inject(world: World) -> None:
     name = rng.choices(list(weights), list(weights.values()))[0]
     node = rng.choice([node for node in world.nodes if node.up] or world.nodes)
     if rng.random() < world.habits.at_a_step:
-        node.steps.when(rng.choice(STEPS), lambda: FAULTS[name](world, node))
+        node.steps.when(rng.choice(world.habits.steps), lambda: FAULTS[name](world, node))
     else:
         FAULTS[name](world, node)
 

@@ -25,7 +25,6 @@ from tests.simulation.redis_server import SimulatedRedis
 START = datetime(2026, 3, 31, 20, tzinfo=UTC)  # the run crosses a month's end
 START_US = int(START.timestamp()) * 1_000_000
 SOURCE = "/simulated"
-STUCK_S = 1800  # longer than all outages of a run together: an event that is not answered for so long never will be
 
 
 @dataclass
@@ -51,6 +50,7 @@ class Sent:
     tenant: int
     subject: str
     body: dict[str, object]
+    time: datetime
     promised: bool = False  # a writer answered that it is counted, whoever read the answer
     acknowledged: bool = False  # its sender read such an answer
     rejected: str = ""  # or that it is not counted
@@ -130,6 +130,8 @@ class World:
                 assert not node.refused, f"{node.name} must not start any more: {node.refused}"
                 await asyncio.sleep(0.1)
             assert node.writer is not None
+            while not node.writer.journal.has_room(1 << 16):  # it looks at the disk again about every second
+                await asyncio.sleep(0.1)
             while node.writer.pending_events:  # of senders that gave up: they end at their deadline
                 await asyncio.sleep(0.1)
         await self.flush_all()
@@ -160,8 +162,8 @@ class World:
 
     def new_event(self, tenant: int) -> Sent:
         name = f"e{len(self.sent)}"
-        age_us = self.rng.randrange(round(self.habits.oldest_s * 1_000_000))
-        time = START + timedelta(microseconds=self.loop.time_us() - age_us)
+        age_s = self.habits.oldest_s * (self.rng.uniform(0.9, 0.99) if self.rng.random() < self.habits.old else self.rng.random())
+        time = START + timedelta(microseconds=self.loop.time_us() - round(age_s * 1_000_000))
         body = {
             "specversion": "1.0",
             "id": name,
@@ -171,7 +173,7 @@ class World:
             "time": time.isoformat().replace("+00:00", "Z"),
             "data": {"region": self.rng.choice(("eu", "us")), "zone": self.rng.choice("abc")},
         }
-        self.sent[tenant, name] = sent = Sent(tenant, name, body)
+        self.sent[tenant, name] = sent = Sent(tenant, name, body, time)
         self.stats.events += 1
         return sent
 
@@ -180,13 +182,27 @@ class World:
         habits = self.habits
         for _ in range(batches):
             tenant = self.rng.choice(list(TENANTS))
-            batch = [self.new_event(tenant) for _ in range(self.rng.choice(habits.new))]
-            known = [sent for sent in self.sent.values() if sent.tenant == tenant][-habits.memory :]
-            batch += self.rng.sample(known, min(len(known), self.rng.choice(habits.again)))
+            if self.rng.random() < habits.revived:
+                batch = self._revived(tenant)
+            else:
+                batch = [self.new_event(tenant) for _ in range(self.rng.choice(habits.new))]
+                known = [sent for sent in self.sent.values() if sent.tenant == tenant][-habits.memory :]
+                batch += self.rng.sample(known, min(len(known), self.rng.choice(habits.again)))
             self.rng.shuffle(batch)
             if batch:
                 await self._deliver(batch)
             await asyncio.sleep(self.rng.choice(habits.pause_s))
+
+    def _revived(self, tenant: int) -> list[Sent]:
+        """Events too old for a right clock, but not for one that went back."""
+        habits = self.habits
+        old: list[Sent] = []
+        for node in self.nodes:
+            latest = START + timedelta(microseconds=self.loop.time_us() + node.clock_off_us)
+            earliest = latest - timedelta(seconds=habits.max_age_s)
+            if node.clock_off_us < 0:
+                old += [sent for sent in self.sent.values() if sent.tenant == tenant and earliest < sent.time < latest]
+        return self.rng.sample(old, min(len(old), 3))
 
     async def _deliver(self, batch: list[Sent]) -> None:
         body = json.dumps([sent.body for sent in batch]).encode()
@@ -200,7 +216,8 @@ class World:
                 _settle(batch, answer)
             if arrived:
                 return
-            assert self.loop.time() - begun_s < STUCK_S, f"{', '.join(sent.subject for sent in batch)}: no answer for {STUCK_S} s"
+            waited_s = self.loop.time() - begun_s
+            assert waited_s < self.habits.stuck_s, f"{', '.join(sent.subject for sent in batch)}: no answer for {waited_s:.0f} s"
             await asyncio.sleep(self.rng.choice(self.habits.retry_s))
 
     async def _post(self, node: Node, batch: list[Sent], body: bytes) -> dict[int, str] | None:
