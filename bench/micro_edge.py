@@ -82,7 +82,8 @@ def measure(load: Load, size: int, runs: int) -> Iterator[tuple[str, str]]:
     bounds = TimeBounds(now - timedelta(days=1), now + timedelta(minutes=5))
 
     def fold(events: list[Any]) -> object:
-        return decoder._fold(1, events, decoder._times(events, now))
+        times = decoder._times(events, now)
+        return decoder._fold(1, events, times, min(times), max(times))
 
     def fresh(sent: bytes) -> list[Any]:
         return decoder._decode_all(sent)

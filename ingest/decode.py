@@ -97,6 +97,7 @@ class Decoder:
         shapes = [shape_of(event_type, meters, number) for number, (event_type, meters) in enumerate(catalogue.by_event_type.items())]
         self._shapes = {shape.event_type: shape for shape in shapes}
         self._kinds: dict[type, _Kind] = {shape.struct: _Kind(shape, make_fold(shape, meter_numbers)) for shape in shapes}
+        self._finest_window_s = min((kind.fold.finest_window_s for kind in self._kinds.values()), default=60)  # it divides every other one
         self._shape_bytes: dict[type, int] = {shape.struct: shape.byte for shape in shapes}
         self._max_age = timedelta(seconds=limits.max_age_s)
         self._max_skew = timedelta(seconds=limits.max_skew_s)
@@ -200,7 +201,7 @@ class Decoder:
             fault = bounds.fault(oldest) or bounds.fault(newest)
             assert fault is not None
             raise fault
-        deltas = self._fold(tenant, events, times)
+        deltas = self._fold(tenant, events, times, oldest, newest)
         return _Counted(digests(events), self._fingerprints(events), to_us(oldest), to_us(newest), deltas)
 
     def _times(self, events: Sequence[Any], now: datetime) -> list[datetime]:
@@ -209,20 +210,15 @@ class Decoder:
             return [now if time is None else time for time in times]
         return times
 
-    def _fold(self, tenant: int, events: Sequence[Any], times: Sequence[datetime]) -> Deltas:
+    def _fold(self, tenant: int, events: Sequence[Any], times: Sequence[datetime], oldest: datetime, newest: datetime) -> Deltas:
         sums: Counters = {}
         maxima: Counters = {}
-        if len(set(map(type, events))) == 1:
-            self._fold_kind(tenant, events, times, sums, maxima)
+        first, last = to_us(oldest) // 1_000_000, to_us(newest) // 1_000_000
+        if first // self._finest_window_s == last // self._finest_window_s:  # almost always
+            self._fold_window(tenant, events, first, sums, maxima)
         else:
-            columns: dict[type, tuple[list[Any], list[datetime]]] = {struct: ([], []) for struct in self._kinds}
-            for event, time in zip(events, times, strict=True):
-                of_kind, their_times = columns[event.__class__]
-                of_kind.append(event)
-                their_times.append(time)
-            for of_kind, their_times in columns.values():
-                if of_kind:
-                    self._fold_kind(tenant, of_kind, their_times, sums, maxima)
+            for second, part in by_window(events, times, self._finest_window_s):
+                self._fold_window(tenant, part, second, sums, maxima)
         deltas: Deltas = {}
         if sums:
             deltas["sum"] = sums
@@ -230,18 +226,22 @@ class Decoder:
             deltas["max"] = maxima
         return deltas
 
-    def _fold_kind(self, tenant: int, events: Sequence[Any], times: Sequence[datetime], sums: Counters, maxima: Counters) -> None:
-        """Events of one type: almost always they lie in one window."""
+    def _fold_window(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters) -> None:
+        """Events that no window of any meter tells apart."""
+        if len(set(map(type, events))) == 1:
+            self._fold_kind(tenant, events, second, sums, maxima)
+            return
+        by_kind: dict[type, list[Any]] = {struct: [] for struct in self._kinds}
+        for event in events:
+            by_kind[event.__class__].append(event)
+        for of_kind in by_kind.values():
+            if of_kind:
+                self._fold_kind(tenant, of_kind, second, sums, maxima)
+
+    def _fold_kind(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters) -> None:
         kind = self._kinds[type(events[0])]
-        fold = kind.fold.grouped if kind.repeats else kind.fold.direct
         known = len(sums) + len(maxima)
-        window_s = kind.fold.finest_window_s
-        first = to_us(min(times)) // 1_000_000
-        if first // window_s == to_us(max(times)) // 1_000_000 // window_s:
-            fold(events, tenant, first, sums, maxima)
-        else:
-            for second, part in by_window(events, times, window_s):
-                fold(part, tenant, second, sums, maxima)
+        (kind.fold.grouped if kind.repeats else kind.fold.direct)(events, tenant, second, sums, maxima)
         counters = (len(sums) + len(maxima) - known) // len(kind.shape.meters)
         kind.repeats = counters * _REPEATS < len(events)
 
@@ -297,7 +297,10 @@ class _Again:
     def refold(self, positions: Sequence[int]) -> Deltas:
         events = self._events()
         wanted = [events[position] for position in positions]
-        return self._decoder._fold(self._tenant, wanted, self._decoder._times(wanted, self._now)) if wanted else {}
+        if not wanted:
+            return {}
+        times = self._decoder._times(wanted, self._now)
+        return self._decoder._fold(self._tenant, wanted, times, min(times), max(times))
 
     def describe(self, position: int) -> tuple[str, str, bytes]:
         if self._elements is None:

@@ -28,6 +28,7 @@ EVENTS = "/v1/events"
 SERVER = "Parshall"
 _MOST_ECHOED = 255
 _IDLE_S = 75.0  # how long a connection may stay open without a request
+_READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
 _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
 _UNEXPECTED = "Something unexpected went wrong here; it is in the log. Sending the same bytes again is safe."
 
@@ -300,5 +301,6 @@ def make_server(edge: Edge) -> web.Server:
         "auto_decompress": False,
         "keepalive_timeout": _IDLE_S,
         "lingering_time": _LINGER_S,
+        "read_bufsize": _READ_BYTES,
     }
     return _Server(edge.handle, **settings)

@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 _ASK_AGAIN_S = 0.02  # a pending event waits for another writer's sync, or for a mark that comes within 50 ms
 _SWEEP_S = 0.1  # how late a deadline may be noticed
+_IDLE_CALL_S = 60.0  # the horizon comes with replies: without any, an idle or full journal would never let a segment go
 _LOG_RETRY_S = 1.0
 _MOST_RAW_BYTES = 64 * 1024
 
@@ -94,6 +95,7 @@ class Writer:
         self._replies: dict[int, Reply | None] = {}
         self._too_late: dict[int, list[tuple[Request, Rejection]]] = {}
         self._next_call = 1
+        self._last_call_s = 0.0
         self._next_append = 1
         self._unsynced: deque[_Unsynced] = deque()
         self.pending_events = 0  # claimed by another call whose record is not on its disk yet; asked again in a moment
@@ -145,6 +147,7 @@ class Writer:
         self.journal.append(Opened(incarnation, self._clock_us()))
         await self.journal.drain()  # before its first claim: a reused incarnation would make old void claims look committed
         self.incarnation = incarnation
+        self._last_call_s = self._now_s()
 
     def _check_tenants(self) -> None:
         state = self.journal.state
@@ -251,10 +254,10 @@ class Writer:
 
     async def _sweep(self) -> None:
         """End requests past their deadline as a whole; what they were granted stays counted and comes back as duplicate."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_S)
-            now_s = loop.time()
+            now_s = self._now_s()
+            self._call_when_idle(now_s)
             late = [request for request in self._open if request.deadline_s <= now_s]
             for request in late:
                 self._finish(request)
@@ -274,11 +277,18 @@ class Writer:
             requests = self._next_requests()
             if not requests:
                 return
-            call = plan(self._next_call, requests)
-            self._next_call += 1
-            self._calls[call.number] = call
-            self._sent_s[call.number] = self._now_s()
-            self.claims.send(call.to_send(), self._on_reply)
+            self._send(plan(self._next_call, requests))
+
+    def _send(self, call: PlannedCall) -> None:
+        self._next_call += 1
+        self._calls[call.number] = call
+        self._sent_s[call.number] = self._last_call_s = self._now_s()
+        self.claims.send(call.to_send(), self._on_reply)
+
+    def _call_when_idle(self, now_s: float) -> None:
+        """An empty call: it brings the horizon, and its record lets the journal give up what lies behind it."""
+        if not self._calls and not self._draining and now_s - self._last_call_s >= _IDLE_CALL_S and self.claims.state is State.OPEN:
+            self._send(plan(self._next_call, ()))
 
     def _next_requests(self) -> list[Request]:
         requests: list[Request] = []

@@ -1,15 +1,18 @@
 """`parshall audit`: the three equations, proved from the stores themselves; each thing that differs is named.
 
-Belongs here: the command, and reading each store in the right order. Must not know: what agrees with what (audit_rules.py).
+Belongs here: the command, and reading each store in the right order. Must not know: what agrees with what (audit_rules.py,
+audit_journal.py).
 
 PostgreSQL is read first, then the journals, then the log to the end it had after that: so everything that is rated, and everything that
-a journal says was flushed, must be found in what was read later, also while the service runs.
+a journal says was flushed, must be found in what was read later, also while the service runs. The registry of writers is read after
+PostgreSQL and before the journals are looked for: whoever is rated is in it, and whoever is in it has a journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -19,9 +22,12 @@ from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options, settings_given
 
 if TYPE_CHECKING:
-    from parshall.audit_rules import JournalSide, LogSide, RatedSide, Verdict
+    from parshall.audit_journal import JournalSide, RecordKey
+    from parshall.audit_rules import LogSide, RatedSide, Verdict
     from parshall.data_folder import DataFolder
     from parshall.settings import Settings
+    from rater.recount import Applied, Recount
+    from rater.source import Source
 
 HELP = f"""Prove that no event was lost or counted twice, from the journals, the counter log and PostgreSQL.
 
@@ -30,18 +36,22 @@ HELP = f"""Prove that no event was lost or counted twice, from the journals, the
   accepted = flushed + buffered
   flushed  = rated + in the log
 
-It reads, and changes nothing; the service may run. Give it the journals of every writer: those below the data folder are found, others
-are named with --journal. A registered writer whose journal is not given makes the audit fail: what it holds is unknown.
+It reads, and changes nothing; the service may run, and must where PostgreSQL is the one that `up` brings along. Give it the journals of
+every writer: those below the data folder are found, others are named with --journal. A registered writer whose journal is not given makes
+the audit fail: what it holds is unknown. Whatever differs is one line: what and where, and what to do next.
 
 \b
 Examples:
   parshall audit
   parshall audit --config parshall.toml --journal /mnt/ingest-1/writers/0
+  parshall audit --json | jq -r '.differences[].what'
 
 {EXIT_CODES}"""
 
 _MOST_SHOWN = 50
+_POLL_S = 1.0
 _QUIET_S = 30.0  # a log that gives nothing for so long although it has more is unavailable
+_READINGS = 5  # of a journal whose oldest segments go while it is read
 
 
 @click.command(help=HELP)
@@ -55,11 +65,16 @@ def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given:
     from parshall.logs import configure_logs
 
     configure_logs("audit")
-    settings = _read_settings(config, given)
+    settings = _only_to_read(_read_settings(config, given))
     if not os.path.isdir(settings.data):
         raise Stop(f"There is no data folder {settings.data}: say with --data where it is.", USAGE)
+    for directory in journals:
+        if not os.path.isdir(directory):
+            raise Stop(f"There is no journal in {directory}.", USAGE)
     folder = DataFolder(settings.data)
-    verdict = asyncio.run(_audit(settings, folder, _journals(folder, journals)))
+    if settings.kafka.bootstrap is None and not os.path.exists(f"{folder.log}/log.json"):
+        raise Stop(f"There is no counter log in {folder.log}: --kafka, --config or --data says where it is.", USAGE)
+    verdict = asyncio.run(_audit(settings, folder, [os.path.abspath(directory) for directory in journals]))
     click.echo(_as_json(verdict) if as_json else _as_text(verdict))
     if verdict.differences:
         raise click.exceptions.Exit(FAILED)
@@ -73,125 +88,172 @@ def _read_settings(config: str | None, given: Mapping[str, object]) -> Settings:
     if config is not None:
         return read_settings(config, settings_given(given), defaults={})
     with resources.as_file(resources.files("parshall") / "demo.toml") as demo:
-        return read_settings(str(demo), settings_given(given), defaults={"kafka.accept_weak": True})
+        return read_settings(str(demo), settings_given(given), defaults={})
 
 
-def _journals(folder: DataFolder, more: Iterable[str]) -> list[str]:
-    below = f"{folder.path}/writers"
-    mine = [f"{below}/{name}" for name in sorted(os.listdir(below))] if os.path.isdir(below) else []
-    found = [*mine, *map(os.path.abspath, more)]
-    for directory in found:
-        if not os.path.isdir(directory):
-            raise Stop(f"There is no journal in {directory}.", USAGE)
-    return found
+def _only_to_read(settings: Settings) -> Settings:
+    """Whether Kafka keeps the promise is for those who write to it; and nothing is made."""
+    kafka = settings.kafka.model_copy(update={"accept_weak": True, "create_topics": False})
+    return settings.model_copy(update={"kafka": kafka})
 
 
-async def _audit(settings: Settings, folder: DataFolder, directories: list[str]) -> Verdict:
-    from parshall.audit_rules import compare
+async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str]) -> Verdict:
+    from parshall.audit_journal import Difference
+    from parshall.audit_rules import LogSide, compare
 
-    rated = await _read_rated(settings, folder)
-    journals = await asyncio.to_thread(_read_journals, settings, directories)
-    log = await _read_log(settings, folder)
+    rated, counted = await _read_rated(settings, folder)
+    log = LogSide(wanted=rated.wanted)
+    log.writers = await _read_registry(settings, folder)
+    directories = _journals(folder, more_journals)
+    journals = await asyncio.to_thread(lambda: [_read_journal(settings, directory, rated.wanted) for directory in directories])
+    await _read_log(settings, folder, log)
+    for key in rated.wanted:
+        lent = next((found[key] for found in (log.found, *(journal.found for journal in journals)) if key in found), None)
+        if lent is not None:
+            counted.lend((bytes.fromhex(key[0]), *key[1:]), lent)
+    rated.differences = [Difference(*finding) for finding in counted.findings()]
     return compare(journals, log, rated)
 
 
 # ---- each store
 
 
-async def _read_rated(settings: Settings, folder: DataFolder) -> RatedSide:
-    from parshall.audit_rules import RatedSide, stored
+async def _read_rated(settings: Settings, folder: DataFolder) -> tuple[RatedSide, Recount]:
+    from parshall.audit_journal import Stored, key_of
+    from parshall.audit_rules import RatedSide
     from parshall.up import find_postgres
     from rater.postgres import DatabaseFailed
-    from rater.recount import LedgerRecord, recount
+    from rater.recount import recount
 
     embedded, settings = find_postgres(settings, folder)
     assert settings.postgres.dsn is not None
     side = RatedSide()
 
-    def add(record: LedgerRecord) -> None:
-        key, kept, _ = stored(record.headers, record.value)
-        side.records[key] = kept
+    def add(applied: Applied) -> None:
+        key = key_of(applied.place)
+        side.records[key] = Stored(applied.place.hash, applied.record.tallies)
+        side.positions[key] = (sys.intern(applied.log), sys.intern(applied.stream), applied.next_position)
 
     try:
         found = await recount(settings.postgres.dsn, add)
     except DatabaseFailed as error:
-        where = "start `parshall up` on this data folder, whose PostgreSQL runs with it" if embedded else "--postgres says which one it is"
-        raise Stop(f"PostgreSQL cannot be read: {error}; {where}.", UNAVAILABLE) from error
-    side.parked = {(writer.hex(), partition, n): reason for (writer, partition, n), reason in found.parked.items()}
-    side.differences = found.differences
-    return side
+        raise Stop(_why_no_postgres(error, folder, embedded=embedded is not None), UNAVAILABLE) from error
+    side.missing = frozenset(_key(row) for row in found.missing)
+    side.unsound = {_key(row): reason for row, reason in found.unsound.items()}
+    side.parked = {_key(row): reason for row, reason in found.parked.items()}
+    side.strays = found.strays
+    side.held = {(writer.hex(), partition): reason for (writer, partition), reason in found.held.items()}
+    return side, found
 
 
-def _read_journals(settings: Settings, directories: list[str]) -> list[JournalSide]:
+def _key(row: tuple[bytes, int, int]) -> RecordKey:
+    writer, partition, n = row
+    return writer.hex(), partition, n
+
+
+def _why_no_postgres(error: Exception, folder: DataFolder, *, embedded: bool) -> str:
+    from asyncpg.exceptions import UndefinedTableError
+
+    if isinstance(error.__cause__, UndefinedTableError):
+        return "PostgreSQL has no tables of Parshall: --postgres or --config says which database is the right one."
+    if not embedded:
+        return f"PostgreSQL cannot be read: {error}. --postgres or --config says which one it is."
+    if isinstance(error.__cause__, OSError):
+        return f"PostgreSQL runs only while `parshall up` does: start that on {folder.path}, and audit again while it runs."
+    return f"PostgreSQL cannot be read: {error}."
+
+
+def _journals(folder: DataFolder, more: Iterable[str]) -> list[str]:
+    below = f"{folder.path}/writers"
+    mine = [f"{below}/{name}" for name in sorted(os.listdir(below)) if os.path.isdir(f"{below}/{name}")]
+    found = {os.path.realpath(directory): directory for directory in (*mine, *more)}
+    return list(found.values())
+
+
+def _read_journal(settings: Settings, directory: str, wanted: frozenset[RecordKey]) -> JournalSide:
     from buffer.disk import RealDisk
     from buffer.journal import JournalError, read_journal
-    from parshall.audit_rules import JournalSide
+    from buffer.journal_segments import kept_segments
+    from parshall.audit_journal import JournalSide
 
     tenants = {tenant.number: tenant.name for tenant in settings.tenants}
-    sides = []
-    for directory in directories:
-        try:
-            sides.append(JournalSide(tenants).read(read_journal(directory, RealDisk())))
-        except JournalError as error:
-            raise Stop(str(error), FAILED) from error
-        except OSError as error:
-            raise Stop(f"The journal in {directory} cannot be read: {error.strerror}.", USAGE) from error
-    return sides
-
-
-async def _read_log(settings: Settings, folder: DataFolder) -> LogSide:
-    from parshall.audit_rules import LogSide
-    from rater.source import SourceUnavailable
-
-    side = LogSide()
+    disk = RealDisk()
     try:
-        side.writers = await _read_registry(settings, folder)
-        await _read_records(settings, folder, side)
-    except SourceUnavailable as error:
-        raise Stop(f"The counter log cannot be read: {error}.", UNAVAILABLE) from error
-    return side
+        for _ in range(_READINGS):
+            first = kept_segments(directory, disk)[:1]
+            side = JournalSide(tenants, directory, wanted).read(read_journal(directory, disk))
+            if kept_segments(directory, disk)[:1] == first:
+                return side  # else a segment may have gone before its turn came, which would look like a loss
+    except JournalError as error:
+        raise Stop(str(error), FAILED) from error
+    except OSError as error:
+        raise Stop(f"The journal in {directory} cannot be read: {error.strerror}.", USAGE) from error
+    raise Stop(f"The journal in {directory} changes faster than it can be read: audit again when less is sent.", UNAVAILABLE)
 
 
-async def _read_registry(settings: Settings, folder: DataFolder) -> frozenset[str]:
+async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, int | None]:
     from buffer.counter_log import LogUnavailable, UnfitLog
     from parshall.wiring import make_counter_log
 
     log = make_counter_log(settings, folder)
     try:
         await log.open()
-        writers = await log.writers()
-    except (LogUnavailable, UnfitLog) as error:
-        raise Stop(f"The counter log cannot be read: {error}", UNAVAILABLE) from error
+        return {writer.hex(): retired_us for writer, retired_us in (await log.writers()).items()}
+    except LogUnavailable as error:
+        raise Stop(f"The counter log cannot be read: {error}.", UNAVAILABLE) from error
+    except UnfitLog as error:
+        raise Stop(f"The counter log cannot be read: {error}.", FAILED) from error
     finally:
         await log.close()
-    return frozenset(writer.hex() for writer, retired in writers.items() if retired is None)
 
 
-async def _read_records(settings: Settings, folder: DataFolder, side: LogSide) -> None:
-    """From the first record to the end that the log has now."""
-    from buffer.record import NoPlace, Undecodable
-    from parshall.audit_rules import stored
+async def _read_log(settings: Settings, folder: DataFolder, side: LogSide) -> None:
+    from buffer.counter_log import UnfitLog
     from parshall.wiring import make_source
+    from rater.source import SourceUnavailable
 
     source = make_source(settings, folder, group=f"parshall-audit-{os.urandom(8).hex()}")
     try:
         await source.open(_from_the_start)
-        left = {stream: end for stream, end in (await source.ends()).items() if end > 0}
-        while left:
-            received = await source.poll(1000, _QUIET_S)
-            if not received:
-                return  # what is left was deleted by the log's retention, or never holds a record
-            for stream, next_position, headers, value in received:
-                try:
-                    key, record, _ = stored(headers, value)
-                except (NoPlace, Undecodable) as error:
-                    side.differences.append(f"a record in the log, in {stream} before position {next_position}, cannot be read: {error}")
-                else:
-                    side.add(key, record)
-                if next_position >= left.get(stream, next_position + 1):
-                    del left[stream]
+        side.identity = source.identity
+        await _read_records(source, side, retention=settings.kafka.bootstrap is not None)
+    except SourceUnavailable as error:
+        raise Stop(f"The counter log cannot be read: {error}.", UNAVAILABLE) from error
+    except UnfitLog as error:
+        raise Stop(f"The counter log cannot be read: {error}.", FAILED) from error
     finally:
         await source.close()
+
+
+async def _read_records(source: Source, side: LogSide, *, retention: bool) -> None:
+    """From the first record to the end that the log has now."""
+    from buffer.record import NoPlace
+
+    ends = {stream: end for stream, end in (await source.ends()).items() if end > 0}
+    reached: dict[str, int] = {}
+    loop = asyncio.get_running_loop()
+    quiet_since_s = loop.time()
+    while any(reached.get(stream, 0) < end for stream, end in ends.items()):
+        received = await source.poll(1000, _POLL_S)
+        if not received:
+            # A local log says how far it can be read once it was read so far: behind that may be what a crash left unfinished.
+            ends = {stream: min(end, now) for stream, now in (await source.ends()).items() if (end := ends.get(stream)) is not None}
+            if loop.time() - quiet_since_s > _QUIET_S:
+                if not retention or any(stream in reached for stream, end in ends.items() if reached.get(stream, 0) < end):
+                    raise Stop(f"The counter log gives nothing for {_QUIET_S:.0f} seconds although it has more: audit again.", UNAVAILABLE)
+                break  # of these streams nothing is left: retention deleted it
+            continue
+        quiet_since_s = loop.time()
+        for stream, next_position, headers, value in received:
+            if stream not in reached and retention:
+                side.starts[stream] = next_position - 1
+            reached[stream] = next_position
+            try:
+                side.take(headers, value)
+            except NoPlace as error:
+                side.strays[stream, next_position] = str(error)
+    if retention:
+        side.starts |= {stream: end for stream, end in ends.items() if stream not in reached}
 
 
 async def _from_the_start(_streams: Iterable[str]) -> dict[str, int]:
@@ -212,7 +274,9 @@ def _as_text(verdict: Verdict) -> str:
     ]
     if not verdict.differences:
         return "\n".join([*lines, "", "The three equations hold: nothing is lost, nothing is counted twice."])
-    lines += ["", f"{len(verdict.differences)} differences:", *[f"- {difference}" for difference in verdict.differences[:_MOST_SHOWN]]]
+    counted = "1 difference" if len(verdict.differences) == 1 else f"{len(verdict.differences)} differences"
+    lines += ["", f"{counted}; the first ones explain most:" if len(verdict.differences) > 1 else f"{counted}:"]
+    lines += [f"- {difference.what}. Next: {difference.then}." for difference in verdict.differences[:_MOST_SHOWN]]
     if len(verdict.differences) > _MOST_SHOWN:
         lines.append(f"- … and {len(verdict.differences) - _MOST_SHOWN} more (--json has them all)")
     return "\n".join(lines)
@@ -221,4 +285,9 @@ def _as_text(verdict: Verdict) -> str:
 def _as_json(verdict: Verdict) -> str:
     import json
 
-    return json.dumps({"tenants": [row._asdict() for row in verdict.rows], "differences": verdict.differences}, indent=2)
+    answer = {
+        "agrees": not verdict.differences,
+        "tenants": [row._asdict() for row in verdict.rows],
+        "differences": [{"what": difference.what, "next": difference.then} for difference in verdict.differences],
+    }
+    return json.dumps(answer, indent=2, ensure_ascii=False)

@@ -1,201 +1,31 @@
 """The audit's reasoning: three stores, each told in its own words, and every way in which they may disagree.
 
-Pure. Belongs here: what is added up from a journal, from the counter log and from PostgreSQL, and the comparison. Must not know: files,
-Kafka, SQL, how the stores are read. The order of reading matters, see audit.py: PostgreSQL first, then the journals, then the log, so
-whatever one of them holds must be found in the next.
+Pure. Belongs here: the comparison of journals, counter log and PostgreSQL, and what to do about each kind of difference. Must not know:
+files, Kafka, SQL, how the stores are read; a journal by itself is audit_journal.py's. The order of reading matters, see audit.py:
+PostgreSQL first, then the journals, then the log, so whatever one of them holds must be found in the next.
 
 1. received = accepted + duplicate + rejected   (the journal's tallies; accepted once more as digests granted)
 2. accepted = flushed + buffered                (flushed: tallies in the bytes of acknowledged flushes; buffered: calls that none covers)
 3. flushed = rated + in the log                 (record by record, by writer, partition, number and hash)
+
+Each thing that is wrong is named once, where it is; the sums of a tenant are named only where no record explains them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from buffer.counter_log import Record
-from buffer.journal_records import (
-    CallRecord,
-    FlushBegin,
-    FlushCommit,
-    Flushed,
-    FlushPart,
-    JournalRecord,
-    Opened,
-    Snapshot,
-    Through,
-)
-from buffer.record import CounterRecord, decode, read_place
+from buffer.record import CounterRecord, Undecodable, decode, read_place
+from parshall.audit_journal import EVERY, Difference, JournalSide, RecordKey, Stored, key_of
 
-RecordKey = tuple[str, int, int]  # writer (32 hex digits), partition, n
-DIGEST_BYTES = 12
+Chain = tuple[str, int]  # (writer, partition)
+Position = tuple[str, str, int]  # (log, stream, position after the record)
 
-K = TypeVar("K", str, tuple[str, str])  # tenant, or (tenant, verdict)
-
-
-class Stored(NamedTuple):
-    """A counter record as some store has it."""
-
-    hash: str
-    accepted: Mapping[str, int]  # events by tenant, from its tallies
-
-
-def stored(headers: Mapping[str, bytes], value: bytes) -> tuple[RecordKey, Stored, CounterRecord]:
-    """Raises NoPlace or Undecodable."""
-    place = read_place(headers)
-    record = decode(headers, value)
-    accepted = {tenant: counts.get("accepted", 0) for tenant, counts in record.tallies.items()}
-    return (place.writer.hex(), place.partition, place.n), Stored(place.hash, accepted), record
-
-
-def named(key: RecordKey) -> str:
-    writer, partition, n = key
-    return f"record {n} of partition {partition} of writer {writer}"
-
-
-# ---- the journal's side
-
-
-class _Call(NamedTuple):
-    place: tuple[int, int]  # (position of the incarnation, call)
-    accepted: Mapping[int, int]
-
-
-class JournalSide:
-    """One writer, added up from its journal's records."""
-
-    def __init__(self, tenants: Mapping[int, str]) -> None:
-        self.writer = ""
-        self.tallies: Counter[tuple[str, str]] = Counter()  # (tenant, verdict), since the journal was made
-        self.granted: Counter[str] = Counter()  # digests in the calls that are kept, by tenant
-        self.flushed: Counter[str] = Counter()  # accepted events in acknowledged flushes, by tenant, from their bytes
-        self.acknowledged: dict[RecordKey, Stored] = {}
-        self.unacknowledged: dict[RecordKey, Stored] = {}  # of a committed flush under way: may be in the log or not
-        self.differences: list[str] = []
-        self._tenants = tenants
-        self._incarnations: list[bytes] = []
-        self._calls: list[_Call] = []  # not covered by an acknowledged flush
-        self._through: tuple[int, int] = (-1, 0)
-        self._parts: list[Record] = []
-        self._flush: FlushBegin | None = None
-        self._first_flush = 1  # flushes below it are not kept whole
-        self._before_kept: Counter[str] = Counter()  # accepted before the oldest kept segment, and not covered there
-        self._begun = False
-
-    def read(self, records: Iterable[JournalRecord]) -> JournalSide:
-        for record in records:
-            self._apply(record)
-        return self
-
-    @property
-    def buffered(self) -> Counter[str]:
-        """Accepted events of the calls that no acknowledged flush covers, by tenant."""
-        buffered = self._before_kept.copy()
-        for call in self._calls:
-            self._add(buffered, call.accepted)
-        return buffered
-
-    def _apply(self, record: JournalRecord) -> None:
-        match record:
-            case Snapshot():
-                self._snapshot(record)
-            case Opened():
-                self._incarnations.append(record.incarnation)
-            case CallRecord():
-                self._call(record)
-            case FlushBegin():
-                self._flush, self._parts = record, []
-            case FlushPart():
-                self._parts += record.records
-            case FlushCommit():
-                self.unacknowledged = self._records(self._parts)
-            case Flushed():
-                self._flushed(record)
-
-    def _snapshot(self, snapshot: Snapshot) -> None:
-        totals = Counter({(self._name(number), verdict): n for number, counts in snapshot.totals.items() for verdict, n in counts.items()})
-        if self._begun:
-            self._compare("tallies at the start of a segment", +totals, +self.tallies)
-            return
-        self._begun = True
-        self.writer = snapshot.writer.hex()
-        self._incarnations = [incarnation for incarnation, _ in snapshot.incarnations]
-        self.tallies = totals
-        self.flushed = Counter({self._name(number): n for number, n in snapshot.flushed.items()})
-        self._before_kept = Counter({tenant: n for (tenant, verdict), n in totals.items() if verdict == "accepted"})
-        self._before_kept.subtract(self.flushed)
-        self._first_flush = snapshot.next_flush
-        self._through = self._place(snapshot.through)
-
-    def _call(self, call: CallRecord) -> None:
-        for number, counts in call.tallies.items():
-            for verdict, n in counts.items():
-                self.tallies[self._name(number), verdict] += n
-        granted = Counter[int]()
-        for tenant, digests, _ in call.claims:
-            granted[tenant] += len(digests) // DIGEST_BYTES
-        accepted = {number: counts["accepted"] for number, counts in call.tallies.items() if counts.get("accepted")}
-        for number in granted.keys() | accepted.keys():
-            if granted[number] != accepted.get(number, 0):
-                self.differences.append(
-                    f"writer {self.writer}: call {call.number} of incarnation {self._incarnations[-1].hex()} "
-                    f"holds {granted[number]} digests of tenant {self._name(number)}, but accepted {accepted.get(number, 0)} events"
-                )
-            self.granted[self._name(number)] += granted[number]
-        self._calls.append(_Call((len(self._incarnations) - 1, call.number), accepted))
-
-    def _flushed(self, flushed: Flushed) -> None:
-        whole = self._flush is not None and self._flush.flush == flushed.flush and flushed.flush >= self._first_flush
-        carried: Counter[str] = Counter()
-        if whole:
-            for record in self.unacknowledged.values():
-                carried.update(record.accepted)
-        else:  # it began before the oldest kept segment: what the journal noted must do
-            self._add(carried, flushed.accepted or {})
-        self.acknowledged.update(self.unacknowledged)
-        self.unacknowledged = {}
-        self.flushed.update(carried)
-        if self._flush is not None and self._flush.flush == flushed.flush:
-            self._through = self._place(self._flush.through)
-            covered = Counter(self._before_kept)
-            for call in self._calls:
-                if call.place <= self._through:
-                    self._add(covered, call.accepted)
-            if whole:
-                self._compare(
-                    f"flush {flushed.flush}: accepted events in its records, beside those of the calls it covers", +carried, +covered
-                )
-            self._calls = [call for call in self._calls if call.place > self._through]
-            self._before_kept = Counter()
-        else:
-            self._before_kept.subtract(carried)
-
-    def _records(self, records: Iterable[Record]) -> dict[RecordKey, Stored]:
-        return dict(stored(dict(record.headers), record.value)[:2] for record in records)
-
-    def _compare(self, what: str, one: Mapping[K, int], other: Mapping[K, int]) -> None:
-        if one != other:
-            self.differences.append(f"writer {self.writer}: {what}: {_shown(one)} is not {_shown(other)}")
-
-    def _place(self, through: Through) -> tuple[int, int]:
-        return (self._incarnations.index(through.incarnation), through.call) if through.incarnation in self._incarnations else (-1, 0)
-
-    def _name(self, number: int) -> str:
-        return self._tenants.get(number, f"number {number}")
-
-    def _add(self, into: Counter[str], events: Mapping[int, int]) -> None:
-        for number, n in events.items():
-            into[self._name(number)] += n
-
-
-def _shown(counts: Mapping[K, int]) -> str:
-    return ", ".join(sorted(f"{key if isinstance(key, str) else ' '.join(key)} {n}" for key, n in counts.items())) or "none"
-
-
-# ---- the other sides
+_BYTES_IN_JOURNAL = "its bytes are in the journal {directory}: keep that folder as it is until they are in the log again"
+_COPY_FIRST = "stop the rater and copy PostgreSQL before anything is changed"
 
 
 @dataclass
@@ -203,16 +33,28 @@ class LogSide:
     """What the counter log has, from its first record to its last."""
 
     records: dict[RecordKey, Stored] = field(default_factory=dict)
-    first: dict[tuple[str, int], int] = field(default_factory=dict)  # lowest n of a writer in a partition: older ones may be deleted
-    writers: frozenset[str] = frozenset()  # registered and not retired
-    differences: list[str] = field(default_factory=list)
+    wanted: frozenset[RecordKey] = frozenset()  # records whose contents are needed
+    found: dict[RecordKey, CounterRecord] = field(default_factory=dict)
+    unsound: dict[RecordKey, str] = field(default_factory=dict)  # why a record cannot be read
+    forks: set[RecordKey] = field(default_factory=set)  # there twice, with different bytes
+    strays: dict[tuple[str, int], str] = field(default_factory=dict)  # (stream, position after it) -> why its place is not known
+    identity: str = ""
+    starts: dict[str, int] = field(default_factory=dict)  # stream -> where it begins, if not at 0: retention deleted what was before
+    writers: Mapping[str, int | None] = field(default_factory=dict)  # the registry: writer -> horizon it retired at
 
-    def add(self, key: RecordKey, record: Stored) -> None:
-        known = self.records.setdefault(key, record)
-        if known.hash != record.hash:
-            self.differences.append(f"{named(key)} is in the log twice with different bytes")
-        chain = key[:2]
-        self.first[chain] = min(self.first.get(chain, key[2]), key[2])
+    def take(self, headers: Mapping[str, bytes], value: bytes) -> None:
+        """Raises NoPlace."""
+        place = read_place(headers)
+        key = key_of(place)
+        try:
+            decoded = decode(headers, value)
+        except Undecodable as error:
+            self.unsound[key] = str(error)
+            return
+        if key in self.wanted:
+            self.found[key] = decoded
+        if self.records.setdefault(key, Stored(place.hash, decoded.tallies)).hash != place.hash:
+            self.forks.add(key)
 
 
 @dataclass
@@ -220,11 +62,18 @@ class RatedSide:
     """What PostgreSQL has rated."""
 
     records: dict[RecordKey, Stored] = field(default_factory=dict)
-    parked: dict[RecordKey, str] = field(default_factory=dict)  # reason
-    differences: list[str] = field(default_factory=list)  # usage, tallies and charges beside what the records make them
+    positions: dict[RecordKey, Position] = field(default_factory=dict)
+    missing: frozenset[RecordKey] = frozenset()  # the chains say that they are rated, but they are not there
+    unsound: Mapping[RecordKey, str] = field(default_factory=dict)  # rated, but the bytes kept are not what was rated
+    parked: Mapping[RecordKey, str] = field(default_factory=dict)  # reason
+    strays: Mapping[tuple[str, int], str] = field(default_factory=dict)  # parked without a place: (stream, position after it) -> reason
+    held: Mapping[Chain, str] = field(default_factory=dict)  # reason
+    differences: Sequence[Difference] = ()  # usage, tallies and charges beside what the records make them
 
-
-# ---- the comparison
+    @property
+    def wanted(self) -> frozenset[RecordKey]:
+        """Records that other stores must lend, to tell what their loss explains."""
+        return self.missing | self.unsound.keys()
 
 
 class TenantRow(NamedTuple):
@@ -243,94 +92,292 @@ class TenantRow(NamedTuple):
 
 class Verdict(NamedTuple):
     rows: list[TenantRow]
-    differences: list[str]
+    differences: list[Difference]
 
 
 def compare(journals: Iterable[JournalSide], log: LogSide, rated: RatedSide) -> Verdict:
-    journals = list(journals)
-    differences = [difference for journal in journals for difference in journal.differences]
-    differences += log.differences + rated.differences
-    have = {journal.writer for journal in journals}
-    differences += [
-        f"writer {writer} is registered, but its journal was not given: what it holds is unknown" for writer in sorted(log.writers - have)
-    ]
-    for journal in journals:
-        differences += _journal_beside_log(journal, log, rated)
-    differences += _rated_beside_log(log, rated)
-    rows = _rows(journals, log, rated)
-    for row in rows:
-        differences += _equations(row)
-    return Verdict(rows, differences)
+    sides, differences = _one_each(journals)
+    differences += [difference for side in sides.values() for difference in side.differences]
+    differences += _unnamed(sides.values())
+    differences += _registry(sides.keys(), log, rated)
+    records = _Records(sides, log, rated)
+    differences += records.differences()
+    differences += rated.differences
+    books = {writer: _books_of_journal(side, records) for writer, side in sides.items()}
+    for writer, side in sides.items():
+        differences += _equations(side, books[writer])
+    alone = [_books_of_records(writer, records) for writer in records.of_writer.keys() - sides.keys()]
+    return Verdict(_rows([*books.values(), *alone]), differences)
 
 
-def _journal_beside_log(journal: JournalSide, log: LogSide, rated: RatedSide) -> Iterable[str]:
-    for key, record in journal.acknowledged.items():
-        found = log.records.get(key)
-        if found is not None:
-            if found.hash != record.hash:
-                yield f"{named(key)} has other bytes in the log than in the journal"
-        elif key not in rated.records:
-            yield f"{named(key)} was flushed (it is in the journal), but is neither in the log nor rated"
-        elif key[2] >= log.first.get(key[:2], key[2] + 1):
-            yield f"{named(key)} was flushed (it is in the journal), but is not in the log, which has older ones"
+# ---- who is there
 
 
-def _rated_beside_log(log: LogSide, rated: RatedSide) -> Iterable[str]:
-    for key, record in rated.records.items():
-        found = log.records.get(key)
-        if found is None:
-            if key[2] >= log.first.get(key[:2], key[2] + 1):  # below: the log's retention
-                yield f"{named(key)} is rated, but is not in the log, which has older ones"
-        elif found.hash != record.hash:
-            yield f"{named(key)} is rated with other bytes than the log has"
-    last: dict[tuple[str, int], int] = {}
-    for writer, partition, n in rated.records:
-        last[writer, partition] = max(last.get((writer, partition), 0), n)
-    for key in sorted(log.records.keys() - rated.records.keys()):
-        if key in rated.parked:
-            yield f"{named(key)} is parked, not rated: {rated.parked[key]}"
-        elif key[2] <= last.get(key[:2], 0):
-            yield f"{named(key)} is in the log and later ones are rated, but it is not"
+def _one_each(journals: Iterable[JournalSide]) -> tuple[dict[str, JournalSide], list[Difference]]:
+    sides: dict[str, JournalSide] = {}
+    differences = []
+    for side in journals:
+        if not side.writer:
+            differences += side.differences
+            continue
+        known = sides.setdefault(side.writer, side)
+        if known is not side:
+            what = (
+                f"the journals {known.directory} and {side.directory} are of the same writer {side.writer}; only the first one was audited"
+            )
+            differences.append(Difference(what, "one of them is a copy: never start a service on both, and audit the one that is in use"))
+    return sides, differences
 
 
-def _rows(journals: list[JournalSide], log: LogSide, rated: RatedSide) -> list[TenantRow]:
-    tallies: Counter[tuple[str, str]] = Counter()
-    flushed, buffered, in_log, rated_events = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    underway: set[RecordKey] = set()
-    for journal in journals:
-        tallies.update(journal.tallies)
-        flushed.update(journal.flushed)
-        buffered.update(journal.buffered)
-        underway |= journal.unacknowledged.keys()
-    for key, record in rated.records.items():
-        if key not in underway:
-            rated_events.update(record.accepted)
-    for key, record in log.records.items():
-        if key not in rated.records and key not in underway:
-            in_log.update(record.accepted)
-    names = sorted({tenant for tenant, _ in tallies} | set(flushed) | set(in_log) | set(rated_events))
-    fixed = {"received", "accepted", "duplicate", "unanswered"}
-    return [
-        TenantRow(
-            name,
-            tallies[name, "received"],
-            tallies[name, "accepted"],
-            tallies[name, "duplicate"],
-            sum(n for (tenant, verdict), n in tallies.items() if tenant == name and verdict not in fixed),
-            flushed[name],
-            buffered[name],
-            rated_events[name],
-            in_log[name],
-        )
-        for name in names
-    ]
+def _unnamed(sides: Iterable[JournalSide]) -> Iterator[Difference]:
+    for number in sorted({number for side in sides for number in side.unnamed}):
+        what = f"the journals hold events of tenant number {number}, which the configuration does not name: they cannot be compared"
+        yield Difference(what, "put the tenant back under [[tenants]], with the name that it had, and audit again")
 
 
-def _equations(row: TenantRow) -> Iterable[str]:
+def _registry(have: Iterable[str], log: LogSide, rated: RatedSide) -> Iterator[Difference]:
+    have = set(have)
+    for writer, retired_us in sorted(log.writers.items()):
+        if retired_us is None and writer not in have:
+            what = f"writer {writer} is registered, but its journal was not given: what it holds is unknown"
+            yield Difference(what, "name its directory with --journal (DATA/writers/N on the machine where it ran)")
+    for writer in sorted({key[0] for key in rated.records} - log.writers.keys()):
+        what = f"writer {writer} has rated records, but the counter log's registry (usage.writers) does not know it"
+        then = "is this the log that PostgreSQL was rated from? If so, the registry has lost entries: start no writer, restore it"
+        yield Difference(what, then)
+
+
+# ---- record by record
+
+
+class _Records:
+    """Every record that any store knows of, each with at most one thing wrong with it."""
+
+    def __init__(self, sides: Mapping[str, JournalSide], log: LogSide, rated: RatedSide) -> None:
+        self._sides = sides
+        self.log = log
+        self.rated = rated
+        self.journalled: dict[RecordKey, Stored] = {}
+        self.committed: dict[Chain, int] = {}
+        self.acknowledged: dict[Chain, int] = {}
+        for writer, side in sides.items():
+            self.journalled |= side.acknowledged | side.unacknowledged
+            self.committed |= {(writer, partition): n for partition, n in side.last_committed.items()}
+            self.acknowledged |= {(writer, partition): n for partition, n in side.last_acknowledged.items()}
+        stores = (self.journalled, log.records, log.unsound, rated.records)
+        keys = {*rated.wanted, *(key for store in stores for key in store)}
+        self.of_writer: dict[str, list[RecordKey]] = defaultdict(list)
+        for key in keys:
+            self.of_writer[key[0]].append(key)
+        self.problems = {key: problem for key in keys if (problem := self._problem(key)) is not None}
+        self._add_parked()
+
+    def _problem(self, key: RecordKey) -> Difference | None:
+        """`{it}` and `{be}` are filled in when neighbours are told together."""
+        in_log, rated, journalled = self.log.records.get(key), self.rated.records.get(key), self.journalled.get(key)
+        if key in self.rated.unsound:
+            what = f"{{it}} {{be}} rated, but what PostgreSQL keeps of {{it_}} in `records` is not sound: {self.rated.unsound[key]}"
+            return Difference(what, f"{_COPY_FIRST}; then put back the row's bytes from {self._lender(key)}")
+        if key in self.rated.missing:
+            what = "{it} {be} missing from the table `records` in PostgreSQL, although `chains` says that {it_} {be} rated"
+            return Difference(what, f"{_COPY_FIRST}; restore PostgreSQL from a backup, or put the row back from {self._lender(key)}")
+        if key in self.log.forks or len({one.hash for one in (in_log, rated, journalled) if one is not None}) > 1:
+            return Difference(self._told_fork(in_log, rated, journalled), self._after_fork(key))
+        if key in self.log.unsound and in_log is None:
+            return Difference(f"{{it}} {{be}} in the log, but cannot be read: {self.log.unsound[key]}", self._keep_journal(key))
+        if in_log is None:
+            return self._told_not_in_log(key)
+        return self._told_ahead(key) if rated is not None else None
+
+    def _told_fork(self, in_log: Stored | None, rated: Stored | None, journalled: Stored | None) -> str:
+        places = (("in the log", in_log), ("in PostgreSQL", rated), ("in the journal", journalled))
+        return f"{{it}} {{has}} different bytes: {', '.join(f'{one.hash} {where}' for where, one in places if one is not None)}"
+
+    def _after_fork(self, key: RecordKey) -> str:
+        return f"two journals run as writer {key[0]}, or one was changed: stop that writer, look for a copy of its folder, keep both"
+
+    def _add_parked(self) -> None:
+        """Of a chain only the first one is told, unless it waits for one that is named: the others wait for it."""
+        waiting: dict[Chain, list[int]] = defaultdict(list)
+        for writer, partition, n in sorted(self.rated.parked):
+            waiting[writer, partition].append(n)
+        for (writer, partition), numbers in waiting.items():
+            key = (writer, partition, numbers[0])
+            if key not in self.problems and (writer, partition, numbers[0] - 1) not in self.problems:
+                later = f" (and {len(numbers) - 1} later ones)" if len(numbers) > 1 else ""
+                then = f"this writer's usage in this partition is not charged from here on; {self._keep_journal(key)}"
+                self.problems[key] = Difference(f"{{it}}{later} {{be}} parked, not rated: {self.rated.parked[key]}", then)
+
+    def _told_not_in_log(self, key: RecordKey) -> Difference | None:
+        rated = key in self.rated.records
+        if rated and self._deleted_by_retention(key):
+            return None
+        if rated:
+            then = (
+                "nothing is uncharged; but the log lost an acknowledged record: look for an unclean leader election, or a topic made anew"
+            )
+            return Difference("{it} {be} rated, but not in the log", then)
+        acknowledged = key[2] <= self.acknowledged.get(key[:2], 0)
+        if acknowledged and key in self.journalled:
+            return Difference("{it} {was} flushed, but {be} neither in the log nor rated", self._keep_journal(key))
+        return None
+
+    def _deleted_by_retention(self, key: RecordKey) -> bool:
+        """Or written to another log than this one."""
+        log, stream, position = self.rated.positions.get(key, ("", "", 0))
+        return log != self.log.identity or position <= self.log.starts.get(stream, 0)
+
+    def _told_ahead(self, key: RecordKey) -> Difference | None:
+        side = self._sides.get(key[0])
+        if side is None or key[2] <= self.committed.get(key[:2], 0) or not side.knows_numbers_of(key[1]):
+            return None
+        what = f"{{it}} {{be}} rated, but not yet made according to the journal {side.directory}"
+        return Difference(what, "that folder is an old copy of the journal: never start a service on it; find the newest one")
+
+    def _keep_journal(self, key: RecordKey) -> str:
+        if key in self.journalled:
+            return _BYTES_IN_JOURNAL.format(directory=self._sides[key[0]].directory)
+        return "keep the log and the journals as they are: the bytes may be in one of them"
+
+    def _lender(self, key: RecordKey) -> str:
+        if key in self.log.records:
+            return "the log, which has it"
+        return f"the journal {self._sides[key[0]].directory}, which has it" if key in self.journalled else "a backup: no other store has it"
+
+    # ---- telling
+
+    def differences(self) -> Iterator[Difference]:
+        yield from self._strays()
+        run: list[RecordKey] = []
+        for key in sorted(self.problems):
+            if run and not self._goes_on(run[-1], key):
+                yield self._told(run)
+                run = []
+            run.append(key)
+        if run:
+            yield self._told(run)
+        shown = {key[:2] for key in self.problems if key in self.rated.parked or key in self.log.forks}
+        for (writer, partition), reason in sorted(self.rated.held.items()):
+            if (writer, partition) not in shown:
+                what = f"partition {partition} of writer {writer} is held, nothing more of it is rated: {reason}"
+                yield Difference(what, f"stop that writer, and find out which journal of writer {writer} is the right one")
+
+    def _goes_on(self, before: RecordKey, key: RecordKey) -> bool:
+        return before[:2] == key[:2] and before[2] + 1 == key[2] and self.problems[before] == self.problems[key]
+
+    def _told(self, run: Sequence[RecordKey]) -> Difference:
+        writer, partition, n = run[0]
+        one = len(run) == 1
+        it = f"record {n}" if one else f"records {n} to {run[-1][2]}"
+        words = {
+            "be": "is" if one else "are",
+            "was": "was" if one else "were",
+            "has": "has" if one else "have",
+            "it_": "it" if one else "them",
+        }
+        problem = self.problems[run[0]]
+        for word, text in {"it": f"{it} of partition {partition} of writer {writer}", **words}.items():
+            problem = problem._replace(what=problem.what.replace(f"{{{word}}}", text))
+        return problem
+
+    def _strays(self) -> Iterator[Difference]:
+        strays = {**self.rated.strays, **self.log.strays}
+        then = "something else than Parshall writes to this log, or it is damaged: find out who, and keep the log as it is"
+        for (stream, position), reason in sorted(strays.items()):
+            yield Difference(f"a record in the log, in {stream} before position {position}, is no counter record: {reason}", then)
+
+
+# ---- sums
+
+
+class _Books(NamedTuple):
+    """What became of one writer's events, by tenant."""
+
+    tallies: Counter[tuple[str, str]]  # (tenant, verdict)
+    flushed: Counter[str]
+    buffered: Counter[str]
+    rated: Counter[str]
+    in_log: Counter[str]
+    gone: Counter[str]  # flushed, but nowhere; named record by record. Under EVERY: records of which nobody knows any more what was in them
+
+
+def _books_of_journal(side: JournalSide, records: _Records) -> _Books:
+    books = _Books(side.tallies, side.flushed, side.buffered, Counter(), Counter(), Counter())
+    for key in records.of_writer[side.writer]:
+        if key[2] > records.acknowledged.get(key[:2], 0):
+            continue  # its flush is under way, or was made after the journal was read
+        whereabouts, stored = _whereabouts(key, books, records)
+        whereabouts.update({EVERY: 1} if stored is None else stored.accepted)
+    return books
+
+
+def _whereabouts(key: RecordKey, books: _Books, records: _Records) -> tuple[Counter[str], Stored | None]:
+    rated, in_log, journalled = records.rated.records.get(key), records.log.records.get(key), records.journalled.get(key)
+    if rated is not None:
+        return books.rated, rated
+    lent = in_log or journalled
+    if lent is None:
+        return books.gone, None
+    if key in records.rated.unsound:
+        return books.rated, lent
+    return (books.gone if in_log is None else books.in_log), lent
+
+
+def _books_of_records(writer: str, records: _Records) -> _Books:
+    """Of a writer without journal: retired, or missing, which is named. Its records are all that is known of it."""
+    books = _Books(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
+    for key in records.of_writer[writer]:
+        whereabouts, stored = _whereabouts(key, books, records)
+        if stored is not None:
+            whereabouts.update(stored.accepted)
+            books.flushed.update(stored.accepted)
+            books.tallies.update({(tenant, verdict): n for tenant, counts in stored.tallies.items() for verdict, n in counts.items()})
+    return books
+
+
+def _equations(side: JournalSide, books: _Books) -> Iterator[Difference]:
+    """Of one writer. Tenants of whom something was named that explains it are left out."""
+    tenants = {tenant for tenant, _ in books.tallies} | books.flushed.keys() | books.rated.keys() | books.in_log.keys()
+    unknown = tenants - set(side.tenants) if EVERY not in side.doubted else tenants
+    for tenant in sorted(tenants - unknown - side.doubted):
+        if (told := _unequal(tenant, books)) is not None:
+            yield Difference(f"writer {side.writer}, tenant {tenant}: {told}", "copy the journal's folder and PostgreSQL, and report it")
+
+
+def _unequal(tenant: str, books: _Books) -> str | None:
+    row = _row(tenant, books)
     if row.received != row.accepted + row.duplicate + row.rejected:
-        parts = f"accepted {row.accepted} + duplicate {row.duplicate} + rejected {row.rejected}"
-        yield f"tenant {row.tenant}: received {row.received} is not {parts}"
+        return f"received {row.received} is not accepted {row.accepted} + duplicate {row.duplicate} + rejected {row.rejected}"
     if row.accepted != row.flushed + row.buffered:
-        yield f"tenant {row.tenant}: accepted {row.accepted} is not flushed {row.flushed} + buffered {row.buffered}"
-    if row.flushed != row.rated + row.in_log:
-        yield f"tenant {row.tenant}: flushed {row.flushed} is not rated {row.rated} + in the log {row.in_log}"
+        return f"accepted {row.accepted} is not flushed {row.flushed} + buffered {row.buffered}"
+    if row.flushed != row.rated + row.in_log + books.gone[tenant] and not books.gone[EVERY]:
+        return f"flushed {row.flushed} is not rated {row.rated} + in the log {row.in_log}"
+    return None
+
+
+_NOT_REJECTED = frozenset({"received", "accepted", "duplicate"})
+
+
+def _row(tenant: str, books: _Books) -> TenantRow:
+    verdicts = {verdict: n for (name, verdict), n in books.tallies.items() if name == tenant}
+    return TenantRow(
+        tenant,
+        verdicts.get("received", 0),
+        verdicts.get("accepted", 0),
+        verdicts.get("duplicate", 0),
+        sum(n for verdict, n in verdicts.items() if verdict not in _NOT_REJECTED),
+        books.flushed[tenant],
+        books.buffered[tenant],
+        books.rated[tenant],
+        books.in_log[tenant],
+    )
+
+
+def _rows(all_books: Sequence[_Books]) -> list[TenantRow]:
+    total = _Books(Counter(), Counter(), Counter(), Counter(), Counter(), Counter())
+    for books in all_books:
+        total.tallies.update(books.tallies)
+        for into, more in zip(total[1:], books[1:], strict=True):
+            into.update(more)
+    tenants = {tenant for tenant, _ in total.tallies} | total.flushed.keys() | total.rated.keys() | total.in_log.keys()
+    return [_row(tenant, total) for tenant in sorted(tenants - {EVERY})]

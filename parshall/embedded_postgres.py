@@ -23,6 +23,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import quote
 
 MAJOR_VERSION = "18"
@@ -79,7 +80,7 @@ class EmbeddedPostgres:
             if not os.path.exists(f"{self._data}/PG_VERSION"):
                 await self._make_data(identity, lock)
             self._check_version()
-            self._remove_stale_pid()
+            self._remove_stale_claims()
             self._process = self._spawn(["postgres", "-D", self._data, "-k", self._sockets, *_OPTIONS], identity, lock)
         finally:
             os.close(lock)  # from here on only the server's own processes hold it
@@ -130,9 +131,13 @@ class EmbeddedPostgres:
         shutil.rmtree(unfinished, ignore_errors=True)
         arguments = ["initdb", "-D", unfinished, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]
         process = self._spawn(arguments, identity, lock)
-        await _ended(process, _START_S)
-        if process.poll() != 0:
-            process.kill()
+        try:
+            await _ended(process, _START_S)
+        finally:
+            if process.poll() is None:  # too slow, or nobody wants it any more
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if process.returncode != 0:
             raise EmbeddedPostgresError(f"PostgreSQL could not make its data folder {self._data}.{self._last_words()}")
         os.rename(unfinished, self._data)
         _sync_folder(self._directory)
@@ -146,11 +151,14 @@ class EmbeddedPostgres:
                 f"dump it with the old version, or choose another --data."
             )
 
-    def _remove_stale_pid(self) -> None:
-        """Only under the lock. PostgreSQL finds out by itself that a dead process is dead, not that its number was given to another."""
+    def _remove_stale_claims(self) -> None:
+        """Only under the lock. PostgreSQL believes them when their process is a zombie, or its number was given to another process."""
         pid = _pid_file(self._data)
-        if pid is not None and _alive(pid.number):
+        if pid is not None and _alive(pid.number):  # else it finds out by itself, and also frees the shared memory noted there
             os.unlink(f"{self._data}/postmaster.pid")
+        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._sockets}/{name}")
 
     def _spawn(self, arguments: list[str], identity: Identity, lock: int) -> subprocess.Popen[bytes]:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -219,7 +227,7 @@ class Identity:
         def prepare() -> None:
             if namespace:
                 enter_namespace()
-            die_with_parent(signal.SIGINT, parent)
+            pass
 
         return prepare
 

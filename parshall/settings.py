@@ -228,7 +228,7 @@ def load_settings(
         settings = Settings.model_validate(raw.values)
     except ValidationError as error:
         # The sections of the catalogue and the prices are checked all the same: all problems in one go.
-        problems = [_problem(raw, detail) for detail in error.errors(include_url=False)]
+        problems = [_problem(raw, detail) for detail in _own_faults(error.errors(include_url=False))]
         raise BadSettings(_in_order(problems + _sections(raw))) from None
     problems = _check_references(raw, settings) + _sections(raw)
     if problems:
@@ -283,6 +283,12 @@ def _repeated(raw: Raw, section: str, field: str, values: list[Any]) -> list[Pro
 
 def _unknown_tenant(raw: Raw, path: tuple[str | int, ...], tenant: str, names: list[str]) -> Problem:
     return Problem(raw.place(path), dotted(path), f"no tenant is called {tenant!r}{did_you_mean(tenant, names)}", _listed(names))
+
+
+def _own_faults(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without what only follows from a fault inside: pydantic finds a list too short when an element of it is wrong."""
+    inside = {detail["loc"][:length] for detail in details for length in range(len(detail["loc"]))}
+    return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
 
 
 def _problem(raw: Raw, detail: ErrorDetails) -> Problem:

@@ -106,7 +106,7 @@ def _typed(text: str, annotation: object) -> object:
     wanted = str(annotation)
     if "bool" in wanted and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if "int" in wanted and "str" not in wanted and re.fullmatch(r"-?\d+", text, re.ASCII):
+    if re.search(r"\bint\b", wanted) and not re.search(r"\bstr\b", wanted) and re.fullmatch(r"-?\d+", text, re.ASCII):
         return int(text)
     return text
 

@@ -3,6 +3,7 @@
 Belongs here: reading every record in one snapshot of the database, and comparing usage, tallies and charges with it. Must not know: the
 log, journals, how a difference is told to a person.
 
+A record that is missing or damaged here may be lent by another store (`Recount.lend`): what it explains is then no difference any more.
 It holds one entry a usage row in memory (some 300 bytes).
 """
 
@@ -11,44 +12,115 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from buffer.counters import MERGE_OF
-from buffer.record import NoPlace, Undecodable, decode, read_place
+from buffer.record import CounterRecord, NoPlace, Place, Undecodable, decode, read_place
+from rater.period import Period
 from rater.postgres import FAILURES, DatabaseFailed, told
-from rater.rerate import Difference, check_charges
+from rater.pricing import UNPRICED, BookInForce
+from rater.rerate import TIMEOUT_S, lines_from_usage
 from rater.statements import statements
+from rater.transaction import CHARGES, book_in_force
 
 AUDIT = statements("audit")
 _ROWS_A_FETCH = 1000
 
+RecordRow = tuple[bytes, int, int]  # writer, partition, n
 UsageName = tuple[str, str, str, tuple[str, ...], int]  # tenant, meter, subject, dimension values, window start
+TallyName = tuple[str, bytes, str]  # tenant, writer, verdict
+Total = tuple[int, int]  # value (scaled integer), events
 
 
-class LedgerRecord(NamedTuple):
-    """One applied record, as stored."""
+class Applied(NamedTuple):
+    """A record that was rated, as the ledger has it."""
 
-    headers: Mapping[str, bytes]
-    value: bytes
-
-
-class Recount(NamedTuple):
-    parked: dict[tuple[bytes, int, int], str]  # (writer, partition, n) -> reason
-    differences: list[str]  # each names one row
+    place: Place
+    record: CounterRecord
+    log: str
+    stream: str
+    next_position: int
 
 
-async def recount(dsn: str, on_record: Callable[[LedgerRecord], None]) -> Recount:
-    """Hands every applied record to `on_record`. Raises DatabaseFailed."""
+class WrongLine(NamedTuple):
+    """A charge line that is not what usage and price book make it."""
+
+    tenant: str
+    period: Period
+    subject: str
+    meter: str
+    what: str
+
+
+class Finding(NamedTuple):
+    what: str
+    then: str  # what to do about it
+
+
+@dataclass
+class Recount:
+    missing: list[RecordRow] = field(default_factory=list)  # rated, as the chains say, but not in the ledger
+    unsound: dict[RecordRow, str] = field(default_factory=dict)  # in the ledger, but not as they were rated
+    parked: dict[RecordRow, str] = field(default_factory=dict)  # reason
+    strays: dict[tuple[str, int], str] = field(default_factory=dict)  # parked without a place: (stream, position after it) -> reason
+    held: dict[tuple[bytes, int], str] = field(default_factory=dict)  # (writer, partition) -> reason
+    usage: dict[UsageName, tuple[Total | None, Total | None]] = field(default_factory=dict)  # where (stored, what records make it) differ
+    tallies: dict[TallyName, tuple[int, int]] = field(default_factory=dict)
+    lines: list[WrongLine] = field(default_factory=list)
+
+    def lend(self, row: RecordRow, record: CounterRecord) -> None:
+        """A missing or unsound record, from another store. Once for each."""
+        for name, value, events, maximum in _counters(record):
+            if name in self.usage:
+                stored, made = self.usage.pop(name)
+                made = _merged(made, (value, events), maximum=maximum)
+                if stored != made:
+                    self.usage[name] = (stored, made)
+        for tenant, counts in record.tallies.items():
+            for verdict, events in counts.items():
+                self._lend_tally((tenant, row[0], verdict), events)
+
+    def _lend_tally(self, name: TallyName, events: int) -> None:
+        if name in self.tallies:
+            stored, made = self.tallies.pop(name)
+            if stored != made + events:
+                self.tallies[name] = (stored, made + events)
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong with totals. A charge line that follows from a usage row named here is left out."""
+        then = "`records` is what was rated: set the row to what they make it, then audit again (charge lines of that month follow from it)"
+        for name, (stored, made) in sorted(self.usage.items(), key=lambda item: item[0]):
+            yield Finding(_told_usage(name, stored, made), then)
+        then = "set the row to what the records make it; no charge depends on it"
+        for (tenant, writer, verdict), (events, counted) in sorted(self.tallies.items()):
+            what = f"tally of {verdict} events of tenant {tenant} by writer {writer.hex()} is {events}, but its records make it {counted}"
+            yield Finding(what, then)
+        wrong_windows: dict[tuple[str, str, str], list[int]] = {}
+        for tenant, meter, subject, _, window_start_s in self.usage:
+            wrong_windows.setdefault((tenant, meter, subject), []).append(window_start_s)
+        then = "do not invoice this subject's month; usage is right: set the line to what it makes it, then audit again"
+        for line in self.lines:
+            windows = wrong_windows.get((line.tenant, line.meter, line.subject), ())
+            if not any(line.period.start_s <= window < line.period.end_s for window in windows):
+                yield Finding(line.what, then)
+
+
+async def recount(dsn: str, on_record: Callable[[Applied], None]) -> Recount:
+    """Hands every applied record that is sound to `on_record`. Raises DatabaseFailed."""
     try:
         connection = await asyncpg.connect(dsn, server_settings={"application_name": "parshall audit"})
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 found = await _recount(connection, on_record)
-            async with connection.transaction():  # charges are checked against usage as it is by now, under the lock that rating takes
-                for row in await connection.fetch(AUDIT["tenants"]):
-                    found.differences.extend(map(_told_charge, await check_charges(connection, row["name"])))
+            # Charges are checked against usage as it is by now, under the lock that rating takes: a tenant at a time, so that others go on.
+            for row in await connection.fetch(AUDIT["tenants"]):
+                async with connection.transaction():
+                    found.lines += await _wrong_lines(connection, row["name"])
             return found
         finally:
             await connection.close(timeout=5)
@@ -56,93 +128,154 @@ async def recount(dsn: str, on_record: Callable[[LedgerRecord], None]) -> Recoun
         raise DatabaseFailed(told(error)) from error
 
 
-async def _recount(connection: asyncpg.Connection, on_record: Callable[[LedgerRecord], None]) -> Recount:
+async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied], None]) -> Recount:
+    found = Recount()
     made = _Made()
-    differences: list[str] = []
+    last: dict[tuple[bytes, int], int] = {}
     async for row in connection.cursor(AUDIT["records"], prefetch=_ROWS_A_FETCH):
-        record = LedgerRecord(dict(zip(row["header_names"], row["header_values"], strict=True)), row["value"])
-        place = f"record {row['n']} of partition {row['partition']} of writer {row['writer'].hex()}"
+        writer, partition, n = key = (row["writer"], row["partition"], row["n"])
+        found.missing += [(writer, partition, gap) for gap in range(last.get((writer, partition), 0) + 1, n)]
+        last[writer, partition] = n
         try:
-            made.add(record, (row["writer"], row["partition"], row["n"]))
+            applied = _applied(dict(row))
         except (NoPlace, Undecodable, _OutOfPlace) as error:
-            differences.append(f"{place} is rated, but its stored bytes are not sound: {error}")
+            found.unsound[key] = str(error)
         else:
-            on_record(record)
-    differences += made.gaps()
+            made.add(applied)
+            on_record(applied)
+    for writer, partition, last_n, held in await connection.fetch(AUDIT["chains"]):
+        found.missing += [(writer, partition, gap) for gap in range(last.get((writer, partition), 0) + 1, last_n + 1)]
+        if held is not None:
+            found.held[writer, partition] = held
     async for row in connection.cursor(AUDIT["usage"], prefetch=_ROWS_A_FETCH):
         name = (row["tenant"], row["meter"], row["subject"], tuple(json.loads(row["dimensions"])), row["window_start_s"])
-        differences += made.usage_row(name, int(row["value"]), row["events"])
-    differences += made.missing_usage()
-    stored = Counter({(row["tenant"], row["writer"], row["verdict"]): row["events"] for row in await connection.fetch(AUDIT["tallies"])})
-    differences += made.tallies_beside(stored)
-    parked = {(row["writer"], row["partition"], row["n"]): row["reason"] for row in await connection.fetch(AUDIT["parked"])}
-    return Recount(parked, differences)
+        stored = (int(row["value"]), row["events"])
+        if (expected := made.usage.pop(name, None)) != stored:
+            found.usage[name] = (stored, expected)
+    found.usage |= {name: (None, expected) for name, expected in made.usage.items()}  # what is left once every row was seen
+    tallies = {(row["tenant"], row["writer"], row["verdict"]): row["events"] for row in await connection.fetch(AUDIT["tallies"])}
+    for tally in tallies.keys() | made.tallies.keys():
+        if tallies.get(tally, 0) != made.tallies[tally]:
+            found.tallies[tally] = (tallies.get(tally, 0), made.tallies[tally])
+    for writer, partition, n, stream, position, reason in await connection.fetch(AUDIT["parked"]):
+        if writer is None:
+            found.strays.setdefault((stream, position), reason)
+        else:
+            found.parked.setdefault((writer, partition, n), reason)
+    return found
 
 
 class _OutOfPlace(Exception):
-    """A record stands in the row of another."""
+    """A row is not what its record says."""
+
+
+def _applied(row: Mapping[str, Any]) -> Applied:
+    """Raises NoPlace, Undecodable, _OutOfPlace."""
+    headers = dict(zip(row["header_names"], row["header_values"], strict=True))
+    place = read_place(headers)
+    if (place.writer, place.partition, place.n) != (row["writer"], row["partition"], row["n"]):
+        raise _OutOfPlace(f"its headers say record {place.n} of partition {place.partition} of writer {place.writer.hex()}")
+    if place.hash != row["hash"]:
+        raise _OutOfPlace(f"its headers say the hash {place.hash}, its row {row['hash']}")
+    return Applied(place, decode(headers, row["value"]), row["log"], row["stream"], row["next_position"])
 
 
 class _Made:
     """What the records add up to."""
 
     def __init__(self) -> None:
-        self._usage: dict[UsageName, tuple[int, int]] = {}
-        self._tallies: Counter[tuple[str, bytes, str]] = Counter()
-        self._last: dict[tuple[bytes, int], int] = {}
-        self._gaps: list[str] = []
+        self.usage: dict[UsageName, Total] = {}
+        self.tallies: Counter[TallyName] = Counter()
 
-    def add(self, record: LedgerRecord, row: tuple[bytes, int, int]) -> None:
-        place = read_place(record.headers)
-        if (place.writer, place.partition, place.n) != row:
-            raise _OutOfPlace(f"its headers say record {place.n} of partition {place.partition} of writer {place.writer.hex()}")
-        decoded = decode(record.headers, record.value)
-        last = self._last.get(row[:2], 0)
-        if row[2] != last + 1:
-            self._gaps.append(f"record {last + 1} of partition {row[1]} of writer {row[0].hex()} is missing from the ledger in PostgreSQL")
-        self._last[row[:2]] = row[2]
-        for index, tenant, subject, window_start_s, dimensions, value, events in decoded.counters:
-            meter = decoded.meters[index]
-            name = (tenant, meter.name, subject, dimensions, window_start_s)
-            known = self._usage.get(name)
-            if known is None:
-                self._usage[name] = (value, events)
-            else:
-                merged = max(known[0], value) if MERGE_OF[meter.aggregation] == "max" else known[0] + value
-                self._usage[name] = (merged, known[1] + events)
-        for tenant, counts in decoded.tallies.items():
+    def add(self, applied: Applied) -> None:
+        for name, value, events, maximum in _counters(applied.record):
+            self.usage[name] = _merged(self.usage.get(name), (value, events), maximum=maximum)
+        for tenant, counts in applied.record.tallies.items():
             for verdict, events in counts.items():
-                self._tallies[tenant, row[0], verdict] += events
-
-    def gaps(self) -> list[str]:
-        return self._gaps
-
-    def usage_row(self, name: UsageName, value: int, events: int) -> Iterator[str]:
-        expected = self._usage.pop(name, None)
-        if expected is None:
-            yield f"usage of {_told(name)} is {value} ({events} events), but no record explains it"
-        elif expected != (value, events):
-            yield f"usage of {_told(name)} is {value} ({events} events), but its records make it {expected[0]} ({expected[1]} events)"
-
-    def missing_usage(self) -> Iterator[str]:
-        """What is left once every row was seen."""
-        for name, (value, events) in self._usage.items():
-            yield f"usage of {_told(name)} is missing; its records make it {value} ({events} events)"
-
-    def tallies_beside(self, stored: Counter[tuple[str, bytes, str]]) -> Iterator[str]:
-        for tenant, writer, verdict in sorted((+stored).keys() | (+self._tallies).keys()):
-            have, expected = stored[tenant, writer, verdict], self._tallies[tenant, writer, verdict]
-            if have != expected:
-                yield f"tally of {verdict} events of tenant {tenant} by writer {writer.hex()} is {have}, but its records make it {expected}"
+                self.tallies[tenant, applied.place.writer, verdict] += events
 
 
-def _told(name: UsageName) -> str:
+def _counters(record: CounterRecord) -> Iterator[tuple[UsageName, int, int, bool]]:
+    maxima = [MERGE_OF[meter.aggregation] == "max" for meter in record.meters]
+    for index, tenant, subject, window_start_s, dimensions, value, events in record.counters:
+        yield (tenant, record.meters[index].name, subject, dimensions, window_start_s), value, events, maxima[index]
+
+
+def _merged(known: Total | None, more: Total, *, maximum: bool) -> Total:
+    if known is None:
+        return more
+    return (max(known[0], more[0]) if maximum else known[0] + more[0], known[1] + more[1])
+
+
+# ---- charges
+
+
+async def _wrong_lines(connection: asyncpg.Connection, tenant_name: str) -> list[WrongLine]:
+    """Every charge line of a tenant against what usage makes it, within the caller's transaction."""
+    tenant: int = await connection.fetchval(CHARGES["tenant_lock_alone"], tenant_name)
+    wrong: list[WrongLine] = []
+    books: dict[int | None, BookInForce] = {None: BookInForce(None, None)}
+    for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
+        book = await book_in_force(connection, books, number)
+        wrong += await _wrong_lines_of_period(connection, tenant, tenant_name, Period(label, start_s, end_s), book)
+    for label, subject, meter in await connection.fetch(AUDIT["lines_astray"], tenant):
+        what = f"a charge line of tenant {tenant_name}, subject {subject!r}, meter {meter} in {label}, a month that is not in `periods`"
+        wrong.append(WrongLine(tenant_name, Period(label, 0, 0), subject, meter, what))
+    return wrong
+
+
+async def _wrong_lines_of_period(
+    connection: asyncpg.Connection, tenant: int, tenant_name: str, period: Period, book: BookInForce
+) -> list[WrongLine]:
+    lines, quantities = await lines_from_usage(connection, tenant, tenant_name, period, book)
+    made: dict[str, _Line] = {}
+    for key, line in lines.items():
+        made[key] = _Line(line.subject, line.meter, line.position, dict(line.dimensions), quantities[key], line.amount(quantities[key]))
+    stored: dict[str, _Line] = {}
+    for row in await connection.fetch(AUDIT["lines"], tenant, period.label, timeout=TIMEOUT_S):
+        dimensions, amount = json.loads(row["dimensions"]), None if row["amount"] is None else Decimal(row["amount"])
+        stored[row["line"]] = _Line(row["subject"], row["meter"], row["price"], dimensions, int(row["quantity"]), amount)
+    wrong = []
+    for key in sorted(made.keys() | stored.keys()):
+        have, expected = stored.get(key), made.get(key)
+        if have != expected:
+            one = expected or have
+            assert one is not None
+            what = f"charge line of tenant {tenant_name}, {one.named()} in {period.label} is {_told_line(have)}"
+            what += f", but usage makes it {_told_line(expected)}"
+            wrong.append(WrongLine(tenant_name, period, one.subject, one.meter, what))
+    return wrong
+
+
+class _Line(NamedTuple):
+    subject: str
+    meter: str
+    price: int  # position in the version's list
+    dimensions: Mapping[str, str]
+    quantity: int
+    amount: Decimal | None
+
+    def named(self) -> str:
+        price = "unpriced" if self.price == UNPRICED else f"price {self.price + 1}"
+        return f"subject {self.subject!r}, meter {self.meter}, {price}, dimensions {json.dumps(self.dimensions, ensure_ascii=False)}"
+
+
+# ---- telling
+
+
+def _told_line(line: _Line | None) -> str:
+    return "missing" if line is None else f"quantity {line.quantity}, amount {'none' if line.amount is None else format(line.amount, 'f')}"
+
+
+def _told_usage(name: UsageName, stored: Total | None, made: Total | None) -> str:
     tenant, meter, subject, dimensions, window_start_s = name
-    return f"tenant {tenant}, meter {meter}, subject {subject!r}, dimensions {list(dimensions)}, window {window_start_s}"
+    row = f"tenant {tenant}, meter {meter}, subject {subject!r}, dimensions {list(dimensions)}, window {_told_window(window_start_s)}"
+    return f"usage of {row} is {_told_total(stored)}, but its records make it {_told_total(made)}"
 
 
-def _told_charge(difference: Difference) -> str:
-    stored, computed = (
-        "none" if line is None else f"quantity {line[0]}, amount {line[1]}" for line in (difference.stored, difference.computed)
-    )
-    return f"charge line {difference.line} of tenant {difference.tenant} in {difference.period} is {stored}, but usage makes it {computed}"
+def _told_total(total: Total | None) -> str:
+    return "missing" if total is None else f"{total[0]} ({total[1]} events)"
+
+
+def _told_window(start_s: int) -> str:
+    return f"{start_s} ({datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=start_s):%Y-%m-%dT%H:%M}Z)"

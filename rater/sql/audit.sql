@@ -1,10 +1,14 @@
 -- The audit: what is stored, as it is stored, to be counted again outside the database.
 
 -- name: records
-SELECT writer, "partition", n, header_names, header_values, value FROM records ORDER BY writer, "partition", n;
+SELECT writer, "partition", n, replace(hash::text, '-', '') AS hash, log, stream, next_position, header_names, header_values, value
+FROM records ORDER BY writer, "partition", n;
+
+-- name: chains
+SELECT writer, "partition", last_n, held FROM chains ORDER BY writer, "partition";
 
 -- name: parked
-SELECT writer, "partition", n, reason FROM parked WHERE writer IS NOT NULL AND missing;
+SELECT writer, "partition", n, stream, next_position, reason FROM parked WHERE missing ORDER BY id;
 
 -- name: usage
 SELECT t.name AS tenant, m.name AS meter, s.subject, s.dimensions::text AS dimensions, u.window_start_s, u.value::text AS value, u.events
@@ -15,3 +19,16 @@ SELECT t.name AS tenant, s.writer, s.verdict, s.events FROM tallies AS s JOIN te
 
 -- name: tenants
 SELECT name FROM tenants ORDER BY name;
+
+-- name: lines
+-- Charge lines as they are stored, with what they say of themselves.
+SELECT replace(line::text, '-', '') AS line, subject, meter, price, dimensions::text AS dimensions,
+  quantity::text AS quantity, amount::text AS amount
+FROM charge_lines WHERE tenant = $1 AND period = $2;
+
+-- name: lines_astray
+-- Charge lines of a month that the tenant has no usage in.
+SELECT c.period, c.subject, c.meter
+FROM charge_lines AS c
+WHERE c.tenant = $1 AND NOT EXISTS (SELECT FROM periods AS p WHERE p.tenant = c.tenant AND p.period = c.period)
+ORDER BY 1, 2, 3;

@@ -461,9 +461,11 @@ async def test_a_database_set_back_under_a_running_rater_is_filled_again(ledger:
     tables = "tenants, price_books, meters, meter_hashes, chains, records, series, usage, periods, charge_lines, tallies, positions"
     await pool.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
     await pool.fetchval("SELECT pg_terminate_backend($1)", ledger.backend_pid)
-    with pytest.raises(DatabaseFailed):
-        await ledger.apply(LOG, records)
-    assert (await ledger.apply(LOG, records)).records == 1
+    applied = 0
+    with contextlib.suppress(DatabaseFailed):  # unless the end of the connection was noticed already
+        applied = (await ledger.apply(LOG, records)).records
+    applied += (await ledger.apply(LOG, records)).records
+    assert applied == 1
     await assert_all_rated(ledger, pool, some())
     assert [tally.events for tally in await query.tallies(pool)] == [3]
 

@@ -40,7 +40,9 @@ class Service:
         events = json.loads(body)
         if len(events) > self.most_events:
             return problem(413, "too many events")
-        errors = [{"index": i, "id": e["id"], "code": "too_late", "detail": "too old"} for i, e in enumerate(events) if e["id"].startswith("bad")]
+        errors = [
+            {"index": i, "id": e["id"], "code": "too_late", "detail": "too old"} for i, e in enumerate(events) if e["id"].startswith("bad")
+        ]
         good = [e["id"] for e in events if not e["id"].startswith("bad")]
         new = set(good) - self.counted
         self.counted |= new
@@ -214,7 +216,9 @@ async def test_an_interrupt_while_standard_input_is_silent(service: Service) -> 
         (["--url", "nonsense"], "is not a URL", 2),
     ],
 )
-async def test_what_cannot_work_is_told_in_a_sentence(service: Service, tmp_path: Path, arguments: list[str], sentence: str, code: int) -> None:
+async def test_what_cannot_work_is_told_in_a_sentence(
+    service: Service, tmp_path: Path, arguments: list[str], sentence: str, code: int
+) -> None:
     file = write(tmp_path / "e.ndjson", ["a"])
     found, _, err = await send(file, "--url", service.url, *arguments)
     assert found == code

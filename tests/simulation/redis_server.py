@@ -134,7 +134,9 @@ class SimulatedRedis:
             self.next_claim_fails = False
             return self._rng.choice(_ERRORS)
         self.executed[script] += 1
+        marks = {incarnation: w.mark for incarnation, w in table._w.items()}
         reply = _run_script(table, script, command[3:])
+        assert all(table._w[incarnation].mark >= mark for incarnation, mark in marks.items()), f"a mark sank in {script}"
         if script == "claim":
             number, mark = HEAD.unpack(command[_HEAD_AT])[:2]
             steps.executed(number, mark)

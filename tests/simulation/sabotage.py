@@ -217,6 +217,25 @@ def _admits(refusal: bytes) -> AbstractContextManager[None]:
     return _table("_admit", make)
 
 
+def _marks_sink() -> AbstractContextManager[None]:
+    """A mark that comes alone is taken as it is, from whichever connection it comes.
+
+    With sessions in place no lower mark ever arrives: the rule is a second guard. So the first is off for marks here, and only for them.
+    """
+
+    def make(claim: Any) -> Any:
+        def broken(self: ClaimTable, context: Context, number: int, mark: int, *rest: Any) -> Any:
+            me = self._w.get(context.incarnation)
+            if number or me is None or self._open.replication_id != self.replication_id:
+                return claim(self, context, number, mark, *rest)
+            me.mark = mark
+            return [b"marked"]
+
+        return broken
+
+    return _table("claim", make)
+
+
 @contextmanager
 def _any_redis() -> Iterator[None]:
     """The script does not look at which Redis it runs in, and a writer does not ask."""
@@ -536,18 +555,19 @@ SABOTAGES: dict[str, Sabotage] = {
     "answer before the sync": Sabotage(CROWDED, lambda: _answer_before_sync(False)),
     "a call that granted nothing is answered before the sync": Sabotage(HEDGED, lambda: _answer_before_sync(True)),
     "mark before the sync": Sabotage(CROWDED, _mark_before_sync),
-    "a failed sync is taken for a success": Sabotage(CROWDED, _failed_sync_is_success),
+    "a failed sync is taken for a success": Sabotage(HEDGED, _failed_sync_is_success),
     "closed is published for an unsynced tail": Sabotage(CROWDED, _tail_not_copied),
     "a call once sent is abandoned": Sabotage(CROWDED, _call_abandoned),
     "a call that granted nothing leaves no record": Sabotage(CROWDED, _no_empty_records),
     "the rest of a refused call goes under a new number": Sabotage(BRIEF, _rest_under_a_new_number),
     "two copies in a call are two claims": Sabotage(CROWDED, _copies_in_a_call),
     "a foreign pending claim is a duplicate": Sabotage(CROWDED, lambda: _verdict(_foreign_pending_is_duplicate)),
-    "a void claim is never taken over": Sabotage(CROWDED, lambda: _verdict(_void_stays_pending)),
+    "a void claim is never taken over": Sabotage(DUEL, lambda: _verdict(_void_stays_pending)),
     "an earlier call of one's own is granted again": Sabotage(CROWDED, lambda: _verdict(_own_earlier_is_granted)),
     "a later call of one's own is a duplicate": Sabotage(HEDGED, lambda: _verdict(_own_later_is_duplicate)),
     "a stale copy is executed": Sabotage(DUEL, lambda: _admits(b"stale")),
     "a closed incarnation goes on": Sabotage(OPERATED, lambda: _admits(b"zombie")),
+    "a mark may sink": Sabotage(DUEL, _marks_sink),
     "another shape is a conflict": Sabotage(OPERATED, _other_shape_is_conflict),
     "an event below the horizon is claimed": Sabotage(HOURS, _no_horizon),
     "a generation is dropped without raising the horizon": Sabotage(HOURS, _dropped_without_horizon),
@@ -556,7 +576,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "claims go to any Redis": Sabotage(CROWDED, _any_redis),
     "claims open before all members joined": Sabotage(CROWDED, _opens_alone),
     "a registry that lost its entries is believed": Sabotage(OPERATED, _any_registry),
-    "a writer joins with an unsynced tail": Sabotage(CROWDED, _joins_undrained),
+    "a writer joins with an unsynced tail": Sabotage(DUEL, _joins_undrained),
     "the first joiner keeps the claims it finds": Sabotage(DUEL, _first_joiner_keeps_all),
     "claims come back into the generation they were in": Sabotage(BRIEF, _reclaimed_where_it_was),
     "claims come back without their newest time": Sabotage(BRIEF, _reclaimed_without_newest),

@@ -296,7 +296,9 @@ def test_any_cut_is_a_torn_tail_or_refused(journal: tuple[LossyDisk, list[Journa
             if path != paths[-1] or size < ends[0]:
                 with pytest.raises(JournalDamaged) as damaged:
                     reopened(cut)
-                assert damaged.value.path in paths
+                whole = [0] if size < HEADER_BYTES else [end for end in (HEADER_BYTES, *ends) if end <= size]
+                if size not in ends:  # else nothing is wrong with the file itself: the next one does not go on where it ends
+                    assert (damaged.value.path, damaged.value.offset) == (path, whole[-1])
             else:
                 lost = sum(1 for end in ends if end > size)
                 assert reopened(cut) == records[: len(records) - lost]
@@ -316,8 +318,9 @@ def test_any_flipped_bit_is_a_torn_tail_or_refused(journal: tuple[LossyDisk, lis
             if bit // 8 >= last_frame:
                 assert reopened(other) == records[:-1]
             else:
-                with pytest.raises(JournalError):
+                with pytest.raises(JournalError) as refused:
                     reopened(other)
+                assert path in str(refused.value)
 
 
 def test_a_missing_segment_is_refused_unless_it_is_the_last(journal: tuple[LossyDisk, list[JournalRecord]]) -> None:
@@ -333,24 +336,27 @@ def test_a_missing_segment_is_refused_unless_it_is_the_last(journal: tuple[Lossy
 def test_a_segment_of_a_forked_copy_is_refused() -> None:
     """Same writer, same sequence numbers, sound frames: only the chain tells that this is another history."""
 
-    async def fork(accepted: int) -> LossyDisk:
+    async def fork(name: str) -> LossyDisk:
         disk = LossyDisk()
         limits = JournalLimits(segment_bytes=400, max_bytes=1 << 30, min_free_bytes=0)
         journal = await opened(disk, Random(1), limits)
         journal.append(Opened(bytes(16), 1))
         await journal.drain()
         for number in range(1, 8):
-            journal.append(call(number, accepted, random=Random(f"{accepted} {number}")))
+            journal.append(call(number, 2, random=Random(f"{name} {number}")))
             await journal.drain()
         await journal.close()
         return disk
 
-    one, other = asyncio.run(fork(2)), asyncio.run(fork(3))
-    for path in set(segments(one)) & set(segments(other)) - {segments(one)[0]}:
+    one, other = asyncio.run(fork("one")), asyncio.run(fork("other"))
+    assert segments(one) == segments(other)
+    assert len(segments(one)) > 2
+    for path in segments(one)[1:]:
         mixed = one.copy()
         mixed.put(path, other.read(path))
-        with pytest.raises(JournalDamaged):
+        with pytest.raises(JournalDamaged) as damaged:
             reopened(mixed)
+        assert (damaged.value.path, damaged.value.offset) == (path, 0)
 
 
 def test_a_last_segment_whose_frames_belong_to_a_fork_is_refused() -> None:
@@ -360,6 +366,13 @@ def test_a_last_segment_whose_frames_belong_to_a_fork_is_refused() -> None:
     good, damage = judged(data[: offsets[2]] + fork[fork_offsets[2] :], 64)
     assert good == 2
     assert damage is not None
+
+
+def test_what_an_earlier_opening_left_behind_is_swept(journal: tuple[LossyDisk, list[JournalRecord]]) -> None:
+    disk = journal[0].copy()
+    disk.put(f"{DIRECTORY}/{segment_name(99)}.new", b"half a seg")
+    assert reopened(disk) == journal[1]
+    assert not any(name.endswith(".new") for name in disk.names(DIRECTORY))
 
 
 def test_an_unknown_version_of_a_segment_is_refused_in_one_sentence(journal: tuple[LossyDisk, list[JournalRecord]]) -> None:

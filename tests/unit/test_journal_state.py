@@ -262,6 +262,17 @@ def test_a_digest_is_kept_until_the_horizon_has_reached_it() -> None:
     assert [segment.first for segment in disposable(*history)] == [1]
 
 
+def test_flush_bytes_are_kept_until_they_are_acknowledged() -> None:
+    """Also when every call is covered already: a flush may carry tallies alone."""
+    (first, second), standing = standing_with_one_flushed_segment(horizon_us=100)
+    for record in flush_records(2, Through(bytes(16), 1), [Record(0, 1, (), b"x")]):
+        standing.apply(record)
+        first.note(record, standing.last_call)
+    assert disposable([first, second], standing) == []
+    standing.apply(Flushed(2))
+    assert disposable([first, second], standing) == [first]
+
+
 def standing_with_one_flushed_segment(horizon_us: int) -> tuple[list[SegmentFacts], Standing]:
     standing, first, second = Standing(WRITER), SegmentFacts(1), SegmentFacts(9)
     records: list[JournalRecord] = [

@@ -16,7 +16,9 @@ BATCH = make_batch("f", (Line(1, b'{"a":1}'), Line(4, b'{"b":2}')))
 
 def body(**changes: object) -> bytes:
     errors: list[object] = [{"index": 1, "id": "x", "code": "too_late", "detail": "old"}]
-    return json.dumps({"received": 2, "accepted": 1, "duplicate": 0, "rejected": 1, "durability": "journaled", "errors": errors} | changes).encode()
+    return json.dumps(
+        {"received": 2, "accepted": 1, "duplicate": 0, "rejected": 1, "durability": "journaled", "errors": errors} | changes
+    ).encode()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,16 @@ def test_verdicts_of_a_good_answer() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [b"<html>", b"[]", b"{}", body(received=3), body(accepted=2), body(rejected=0, accepted=2), body(errors=[]), body(errors=[{"index": 2, "code": "x"}])],
+    [
+        b"<html>",
+        b"[]",
+        b"{}",
+        body(received=3),
+        body(accepted=2),
+        body(rejected=0, accepted=2),
+        body(errors=[]),
+        body(errors=[{"index": 2, "code": "x"}]),
+    ],
 )
 def test_an_answer_that_does_not_add_up_is_no_answer(answer: bytes) -> None:
     with pytest.raises(NotParshall):

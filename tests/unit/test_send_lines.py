@@ -59,7 +59,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_event() -> None:
     assert found[0].body == b'[{"a":1}]'
 
 
-@given(st.lists(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.none(), st.lists(st.integers()))), max_size=12), st.integers(1, 5))
+@given(
+    st.lists(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.none(), st.lists(st.integers()))), max_size=12),
+    st.integers(1, 5),
+)
 def test_what_is_sent_is_what_was_in_the_file(events: list[dict[str, object]], size: int) -> None:
     text = b"".join(json.dumps(event).encode() + b"\n" for event in events)
     batches = [item for item in items(text, size) if isinstance(item, Batch)]

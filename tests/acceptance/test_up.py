@@ -1,0 +1,351 @@
+"""`parshall up` as a user meets it: what it prints, what one pastes, Ctrl-C, kill -9, and every sentence when it cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests import services
+
+ROOT = Path(__file__).parents[2]
+PARSHALL = [sys.executable, "-m", "parshall"]
+KEY = {"Authorization": "Bearer demo-key", "Content-Type": "application/json"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+class Up:
+    """One start of `parshall up`."""
+
+    def __init__(self, data: Path, port: int, *options: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        command = [*PARSHALL, "up", "--listen", f"127.0.0.1:{port}", "--data", str(data), *options]
+        self.log = data.parent / "stderr"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=ENVIRONMENT, cwd="/", text=True, stdout=subprocess.PIPE, stderr=log)
+        self.welcome = self._until_ready()
+
+    def _until_ready(self) -> str:
+        assert self.process.stdout is not None
+        said = ""
+        for line in self.process.stdout:
+            said += line
+            if line == f"Parshall is ready at {self.url}\n":
+                return said
+        raise AssertionError(f"it ended before it was ready:\n{said}\n{self.log.read_text()}")
+
+    def descendants(self) -> list[int]:
+        found = children_of(self.process.pid)
+        for pid in found:
+            found += children_of(pid)  # the list grows while it is walked
+        return found
+
+    def child(self, text: str) -> int:
+        (found,) = [pid for pid in children_of(self.process.pid) if text in Path(f"/proc/{pid}/cmdline").read_text()]
+        return found
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(60)
+
+    def kill_all(self) -> None:
+        for pid in [self.process.pid, *self.descendants()]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.kill_all()
+        self.process.communicate()
+
+    # ---- what a user does
+
+    def paste(self, command: str) -> str:
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=30).stdout
+
+    def ask(self, path: str, body: bytes | None = None) -> Any:
+        with urlopen(Request(self.url + path, data=body, headers=KEY), timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def send(self, ids: list[str], at: str) -> Any:
+        events = [
+            {
+                "specversion": "1.0",
+                "type": "http.request",
+                "source": "test",
+                "id": id_,
+                "time": at,
+                "subject": "s",
+                "data": {"region": "eu", "zone": "a", "bytes": 3},
+            }
+            for id_ in ids
+        ]
+        return self.ask("/v1/events", json.dumps(events).encode())
+
+    def run(self, *arguments: str) -> str:
+        finished = run(*arguments, "--url", self.url)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    def usage(self, meter: str, subject: str) -> list[str]:
+        return [row["value"] for row in self.ask(f"/v1/usage?meter={meter}&subject={subject}&window=month")["data"]]
+
+    def until_rated(self, wanted: int) -> dict[str, Any]:
+        """The ledger, once so many events are rated."""
+        while True:
+            ledger: dict[str, Any] = self.ask("/v1/ledger")["tenants"]["demo"]
+            if ledger["rated"] == wanted:  # null while PostgreSQL is away
+                return ledger
+            time.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PARSHALL, *arguments], env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=120)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    """Exit code and the one sentence."""
+    finished = run("up", *arguments)
+    assert finished.stdout == ""
+    assert "Traceback" not in finished.stderr
+    return finished.returncode, finished.stderr.strip()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="up-"))
+    yield folder / "data"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def starts(data: Path, port: int) -> Iterator[list[Up]]:
+    """Add each start to it: all are ended, whatever happens."""
+    started: list[Up] = []
+    yield started
+    for up in started:
+        up.end()
+
+
+def curls(welcome: str) -> list[str]:
+    return re.findall(r"^  (curl .*?)\n(?=\n|  curl)", welcome, re.MULTILINE | re.DOTALL)
+
+
+def test_a_first_hour(starts: list[Up], data: Path, port: int) -> None:
+    up = Up(data, port)
+    starts.append(up)
+    event, usage, charges, ledger = curls(up.welcome)
+    for _ in range(2):  # as it stands, as often as one likes
+        assert json.loads(up.paste(event))["accepted"] == 1
+    up.until_rated(2)
+    assert json.loads(up.paste(usage))["data"][0]["value"] == "2"
+    assert json.loads(up.paste(charges))["total"] == "0.02"
+    told = json.loads(up.paste(ledger))["tenants"]["demo"]
+    assert told == {
+        "received": 2, "accepted": 2, "duplicate": 0, "rejected": 0, "unanswered": 0, "flushed": 2, "buffered": 0, "rated": 2
+    }  # fmt: skip
+
+    assert up.run("flush", "show") == "every 1s\n"
+    assert "every 5s" in up.run("flush", "set", "--interval", "5s")
+    at = now()
+    assert up.send(["a", "b", "a"], at)["duplicate"] == 1
+    assert up.run("flush", "now") == "flushed\n"
+    assert up.until_rated(4)["duplicate"] == 1
+    up.send(["c"], at)
+    assert up.interrupt() == 0
+
+    again = Up(data, port)
+    starts.append(again)
+    assert again.run("flush", "show") == "every 5s\n"
+    assert again.send(["a", "b", "c"], at)["duplicate"] == 3
+    assert again.until_rated(5)["buffered"] == 0  # `c` was flushed by the stop
+    assert again.usage("egress_bytes", "s") == ["9"]
+    with urlopen(f"{again.url}/metrics", timeout=30) as metrics:
+        assert b'parshall_flush_interval_seconds{worker="0"} 5.0' in metrics.read()
+    again.process.send_signal(signal.SIGTERM)
+    assert again.process.wait(60) == 0
+
+
+def test_kill_of_the_whole_tree_twice_in_a_row(starts: list[Up], data: Path, port: int) -> None:
+    at = now()
+    for round_ in range(3):
+        up = Up(data, port)
+        starts.append(up)
+        for before in range(round_):
+            assert up.send([f"{before}-{n}" for n in range(50)], at)["duplicate"] == 50
+        up.run("flush", "now")
+        assert up.until_rated(50 * round_)["flushed"] == 50 * round_
+        up.run("flush", "set", "--interval", "1h")  # nothing but the journal has the next ones
+        assert up.send([f"{round_}-{n}" for n in range(50)], at)["accepted"] == 50
+        assert up.ask("/v1/ledger")["tenants"]["demo"]["buffered"] == 50
+        up.kill_all()
+    up = Up(data, port)
+    starts.append(up)
+    up.run("flush", "now")
+    up.until_rated(150)
+    assert up.usage("requests", "s") == ["150"]
+
+
+def test_when_the_first_process_alone_is_killed_the_next_start_waits_for_the_others(starts: list[Up], data: Path, port: int) -> None:
+    up = Up(data, port)
+    starts.append(up)
+    at = now()
+    up.send(["a"], at)
+    others = up.descendants()
+    up.process.kill()
+    up.process.wait()
+    again = Up(data, port)
+    starts.append(again)
+    assert not any(map(runs, others))
+    assert again.send(["a"], at)["duplicate"] == 1
+    again.until_rated(1)
+
+
+@pytest.mark.parametrize("part", ["parshall.worker", "parshall.rater_process", "bin/postgres"])
+def test_a_part_that_is_killed_comes_back(starts: list[Up], data: Path, port: int, part: str) -> None:
+    up = Up(data, port)
+    starts.append(up)
+    at = now()
+    up.send(["a"], at)
+    os.kill(up.child(part), signal.SIGKILL)
+    finished = None
+    while finished is None:
+        try:
+            finished = up.send(["a", "b"], at)
+        except OSError:
+            time.sleep(0.05)
+    assert (finished["accepted"], finished["duplicate"]) == (1, 1)
+    up.until_rated(2)
+    assert "started again" in up.log.read_text()
+    assert up.interrupt() == 0
+
+
+def test_a_second_interrupt_hurries_and_nothing_is_lost(starts: list[Up], data: Path, port: int) -> None:
+    up = Up(data, port)
+    starts.append(up)
+    at = now()
+    up.send(["a"], at)
+    os.kill(up.child("parshall.worker"), signal.SIGSTOP)  # it cannot finish
+    up.process.send_signal(signal.SIGINT)
+    while "Stopping" not in up.log.read_text():
+        time.sleep(0.02)
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(60) == 0
+    again = Up(data, port)
+    starts.append(again)
+    assert again.send(["a"], at)["duplicate"] == 1
+    again.until_rated(1)
+
+
+def test_workers_share_one_redis_and_one_flush_interval(starts: list[Up], data: Path, port: int, redis: services.Redis) -> None:
+    up = Up(data, port, "--redis", redis.url, "--workers", "2")
+    starts.append(up)
+    at = now()
+    for _ in range(20):  # each on a connection of its own: both workers get some
+        up.send(["a", "b"], at)
+    assert up.run("flush", "set", "--interval", "2s").startswith("every 2s")
+    up.run("flush", "now")
+    ledger = up.until_rated(2)
+    assert (ledger["received"], ledger["accepted"], ledger["duplicate"]) == (40, 2, 38)
+    with urlopen(f"{up.url}/metrics", timeout=30) as metrics:
+        told = metrics.read().decode()
+    for worker in "01":
+        assert f'parshall_flush_interval_seconds{{worker="{worker}"}} 2.0' in told
+        received = re.search(rf'parshall_events_received_total{{tenant="demo",worker="{worker}"}} (\d+)', told)
+        assert received is not None and int(received[1]) > 0
+    assert up.interrupt() == 0
+    code, sentence = refused("--data", str(data), "--listen", f"127.0.0.1:{port}", "--redis", redis.url)
+    assert (code, "journals of 2 workers" in sentence) == (4, True)
+
+
+# ---- when it cannot start
+
+
+def test_a_port_that_is_taken(data: Path, port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        code, sentence = refused("--listen", f"127.0.0.1:{port}", "--data", str(data))
+    assert code == 3
+    assert sentence.startswith(f"Port {port} on 127.0.0.1 is in use by another program")
+    assert f"--listen 127.0.0.1:{port + 1}" in sentence
+    assert "\n" not in sentence
+    assert not (data / "postgres").exists()
+
+
+def test_a_second_one_on_the_same_data(starts: list[Up], data: Path, port: int) -> None:
+    up = Up(data, port)
+    starts.append(up)
+    code, said = refused("--data", str(data), "--listen", "127.0.0.1:0")
+    assert code == 3
+    waiting, sentence = said.splitlines()
+    assert "still in use" in waiting
+    assert f"in use by a running Parshall (process {up.process.pid}, listening on 127.0.0.1:{port})" in sentence
+    assert "--data" in sentence
+    up.send(["a"], now())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "0.0.0.0:8080"], ["demo-key", "--config", "127.0.0.1"]),
+        (["--workers", "2"], ["2 workers must share their claims", "--redis"]),
+        (["--listen", "nowhere"], ["--listen: listen: 'nowhere' cannot be used", "127.0.0.1:8080"]),
+        (["--config", "/nothing.toml"], ["/nothing.toml: cannot be read: No such file"]),
+        (["--data", "/proc/nothing"], ["/proc/nothing cannot be made or used", "--data"]),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(data: Path, arguments: list[str], words: list[str]) -> None:
+    code, sentence = refused("--data", str(data), *arguments)
+    assert code == 2
+    assert all(word in sentence for word in words), sentence
+    assert "\n" not in sentence
+    assert not (data / "postgres").exists()
+
+
+def test_an_interrupt_while_it_starts(data: Path, port: int) -> None:
+    command = [*PARSHALL, "up", "--listen", f"127.0.0.1:{port}", "--data", str(data)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd="/", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (data / "postgres/unfinished").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    said, complaints = process.communicate(timeout=60)
+    assert said == ""
+    assert "Traceback" not in complaints
+    assert process.returncode == 0
