@@ -11,6 +11,7 @@ PostgreSQL and before the journals are looked for: whoever is rated is in it, an
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,8 @@ from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options, settings_given
 
 if TYPE_CHECKING:
-    from parshall.audit_journal import JournalSide, RecordKey
+    from parshall.audit_journal import JournalSide
+    from parshall.audit_records import RecordKey
     from parshall.audit_rules import LogSide, RatedSide, Verdict
     from parshall.data_folder import DataFolder
     from parshall.settings import Settings
@@ -64,7 +66,7 @@ def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given:
     from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
 
-    configure_logs("audit")
+    configure_logs("audit", level=logging.CRITICAL)  # whatever matters is in the answer, or is why there is none
     settings = _only_to_read(_read_settings(config, given))
     if not os.path.isdir(settings.data):
         raise Stop(f"There is no data folder {settings.data}: say with --data where it is.", USAGE)
@@ -98,7 +100,7 @@ def _only_to_read(settings: Settings) -> Settings:
 
 
 async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str]) -> Verdict:
-    from parshall.audit_journal import Difference
+    from parshall.audit_records import Difference
     from parshall.audit_rules import LogSide, compare
 
     rated, counted = await _read_rated(settings, folder)
@@ -119,7 +121,7 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
 
 
 async def _read_rated(settings: Settings, folder: DataFolder) -> tuple[RatedSide, Recount]:
-    from parshall.audit_journal import Stored, key_of
+    from parshall.audit_records import Stored, key_of
     from parshall.audit_rules import RatedSide
     from parshall.up import find_postgres
     from rater.postgres import DatabaseFailed

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from buffer.counter_log import Record
-from buffer.counters import MERGE_OF, Deltas, MeterDefinition, unpack
+from buffer.counters import Deltas, MeterDefinition, unpack
 from buffer.journal_records import (
     CallRecord,
     Closed,
@@ -32,48 +31,29 @@ from buffer.journal_records import (
     Snapshot,
     Through,
 )
-from buffer.record import CounterRecord, NoPlace, Place, Undecodable, decode, read_place
+from buffer.record import CounterRecord, NoPlace, Undecodable, decode, read_place
 from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES
+from parshall.audit_records import (
+    BEFORE_ALL,
+    CallPlace,
+    CounterName,
+    Difference,
+    Flush,
+    RecordKey,
+    Stored,
+    add_counter,
+    key_of,
+    named,
+    told_counter,
+)
 
-RecordKey = tuple[str, int, int]  # writer (32 hex digits), partition, n
-CounterName = tuple[str, str, str, int, tuple[str, ...]]  # meter, tenant, subject, window start, dimension values
-CallPlace = tuple[int, int]  # (number of the incarnation in order of opening, call)
-
-BEFORE_ALL: CallPlace = (-1, 0)
 K = TypeVar("K", bound=tuple[str, ...])
 EVERY = ""  # among names of tenants: each of them
 
 
-class Difference(NamedTuple):
-    """One line for the operator."""
-
-    what: str  # what disagrees, and where
-    then: str  # what to do about it
-
-
-class Stored(NamedTuple):
-    """A counter record as some store has it."""
-
-    hash: str
-    tallies: Mapping[str, Mapping[str, int]]  # tenant -> verdict -> events
-
-    @property
-    def accepted(self) -> dict[str, int]:
-        return {tenant: counts["accepted"] for tenant, counts in self.tallies.items() if counts.get("accepted")}
-
-
-def key_of(place: Place) -> RecordKey:
-    return place.writer.hex(), place.partition, place.n
-
-
-def named(key: RecordKey) -> str:
-    writer, partition, n = key
-    return f"record {n} of partition {partition} of writer {writer}"
-
-
-_EDITED = (
-    "a frame's checksum is right, so this is no failing disk: the journal was changed, or Parshall has a defect; copy the folder before "
-    "anything else happens to it, and report it"
+_THEN = (
+    "copy the folder before anything else happens to it, and report this: its checksums are right, so no disk did it, but somebody who "
+    "changed it, or a defect of Parshall"
 )
 
 
@@ -83,23 +63,12 @@ class _Call(NamedTuple):
     deltas: Sequence[Deltas]
 
 
-@dataclass
-class _Flush:
-    number: int
-    through: Through
-    place: CallPlace
-    whole: bool  # its begin and all its parts are kept
-    sound: bool = True  # nothing in it was named
-    committed: bool = False
-    told: Mapping[int, int] | None = None  # accepted events it covers, by tenant number, as a snapshot says
-    next_n: dict[int, int] = field(default_factory=dict)
-    records: dict[RecordKey, Stored] = field(default_factory=dict)
-    tallies: Counter[tuple[str, str]] = field(default_factory=Counter)  # (tenant, verdict)
-    counters: dict[CounterName, tuple[int, int]] = field(default_factory=dict)  # value, events
+class _Doubt(NamedTuple):
+    """Calls of a tenant whose numbers follow from something named."""
 
-    @property
-    def accepted(self) -> Counter[str]:
-        return Counter({tenant: n for (tenant, verdict), n in self.tallies.items() if verdict == "accepted" and n})
+    first: CallPlace
+    last: CallPlace
+    tenant: str
 
 
 class JournalSide:
@@ -132,8 +101,12 @@ class JournalSide:
         self._calls: list[_Call] = []  # kept, and not covered by an acknowledged flush
         self._dropped: Counter[str] = Counter()  # accepted in calls that are not kept, not covered by an acknowledged flush
         self._kept_after = BEFORE_ALL  # calls up to here are not kept
-        self._flush: _Flush | None = None
-        self._doubts: list[tuple[CallPlace, str]] = []
+        self._flush: Flush | None = None
+        self._doubts: list[_Doubt] = []
+        self._aliases: dict[bytes, int] = {}  # incarnation that was never opened -> the position of that which may have its calls
+        self._named_flushes: set[int] = set()
+        self._named_throughs: set[Through] = set()
+        self._first_call: CallRecord | None = None  # of the last incarnation
         self._doubted_since_snapshot: set[str] = set()
         self._numbers_doubted = False
         self._numbers_sure: set[int] = set()  # partitions whose next number was seen since
@@ -185,10 +158,7 @@ class JournalSide:
             case Meters():
                 self._meters.update(record.definitions)
             case Closed():
-                if self._last_calls and record.last_call != self._last_calls[-1]:
-                    self._differs(
-                        f"{self._incarnation()} was closed after call {record.last_call}, but {self._here()} is the last one kept"
-                    )
+                self._closed(record)
             case Snapshot() if self._begun:
                 self._compare_with(record)
             case Snapshot():
@@ -215,42 +185,83 @@ class JournalSide:
         self.last_acknowledged = self.last_committed
         if (progress := snapshot.progress) is not None:
             place = self._place(progress.through) or BEFORE_ALL
-            self._flush = _Flush(progress.flush, progress.through, place, whole=False, committed=progress.committed)
+            self._flush = Flush(progress.flush, progress.through, place, whole=False, committed=progress.committed)
             self._flush.next_n = dict(progress.next_n)
             if progress.committed:
                 self._flush.told = progress.accepted
-                for partition in progress.next_n:
-                    del self.last_acknowledged[partition]  # known again once it is acknowledged, which is in what is kept
 
     def _compare_with(self, snapshot: Snapshot) -> None:
         """A later snapshot repeats what the records before it add up to."""
+        self._catch_up_with(snapshot)
         doubted = self._doubted_since_snapshot
-        flushed, own_flushed = ({(name,): n for name, n in one.items()} for one in (self._by_name(snapshot.flushed), self.flushed))
+        flushed, own_flushed = (
+            {(name,): n for name, n in one.items() if self._is_named(name)} for one in (self._by_name(snapshot.flushed), self.flushed)
+        )
         next_n, own_next_n = ({(str(partition),): n for partition, n in one.items()} for one in (snapshot.next_n, self._next_n))
-        told = [
-            *self._off("events of", self._totals(snapshot), self.tallies, lambda key: self._in_doubt(doubted, key[0])),
-            *self._off("flushed events of", flushed, own_flushed, lambda key: self._in_doubt(doubted, key[0])),
-            *self._off("next record of partition", next_n, own_next_n, lambda key: not self.knows_numbers_of(int(key[0]))),
-            *self._off("next flush", {(): snapshot.next_flush}, {(): self._next_flush}, lambda _: EVERY in doubted),
-            *self._off("horizon", {(): snapshot.horizon_us}, {(): self._horizon_us}, lambda _: EVERY in doubted),
-        ]
-        if EVERY not in doubted:
-            told += self._others_off(snapshot)
+        numbers_off = self._off("next record of partition", next_n, own_next_n, lambda key: not self.knows_numbers_of(int(key[0])))
+        if numbers_off and not self._numbers_doubted:
+            self._numbers_doubted = True
+            self._numbers_sure = {partition for partition, n in self._next_n.items() if snapshot.next_n.get(partition) == n}
+        off = {
+            **self._off("events of", self._totals(snapshot), self.tallies, lambda key: self._in_doubt(doubted, key[0])),
+            **self._off("flushed events of", flushed, own_flushed, lambda key: self._in_doubt(doubted, key[0])),
+            **numbers_off,
+            **self._off("next flush", {(): snapshot.next_flush}, {(): self._next_flush}, lambda _: EVERY in doubted),
+            **self._off("horizon", {(): snapshot.horizon_us}, {(): self._horizon_us}, lambda _: EVERY in doubted),
+        }
+        told = [*off, *(self._others_off(snapshot) if EVERY not in doubted else ())]
         if told:
-            self._differs(f"the snapshot after {self._here()} does not repeat what the records before it make: {', '.join(told)}")
-        if EVERY in doubted:
-            self._incarnations = [incarnation for incarnation, _ in snapshot.incarnations]
-            self._last_calls = [last for _, last in snapshot.incarnations]
+            what = f"the snapshot after {self._here()} does not repeat what the records before it make: {', '.join(told)}"
+            self._differs(what, *{tenant for tenant in off.values() if tenant}, since=self._acknowledged)
         self._doubted_since_snapshot = set()
 
-    def _off(self, what: str, found: Mapping[K, int], own: Mapping[K, int], doubted: Callable[[K], bool]) -> Iterable[str]:
+    def _catch_up_with(self, snapshot: Snapshot) -> None:
+        """Name what is missing before it and follow it, so that it is not named again where it is missed next."""
+        for incarnation, last in snapshot.incarnations[len(self._incarnations) :]:
+            if Through(incarnation, 0) not in self._named_throughs:
+                self._differs(f"the opening of incarnation {incarnation.hex()} is missing before the snapshot after {self._here()}", EVERY)
+            self._incarnations.append(incarnation)
+            self._last_calls.append(last)
+        for at, (incarnation, last) in enumerate(snapshot.incarnations):
+            if last > self._last_calls[at] and EVERY not in self._doubted_since_snapshot:
+                missing = f"{_range('call', self._last_calls[at] + 1, last)} missing from incarnation {incarnation.hex()}"
+                self._last_calls[at] = last
+                self._differs(f"{missing}, before the snapshot after call {last}", EVERY, since=self._acknowledged)
+        flush, progress = self._flush, snapshot.progress
+        if flush is not None and flush.committed and progress is None:
+            self._flush_differs(flush, f"the acknowledgement of flush {flush.number} is missing before the snapshot after {self._here()}")
+            self._acknowledge(flush, None)
+        elif progress is not None and progress.committed and flush is not None and not flush.committed:
+            self._flush_differs(flush, f"the commit of flush {flush.number} is missing before the snapshot after {self._here()}")
+            self._committed(flush)
+        elif progress is not None and flush is None and progress.flush >= self._next_flush:
+            flush = self._without_begin(progress.flush)
+            flush.through, flush.place = progress.through, self._place(progress.through) or flush.place
+            if progress.committed:
+                self._committed(flush)
+        self._skip_named_flushes(snapshot.next_flush)
+        if snapshot.next_flush > self._next_flush and snapshot.through != self._through:
+            missing = f"{_range('flush', self._next_flush, snapshot.next_flush - 1)} missing before the snapshot after {self._here()}"
+            self._differs(missing, EVERY, since=self._acknowledged)
+            self._next_flush, self._next_n = snapshot.next_flush, dict(snapshot.next_n)
+        if EVERY in self._doubted_since_snapshot:
+            self._incarnations = [incarnation for incarnation, _ in snapshot.incarnations]
+            self._last_calls = [last for _, last in snapshot.incarnations]
+            self._through = snapshot.through
+            self._acknowledged = self._place(snapshot.through) or self._acknowledged
+
+    def _off(self, what: str, found: Mapping[K, int], own: Mapping[K, int], doubted: Callable[[K], bool]) -> dict[str, str]:
+        """What is off -> the tenant whose number it is, if it is one's."""
+        told = {}
         for key in sorted(found.keys() | own.keys()):
             off = found.get(key, 0) - own.get(key, 0)
             tolerated = self._tolerated.setdefault((what, key), {0})
             if off not in tolerated:
                 tolerated.add(off)
                 if not doubted(key):
-                    yield f"{' '.join((what, *key))} {found.get(key, 0)} instead of {own.get(key, 0)}"
+                    tenant = key[0] if key and "events" in what else ""
+                    told[f"{' '.join((what, *key))} {found.get(key, 0)} instead of {own.get(key, 0)}"] = tenant
+        return told
 
     def _others_off(self, snapshot: Snapshot) -> Iterable[str]:
         if list(snapshot.incarnations) != list(zip(self._incarnations, self._last_calls, strict=True)):
@@ -259,6 +270,8 @@ class JournalSide:
             yield "meters"
         if snapshot.through != self._through:
             yield f"flushed through {self._told(snapshot.through)} instead of {self._told(self._through)}"
+        if self._flush is not None and not self._flush.sound:
+            return
         own = (self._flush.number, self._flush.through) if self._flush is not None and self._flush.committed else None
         progress = snapshot.progress
         found = (progress.flush, progress.through) if progress is not None and progress.committed else None
@@ -282,6 +295,8 @@ class JournalSide:
         if not self._follows(call):
             return
         self._last_calls[-1] = call.number
+        if call.number == 1:
+            self._first_call = call
         self._horizon_us = max(self._horizon_us, call.horizon_us)
         for number, counts in call.tallies.items():
             for verdict, n in counts.items():
@@ -290,9 +305,15 @@ class JournalSide:
         if complaints := dict(self._complaints(call)):
             self._differs(f"{self._here()} {' and '.join(complaints.values())}", *complaints)
 
+    def _closed(self, closed: Closed) -> None:
+        if self._last_calls and closed.last_call != self._last_calls[-1]:
+            self._differs(f"{self._incarnation()} was closed after call {closed.last_call}, but {self._here()} is its last one", EVERY)
+            self._last_calls[-1] = closed.last_call
+
     def _follows(self, call: CallRecord) -> bool:
         """Whether it counts. Names what is missing before it."""
-        if not self._incarnations or (call.number == 1 and self._last_calls[-1] > 0):
+        again = call == self._first_call and self._last_calls[-1] > 0
+        if not self._incarnations or (call.number == 1 and self._last_calls[-1] > 0 and not again):
             self._differs(f"call {call.number} after {self._here()} belongs to an incarnation whose opening is missing", EVERY)
             self._incarnations.append(b"")
             self._last_calls.append(call.number - 1)
@@ -301,8 +322,9 @@ class JournalSide:
             self._differs(f"call {call.number} of {self._incarnation()} stands again after {self._here()}", EVERY)
             return False
         if call.number > last + 1:
-            place = (len(self._incarnations) - 1, last + 1)
-            self._differs(f"{_range('call', last + 1, call.number - 1)} of {self._incarnation()} missing", EVERY, place=place)
+            missing = f"{_range('call', last + 1, call.number - 1)} missing from {self._incarnation()}, before call {call.number}"
+            self._differs(missing, EVERY)
+            self._doubts.append(_Doubt(self._last_place(), (len(self._incarnations) - 1, call.number - 1), EVERY))
         return True
 
     def _complaints(self, call: CallRecord) -> Iterable[tuple[str, str]]:
@@ -327,21 +349,40 @@ class JournalSide:
 
     def _begin(self, begin: FlushBegin) -> None:
         if self._flush is not None and self._flush.committed:
-            self._differs(f"flush {self._flush.number} was committed, but flush {begin.flush} begins before it is acknowledged")
+            never = f"flush {self._flush.number} was committed, but flush {begin.flush} begins before it is acknowledged"
+            self._flush_differs(self._flush, never)
             self._acknowledge(self._flush, None)
-        flush = self._flush = _Flush(begin.flush, begin.through, self._place(begin.through) or BEFORE_ALL, whole=True)
+        self._skip_named_flushes(begin.flush)
+        flush = self._flush = Flush(begin.flush, begin.through, self._place(begin.through) or BEFORE_ALL, whole=True)
         if begin.flush < self._next_flush:
-            self._flush_differs(
-                flush, f"flush {begin.flush} begins again after {self._here()}, where flush {self._next_flush} is next", EVERY
-            )
+            again = f"flush {begin.flush} begins again after {self._here()}, where flush {self._next_flush} is next"
+            self._flush_differs(flush, again)
         elif begin.flush > self._next_flush:
-            self._flush_differs(flush, f"{_range('flush', self._next_flush, begin.flush - 1)} missing before flush {begin.flush}", EVERY)
+            self._flush_differs(flush, f"{_range('flush', self._next_flush, begin.flush - 1)} missing before flush {begin.flush}")
+            self._next_flush = begin.flush
         elif self._place(begin.through) is None:
-            self._flush_differs(flush, f"flush {begin.flush} covers {self._told(begin.through)}, which is not in the journal", EVERY)
-            flush.place = self._last_place()
+            self._covers_what_is_missing(flush)
         elif flush.place < self._acknowledged:
-            covered = f"covers {self._told(begin.through)} and so less than the flush before it"
-            self._flush_differs(flush, f"flush {begin.flush} {covered}", EVERY)
+            self._flush_differs(flush, f"flush {begin.flush} covers {self._told(begin.through)} and so less than the flush before it")
+
+    def _skip_named_flushes(self, following: int) -> None:
+        while self._next_flush < following and self._next_flush in self._named_flushes:
+            self._next_flush += 1
+            self._doubted_since_snapshot.add(EVERY)
+
+    def _covers_what_is_missing(self, flush: Flush) -> None:
+        incarnation, call = flush.through
+        where = flush.through if incarnation in self._incarnations else Through(incarnation, 0)
+        if where not in self._named_throughs:
+            self._flush_differs(flush, f"flush {flush.number} covers {self._told(flush.through)}, which is not in the journal")
+            self._named_throughs.add(where)
+        flush.sound, flush.through_unknown = False, True
+        if incarnation in self._incarnations:
+            at = self._incarnations.index(incarnation)
+            self._last_calls[at] = call  # so that the gap is not named once more
+        elif self._incarnations:
+            self._aliases[incarnation] = len(self._incarnations) - 1  # its opening may be what is missing
+        flush.place = self._place(flush.through) or self._last_place()
 
     def _part(self, part: FlushPart) -> None:
         flush = self._flush
@@ -350,19 +391,22 @@ class JournalSide:
         for record in part.records:
             self._record(flush, record)
 
-    def _without_begin(self, number: int) -> _Flush:
+    def _without_begin(self, number: int) -> Flush:
         if self._flush is not None and self._flush.committed:
             self._acknowledge(self._flush, None)
-        flush = self._flush = _Flush(number, Through(b"", 0), self._last_place(), whole=True)
-        self._flush_differs(flush, f"the begin of flush {number} is missing after {self._here()}", EVERY)
+        flush = self._flush = Flush(number, Through(b"", 0), self._last_place(), whole=True, through_unknown=True)
+        self._flush_differs(flush, f"the begin of flush {number} is missing after {self._here()}")
         return flush
 
-    def _record(self, flush: _Flush, record: Record) -> None:
+    def _record(self, flush: Flush, record: Record) -> None:
         expected = flush.next_n.get(record.partition) or self._next_n.get(record.partition, 1)
         it = f"{named((self.writer, record.partition, record.n))} (flush {flush.number})"
-        if record.n != expected and (flush.next_n.get(record.partition) or self.knows_numbers_of(record.partition)):
-            missing = f"{_range('record', expected, record.n - 1)} missing from the journal before {it}"
-            self._flush_differs(flush, missing if record.n > expected else f"{it} stands twice in the journal")
+        if record.n != expected:
+            if record.partition in flush.next_n or self.knows_numbers_of(record.partition):
+                missing = f"{_range('record', expected, record.n - 1)} missing from the journal before {it}"
+                self._flush_differs(flush, missing if record.n > expected else f"{it} stands twice in the journal")
+            if record.partition not in flush.next_n:
+                self._next_n[record.partition] = record.n
         flush.next_n[record.partition] = record.n + 1
         self._numbers_sure.add(record.partition)
         try:
@@ -372,20 +416,15 @@ class JournalSide:
             self._flush_differs(flush, f"{it} is not sound in the journal: {error}")
             return
         key = key_of(place)
+        if flush.through_unknown:
+            flush.through, flush.place = place.through, self._place(place.through) or flush.place
         if key != (self.writer, record.partition, record.n):
             self._flush_differs(flush, f"{it} says in its headers that it is {named(key)}")
         elif place.through != flush.through and flush.sound:
             self._flush_differs(flush, f"{it} covers {self._told(place.through)}, but its flush {self._told(flush.through)}")
-        self._take(flush, key, Stored(place.hash, decoded.tallies), decoded)
-
-    def _take(self, flush: _Flush, key: RecordKey, stored: Stored, decoded: CounterRecord) -> None:
-        flush.records[key] = stored
+        flush.take(key, place, decoded)
         if key in self._wanted:
             self.found[key] = decoded
-        flush.tallies.update({(tenant, verdict): n for tenant, counts in decoded.tallies.items() for verdict, n in counts.items()})
-        for index, tenant, subject, window_start_s, dimensions, value, events in decoded.counters:
-            meter = decoded.meters[index]
-            _add(flush.counters, (meter.name, tenant, subject, window_start_s, dimensions), meter, value, events)
 
     def _commit(self, commit: FlushCommit) -> None:
         flush = self._flush
@@ -393,7 +432,7 @@ class JournalSide:
             flush = self._without_begin(commit.flush)
         self._committed(flush)
 
-    def _committed(self, flush: _Flush) -> None:
+    def _committed(self, flush: Flush) -> None:
         flush.committed = True
         self._next_flush = flush.number + 1
         self._next_n.update(flush.next_n)
@@ -401,9 +440,9 @@ class JournalSide:
         if flush.whole and flush.sound and flush.place >= self._kept_after:
             self._check_coverage(flush)
 
-    def _check_coverage(self, flush: _Flush) -> None:
+    def _check_coverage(self, flush: Flush) -> None:
         """What its records carry beside what the calls that it covers decided and counted."""
-        doubted = {tenant for place, tenant in self._doubts if place <= flush.place}
+        doubted = self._doubted_in(flush)
         covered = [call for call in self._calls if call.place <= flush.place]
         all_kept = self._acknowledged >= self._kept_after
         if all_kept:
@@ -422,12 +461,12 @@ class JournalSide:
             tenant, verdict = key
             if found[key] != own[key] and self._is_named(tenant) and not self._in_doubt(doubted, tenant):
                 carried = f"carries {found[key]} {verdict} events of tenant {tenant}, but the calls that it covers have {own[key]}"
-                self._flush_differs(flush, f"flush {flush.number} (through {self._told(flush.through)}) {carried}", tenant)
+                self._flush_differs(flush, f"flush {flush.number} (through {self._told(flush.through)}) {carried}")
                 return
         if all_kept:
             self._check_counters(flush, covered, doubted)
 
-    def _check_counters(self, flush: _Flush, covered: Iterable[_Call], doubted: Collection[str]) -> None:
+    def _check_counters(self, flush: Flush, covered: Iterable[_Call], doubted: Collection[str]) -> None:
         own: dict[CounterName, tuple[int, int]] = {}
         for call in covered:
             for deltas in call.deltas:
@@ -440,12 +479,10 @@ class JournalSide:
         if off:
             meter, tenant, subject, window_start_s, dimensions = off[0]
             counter = f"tenant {tenant}, meter {meter}, subject {subject!r}, window {window_start_s}, dimensions {list(dimensions)}"
-            made = f"but the calls that it covers make it {_value(own.get(off[0]))}"
-            carried = f"carries {_value(flush.counters.get(off[0]))} for {counter}, {made}"
+            made = f"but the calls that it covers make it {told_counter(own.get(off[0]))}"
+            carried = f"carries {told_counter(flush.counters.get(off[0]))} for {counter}, {made}"
             more = f" (and {len(off) - 1} more counters)" if len(off) > 1 else ""
-            self._flush_differs(
-                flush, f"flush {flush.number} (through {self._told(flush.through)}) {carried}{more}", *{name[1] for name in off}
-            )
+            self._flush_differs(flush, f"flush {flush.number} (through {self._told(flush.through)}) {carried}{more}")
 
     def _add_deltas(self, into: dict[CounterName, tuple[int, int]], deltas: Deltas) -> None:
         for counters in deltas.values():
@@ -453,7 +490,7 @@ class JournalSide:
                 meter = self._meters.get(int(number)) or MeterDefinition(f"number {number}", "", "sum", 0, 60, ())
                 value, events = unpack(packed)
                 name = (meter.name, self._name(int(tenant)), str(subject), int(window_start_s), tuple(map(str, dimensions)))
-                _add(into, name, meter, events if meter.aggregation == "count" else value, events)
+                add_counter(into, name, meter, events if meter.aggregation == "count" else value, events)
 
     def _flushed(self, flushed: Flushed) -> None:
         flush = self._flush
@@ -465,14 +502,17 @@ class JournalSide:
             self._committed(flush)
         self._acknowledge(flush, flushed.accepted)
 
-    def _acknowledge(self, flush: _Flush, told: Mapping[int, int] | None) -> None:
+    def _acknowledge(self, flush: Flush, told: Mapping[int, int] | None) -> None:
         self._flush = None
         carried = flush.accepted if flush.whole else self._by_name(told or flush.told or {})
-        doubted = {tenant for place, tenant in self._doubts if place <= flush.place}
+        doubted = self._doubted_in(flush)
         if told is not None and flush.sound:
             self._check_told(flush, self._by_name(told), self._expected(flush, carried), doubted)
         self.flushed.update(carried)
-        self.acknowledged.update(flush.records)
+        if flush.sound:
+            self.acknowledged.update(flush.records)
+        else:
+            self._doubted_since_snapshot.add(EVERY)
         self.unacknowledged = {}
         self.last_acknowledged.update({partition: n - 1 for partition, n in flush.next_n.items()})
         self._through, self._acknowledged = flush.through, max(flush.place, self._acknowledged)
@@ -481,9 +521,9 @@ class JournalSide:
         else:
             self._dropped.subtract(carried)
         self._calls = [call for call in self._calls if call.place > flush.place]
-        self._doubts = [(place, tenant) for place, tenant in self._doubts if place > flush.place]
+        self._doubts = [doubt for doubt in self._doubts if doubt.last > flush.place]
 
-    def _expected(self, flush: _Flush, carried: Counter[str]) -> Counter[str]:
+    def _expected(self, flush: Flush, carried: Counter[str]) -> Counter[str]:
         """What the acknowledgement must say."""
         if flush.whole:
             return carried
@@ -491,30 +531,33 @@ class JournalSide:
             return self._by_name(flush.told)
         return self._dropped if flush.place >= self._kept_after else carried
 
-    def _check_told(self, flush: _Flush, told: Counter[str], carried: Counter[str], doubted: Collection[str]) -> None:
+    def _check_told(self, flush: Flush, told: Counter[str], carried: Counter[str], doubted: Collection[str]) -> None:
         for tenant in sorted(told.keys() | carried.keys()):
             if told[tenant] != carried[tenant] and self._is_named(tenant) and not self._in_doubt(doubted, tenant):
-                other = f"its acknowledgement says {told[tenant]}"
-                self._flush_differs(
-                    flush, f"flush {flush.number} carries {carried[tenant]} accepted events of tenant {tenant}, {other}", tenant
-                )
+                carries = f"flush {flush.number} carries {carried[tenant]} accepted events of tenant {tenant}"
+                self._flush_differs(flush, f"{carries}, its acknowledgement says {told[tenant]}")
 
     # ---- naming
 
-    def _differs(self, what: str, *tenants: str, place: CallPlace | None = None) -> None:
-        """`tenants`: whose numbers may be off from here on because of it."""
-        self.differences.append(Difference(f"journal {self.directory} of writer {self.writer}: {what}", _EDITED))
-        self._doubts += [(place or self._last_place(), tenant) for tenant in tenants]
+    def _differs(self, what: str, *tenants: str, since: CallPlace | None = None) -> None:
+        """`tenants`: whose numbers are in doubt because of it, from the call `since` on (the last one) to here."""
+        self.differences.append(Difference(f"journal {self.directory} of writer {self.writer}: {what}", _THEN))
+        last = self._last_place()
+        self._doubts += [_Doubt(since or last, last, tenant) for tenant in tenants]
         self._doubted_since_snapshot.update(tenants)
         self.doubted.update(tenants)
 
-    def _flush_differs(self, flush: _Flush, what: str, *tenants: str) -> None:
+    def _flush_differs(self, flush: Flush, what: str) -> None:
         """At most one difference a flush: the first one explains the others."""
         if flush.sound:
             flush.sound = False
-            self._differs(what, *(tenants or (EVERY,)))
+            self._named_flushes.add(flush.number)
+            self._differs(what, EVERY, since=self._acknowledged)
             self._numbers_doubted = True
             self._numbers_sure.clear()
+
+    def _doubted_in(self, flush: Flush) -> set[str]:
+        return {doubt.tenant for doubt in self._doubts if doubt.first <= flush.place}
 
     @staticmethod
     def _in_doubt(doubted: Collection[str], tenant: str) -> bool:
@@ -538,9 +581,12 @@ class JournalSide:
             return BEFORE_ALL
         if through.incarnation not in self._incarnations and b"" in self._incarnations:
             self._incarnations[self._incarnations.index(b"")] = through.incarnation  # the one whose opening is missing
-        if through.incarnation not in self._incarnations:
+        if through.incarnation in self._incarnations:
+            at = self._incarnations.index(through.incarnation)
+        elif through.incarnation in self._aliases:
+            at = self._aliases[through.incarnation]
+        else:
             return None
-        at = self._incarnations.index(through.incarnation)
         return (at, through.call) if through.call <= self._last_calls[at] else None
 
     def _name(self, number: int) -> str:
@@ -559,19 +605,6 @@ class JournalSide:
 
     def _accepted(self, call: _Call) -> dict[str, int]:
         return {self._name(number): counts["accepted"] for number, counts in call.tallies.items() if counts.get("accepted")}
-
-
-def _add(into: dict[CounterName, tuple[int, int]], name: CounterName, meter: MeterDefinition, value: int, events: int) -> None:
-    known = into.get(name)
-    if known is None:
-        into[name] = (value, events)
-    else:
-        merged = max(known[0], value) if MERGE_OF[meter.aggregation] == "max" else known[0] + value
-        into[name] = (merged, known[1] + events)
-
-
-def _value(counter: tuple[int, int] | None) -> str:
-    return "nothing" if counter is None else f"{counter[0]} ({counter[1]} events)"
 
 
 def _range(what: str, first: int, last: int) -> str:

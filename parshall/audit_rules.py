@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from buffer.record import CounterRecord, Undecodable, decode, read_place
-from parshall.audit_journal import EVERY, Difference, JournalSide, RecordKey, Stored, key_of
+from parshall.audit_journal import EVERY, JournalSide
+from parshall.audit_records import Difference, RecordKey, Stored, key_of, named
 
 Chain = tuple[str, int]  # (writer, partition)
 Position = tuple[str, str, int]  # (log, stream, position after the record)
@@ -180,14 +181,16 @@ class _Records:
             return Difference(what, f"{_COPY_FIRST}; then put back the row's bytes from {self._lender(key)}")
         if key in self.rated.missing:
             what = "{it} {be} missing from the table `records` in PostgreSQL, although `chains` says that {it_} {be} rated"
-            return Difference(what, f"{_COPY_FIRST}; restore PostgreSQL from a backup, or put the row back from {self._lender(key)}")
+            return Difference(
+                what, f"{_COPY_FIRST}; then put the row back from {self._lender(key)}, or restore a backup: the rater goes on from there"
+            )
         if key in self.log.forks or len({one.hash for one in (in_log, rated, journalled) if one is not None}) > 1:
             return Difference(self._told_fork(in_log, rated, journalled), self._after_fork(key))
         if key in self.log.unsound and in_log is None:
             return Difference(f"{{it}} {{be}} in the log, but cannot be read: {self.log.unsound[key]}", self._keep_journal(key))
         if in_log is None:
             return self._told_not_in_log(key)
-        return self._told_ahead(key) if rated is not None else None
+        return None
 
     def _told_fork(self, in_log: Stored | None, rated: Stored | None, journalled: Stored | None) -> str:
         places = (("in the log", in_log), ("in PostgreSQL", rated), ("in the journal", journalled))
@@ -227,12 +230,18 @@ class _Records:
         log, stream, position = self.rated.positions.get(key, ("", "", 0))
         return log != self.log.identity or position <= self.log.starts.get(stream, 0)
 
-    def _told_ahead(self, key: RecordKey) -> Difference | None:
-        side = self._sides.get(key[0])
-        if side is None or key[2] <= self.committed.get(key[:2], 0) or not side.knows_numbers_of(key[1]):
-            return None
-        what = f"{{it}} {{be}} rated, but not yet made according to the journal {side.directory}"
-        return Difference(what, "that folder is an old copy of the journal: never start a service on it; find the newest one")
+    def _ahead(self) -> Iterator[Difference]:
+        """Rated, but not even committed in a journal that was read after PostgreSQL."""
+        for writer, side in self._sides.items():
+            ahead = sorted(
+                key
+                for key in self.of_writer[writer]
+                if key in self.rated.records and key[2] > self.committed.get(key[:2], 0) and side.knows_numbers_of(key[1])
+            )
+            if ahead:
+                more = f" (and {len(ahead) - 1} more of this writer)" if len(ahead) > 1 else ""
+                what = f"{named(ahead[0])}{more} is rated, but not yet made according to its journal {side.directory}"
+                yield Difference(what, "that folder is an old copy of the journal: never start a service on it; find the newest one")
 
     def _keep_journal(self, key: RecordKey) -> str:
         if key in self.journalled:
@@ -248,6 +257,7 @@ class _Records:
 
     def differences(self) -> Iterator[Difference]:
         yield from self._strays()
+        yield from self._ahead()
         run: list[RecordKey] = []
         for key in sorted(self.problems):
             if run and not self._goes_on(run[-1], key):

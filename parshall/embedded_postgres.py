@@ -227,7 +227,7 @@ class Identity:
         def prepare() -> None:
             if namespace:
                 enter_namespace()
-            pass
+            die_with_parent(signal.SIGINT, parent)
 
         return prepare
 

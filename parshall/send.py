@@ -164,8 +164,11 @@ class Progress:
     def show(self, sender: Sender) -> None:
         summary = sender.summary
         self._bar.label = f"{summary.counted:,} counted, {summary.rejected:,} rejected"
-        read = sum(source.position for source in self._inputs)
-        self._bar.update(read - self._bar.pos)
+        step = sum(source.position for source in self._inputs) - self._bar.pos
+        if step:
+            self._bar.update(step)
+        elif self._shown:
+            self._bar.render_progress()
 
     def waiting(self, why: str) -> None:
         if why and not self._shown and why.partition(";")[0] != self._last_said:

@@ -187,17 +187,18 @@ def test_a_first_hour(starts: list[Up], data: Path, port: int) -> None:
     assert up.send(["a", "b", "a"], at)["duplicate"] == 1
     assert up.run("flush", "now") == "flushed\n"
     assert up.until_rated(4)["duplicate"] == 1
+    assert "every 1h" in up.run("flush", "set", "--interval", "1h")
     up.send(["c"], at)
     assert up.interrupt() == 0
 
     again = Up(data, port)
     starts.append(again)
-    assert again.run("flush", "show") == "every 5s\n"
+    assert again.run("flush", "show") == "every 1h\n"
     assert again.send(["a", "b", "c"], at)["duplicate"] == 3
     assert again.until_rated(5)["buffered"] == 0  # `c` was flushed by the stop
     assert again.usage("egress_bytes", "s") == ["9"]
     with urlopen(f"{again.url}/metrics", timeout=30) as metrics:
-        assert b'parshall_flush_interval_seconds{worker="0"} 5.0' in metrics.read()
+        assert b'parshall_flush_interval_seconds{worker="0"} 3600.0' in metrics.read()
     again.process.send_signal(signal.SIGTERM)
     assert again.process.wait(60) == 0
 
@@ -228,10 +229,20 @@ def test_when_the_first_process_alone_is_killed_the_next_start_waits_for_the_oth
     at = now()
     up.send(["a"], at)
     others = up.descendants()
+    worker = up.child("parshall.worker")
+    os.kill(worker, signal.SIGSTOP)  # it takes its time
     up.process.kill()
     up.process.wait()
-    again = Up(data, port)
-    starts.append(again)
+    told = subprocess.Popen(["bash", "-c", f"until grep -q 'still in use; waiting' {up.log}; do sleep 0.05; done; kill -CONT {worker}"])
+    try:
+        again = Up(data, port)
+        starts.append(again)
+        assert told.wait(10) == 0
+    finally:
+        told.kill()
+        told.wait()
+        if runs(worker):
+            os.kill(worker, signal.SIGKILL)
     assert not any(map(runs, others))
     assert again.send(["a"], at)["duplicate"] == 1
     again.until_rated(1)
@@ -318,6 +329,8 @@ def test_a_second_one_on_the_same_data(starts: list[Up], data: Path, port: int) 
     assert "still in use" in waiting
     assert f"in use by a running Parshall (process {up.process.pid}, listening on 127.0.0.1:{port})" in sentence
     assert "--data" in sentence
+    code, sentence = refused("--data", str(data.parent / "other"), "--listen", f"127.0.0.1:{port}")  # they could share the port
+    assert (code, sentence.startswith(f"Port {port} on 127.0.0.1 is in use")) == (3, True)
     up.send(["a"], now())
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 from buffer.journal import read_journal
 from buffer.journal_records import CallRecord, Opened, Snapshot
+from dedupe.redis_claims import IDLE_MARK_S
 from tests.simulation.node import CATALOGUES, Node, WatchedDisk
-from tests.simulation.steps import EXECUTED, MARKED, SENT
+from tests.simulation.steps import EXECUTED, MARKED, SENT, SYNCED
 from tests.simulation.world import World
 
 Fault = Callable[[World, Node], None]
 FAULTS: dict[str, Fault] = {}
+WAITING: set[str] = set()
 
 
 def fault(function: Fault) -> Fault:
@@ -31,6 +33,7 @@ def fault(function: Fault) -> Fault:
 
 def waiting_fault(function: Fault) -> Fault:
     FAULTS[function.__name__] = function
+    WAITING.add(function.__name__)
     return function
 
 
@@ -195,6 +198,19 @@ def stale_copy_meets_a_reopening(world: World, node: Node) -> None:
             _later(world, 0.2, 0.8, node.restart)
 
     node.steps.when(EXECUTED, strike)
+
+
+@waiting_fault
+def mark_stays_behind(world: World, node: Node) -> None:
+    """A mark that went out by itself stays in the network; newer ones overtake it on another connection."""
+
+    def hold_back() -> None:
+        world.struck("mark_stays_behind")
+        for transport in world.redis.connections(node.steps):
+            transport.break_off(hold=True)
+            _later(world, 0.1, 1, transport.release)
+
+    node.steps.when(SYNCED, lambda: asyncio.get_running_loop().call_later(IDLE_MARK_S + 0.0001, hold_back))
 
 
 # ---- Redis

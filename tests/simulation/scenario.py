@@ -13,7 +13,7 @@ import structlog
 import buffer.record as record
 import ingest.writer as writer
 from tests.simulation.check import check_answers, check_end, check_promised
-from tests.simulation.faults import FAULTS
+from tests.simulation.faults import FAULTS, WAITING
 from tests.simulation.habits import Habits, profile_of
 from tests.simulation.loop import SimulatedLoop, run
 from tests.simulation.world import Stats, World
@@ -94,7 +94,7 @@ def _inject(world: World) -> None:
     rng, weights = world.rng, world.habits.faults or dict.fromkeys(FAULTS, 1)
     name = rng.choices(list(weights), list(weights.values()))[0]
     node = rng.choice([node for node in world.nodes if node.up] or world.nodes)
-    if rng.random() < world.habits.at_a_step:
+    if name not in WAITING and rng.random() < world.habits.at_a_step:
         node.steps.when(rng.choice(world.habits.steps), lambda: FAULTS[name](world, node))
     else:
         FAULTS[name](world, node)

@@ -14,7 +14,7 @@ from buffer.counters import Deltas, MeterDefinition, Tallies, add_tallies, merge
 from buffer.journal import Journal, JournalLimits, read_journal
 from buffer.journal_records import CallRecord, Closed, FlushBegin, FlushCommit, Flushed, FlushPart, JournalRecord, Opened, Through
 from buffer.record import RecordEncoder, decode, read_place
-from parshall.audit_journal import RecordKey, Stored, key_of
+from parshall.audit_records import RecordKey, Stored, key_of
 from parshall.audit_rules import LogSide, RatedSide
 from tests.journal_driver import DIRECTORY, clock_us, opened
 from tests.lossy_disk import LossyDisk
@@ -29,7 +29,7 @@ PARTITIONS = 3
 
 
 class AuditedWriter:
-    def __init__(self, seed: int, *, segment_bytes: int = 4000) -> None:
+    def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.disk = LossyDisk()
         self.log: list[Record] = []  # produced, in order; the same record perhaps more than once
@@ -37,6 +37,7 @@ class AuditedWriter:
         self.flushed: Counter[str] = Counter()
         self.restarts = 0
         self.moments: list[tuple[list[JournalRecord], int]] = []  # what the journal held now and then, and how long the log was
+        segment_bytes = self.random.choice([2000, 4000, 6000])
         self._limits = JournalLimits(segment_bytes=segment_bytes, max_bytes=1 << 30, min_free_bytes=0, free_check_bytes=1 << 30)
         self._horizon_us = 0
 
@@ -98,7 +99,8 @@ class AuditedWriter:
     def _deltas(self, tenant: int) -> Deltas:
         number = self.random.choice(list(self._meters))
         meter = self._meters[number]
-        zone: list[int | str] = [self.random.choice(["a", "1", 1])] if meter.dimensions else []
+        zones: list[int | str] = ["a", "1", 1]
+        zone = [self.random.choice(zones)] if meter.dimensions else []
         key = (number, tenant, f"subject {self.random.randrange(4)}", 3600 * self.random.randrange(2), *zone)
         value = 1 if meter.aggregation == "count" else self.random.randrange(-50, 50)
         return {"max" if meter.aggregation == "max" else "sum": {key: pack(value, 1)}}
@@ -109,6 +111,8 @@ class AuditedWriter:
             if not self._live and not self._tallies:
                 return
             self._begin()
+            if self.random.random() < 0.7:
+                return  # calls go on between the swap and the begin
         step = self._steps.pop(0)
         await self._journal.drain()
         if isinstance(step, Flushed):
@@ -147,9 +151,10 @@ class AuditedWriter:
     def records(self) -> list[JournalRecord]:
         return list(read_journal(DIRECTORY, self.disk))
 
-    def log_side(self, wanted: Iterable[RecordKey] = ()) -> LogSide:
+    def log_side(self, produced: int | None = None, *, wanted: Iterable[RecordKey] = ()) -> LogSide:
+        """As it was once so many records were produced; None: now."""
         side = LogSide(wanted=frozenset(wanted), identity="log", writers={self.writer: None})
-        for record in self.log:
+        for record in self.log[:produced]:
             side.take(dict(record.headers), record.value)
         return side
 
