@@ -281,6 +281,7 @@ class Writer:
 
     def _send(self, call: PlannedCall) -> None:
         self._next_call += 1
+        self._idle.clear()
         self._calls[call.number] = call
         self._sent_s[call.number] = self._last_call_s = self._now_s()
         self.claims.send(call.to_send(), self._on_reply)

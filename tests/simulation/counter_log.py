@@ -1,4 +1,4 @@
-"""Kafka of the simulation: one log behind all writers, whose produce can fail before, halfway or after, or land late; and the rater's oracle.
+"""Kafka of the simulation: one log behind all writers, that can fail before, halfway or after, or land late; and what a rater does.
 
 `Ledger` is what a rater must arrive at: records are applied by (writer, partition, n), known ones skipped, gaps held. It counts events by
 subject, and every event of a simulation has a subject of its own.

@@ -11,7 +11,6 @@ import selectors
 from collections.abc import Callable
 from typing import Any
 
-
 TURN_US = 20  # a turn of the loop with work to do takes time too: what is done in pieces lets others in between
 
 

@@ -6,6 +6,7 @@ Belongs here: how a process starts, ends and is killed. Must not know: senders, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -214,12 +215,9 @@ class Node:
     async def stop(self) -> None:
         """SIGTERM: drain, then end; when draining takes too long, end as a kill would."""
         writer, process = self.writer, self._process
-        if writer is None or process is None:
-            return self.kill()
-        try:
-            await writer.drain(20)
-        except (TimeoutError, ClaimsError, JournalStopped):
-            pass
+        if writer is not None and process is not None:
+            with contextlib.suppress(TimeoutError, ClaimsError, JournalStopped):
+                await writer.drain(20)
         if process is self._process:
             self.kill()
 

@@ -214,7 +214,7 @@ class Transport(asyncio.Transport):
     # ---- the end
 
     def break_off(self, *, hold: bool = False) -> None:
-        """The client sees the end now. What it had sent is lost, or still arrives soon, or late: a stale copy; `hold`: once `release` is called."""
+        """The client sees the end now. What it sent is lost, or arrives soon, or late: a stale copy (`hold`: once `release` is called)."""
         if self._client_gone:
             return
         self._client_gone = True

@@ -262,7 +262,10 @@ def _any_redis() -> Iterator[None]:
 def _other_shape_is_conflict() -> AbstractContextManager[None]:
     def make(decide: Any) -> Any:
         def broken(self: ClaimTable, gen: int, tenant: int, keys: Any, fingerprints: Any, holders: Any, *rest: Any) -> bytearray:
-            known = [next((held[key][8:] for held in holders if key in held), fingerprint) for key, fingerprint in zip(keys, fingerprints, strict=True)]
+            known = [
+                next((held[key][8:] for held in holders if key in held), fingerprint)
+                for key, fingerprint in zip(keys, fingerprints, strict=True)
+            ]
             codes = decide(self, gen, tenant, keys, fingerprints, holders, *rest)
             differ = [mine != theirs for mine, theirs in zip(fingerprints, known, strict=True)]
             return bytearray(CONFLICT if code == DUPLICATE and other else code for code, other in zip(codes, differ, strict=True))
