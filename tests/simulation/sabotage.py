@@ -26,7 +26,7 @@ from ingest.flusher import Flusher
 from ingest.history import JournalHistory
 from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
-from tests.simulation.counter_log import Ledger
+from tests.simulation.counter_log import Ledger, SimulatedLog
 from tests.simulation.habits import BRIEF, CROWDED, DUEL, FLUSHING, HEDGED, HOURS, OPERATED, Habits
 
 Off = Callable[[], AbstractContextManager[None]]
@@ -431,14 +431,10 @@ def _old_copy_accepted() -> AbstractContextManager[None]:
 def _any_registry() -> Iterator[None]:
     """A registry without entries is taken for that of a new installation."""
 
-    async def broken_register(self: Writer) -> int:
-        await self._log.register(self.journal.writer)
-        return 0
+    async def no_data(_: SimulatedLog) -> bool:
+        return False
 
-    async def broken_members(self: JournalHistory) -> frozenset[bytes]:
-        return frozenset(await self._log.writers())
-
-    with patch.object(Writer, "_register", broken_register), patch.object(JournalHistory, "members", broken_members):
+    with patch.object(SimulatedLog, "has_data", no_data):
         yield
 
 
