@@ -19,7 +19,7 @@ from ingest.auth import Principal
 from ingest.http import SERVER, Route
 from ingest.snapshot import LATENCY_BOUNDS_US, Latency, WriterSnapshot
 
-_STATES = ("disconnected", "rebuilding", "open")
+_STATES = ("disconnected", "rebuilding", "open", "full")
 
 Sample = tuple[tuple[str, ...], int | float]  # label values, value
 LatencySample = tuple[tuple[str, ...], Latency]
@@ -108,7 +108,7 @@ SPECS: Sequence[Spec] = (
     Spec(
         "parshall_claims_state",
         GaugeMetricFamily,
-        "1 for the state that the claims are in: disconnected, rebuilding, open.",
+        "1 for the state that the claims are in: disconnected, rebuilding, open, full.",
         ("state",),
         lambda snapshot, _now_us: [((state,), int(state == snapshot.claims_state)) for state in _STATES],
     ),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from tests.acceptance.exactness import check_traffic, make_traffic
 from tests.acceptance.patches import ROWS, ROWS_KEY
 from tests.acceptance.senders import PATIENCE_S, Piece, Record, Route, Sender, Sending
 from tests.oracle.outcome import Outcome, outcome
+from tests.reply_proxy import ReplyProxy
 
 WORKERS = 3
 SENDERS = 16
@@ -75,10 +75,13 @@ class Again(NamedTuple):
 class Crashing:
     """Kills one role after the other, spread over the traffic, each time in another way, and starts it again."""
 
-    def __init__(self, workers: Sequence[Role], rater: Role, redis: services.Redis, pick: random.Random, crashes: int) -> None:
+    def __init__(
+        self, workers: Sequence[Role], rater: Role, redis: services.Redis, proxy: ReplyProxy, pick: random.Random, crashes: int
+    ) -> None:
         self._workers = workers
         self._rater = rater
         self._redis = redis
+        self._proxy = proxy  # between the workers and Redis
         self._pick = pick
         self._crashes = crashes
         self.kills: Counter[str] = Counter()
@@ -139,19 +142,16 @@ class Crashing:
         self._under_way = sent  # it is answered elsewhere, once the victim is back and has said how far its journal goes
 
     async def _after_a_cut(self, victim: Role, again: Again) -> None:
-        """Calls lie before Redis, behind them the order to drop all clients: both are read in one go, no reply is sent."""
+        """Its call is executed, but the reply is lost with the connection: it is sent again under the same number."""
         await again.sending.gate.close()
-        with socket.create_connection(("127.0.0.1", self._redis.port)) as connection:
-            connection.settimeout(5)
-            self._redis.pause()
-            try:
-                sent = asyncio.create_task(again.send_to(again.piece, victim.url))
-                await asyncio.sleep(0.2)
-                connection.sendall(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
-            finally:
-                self._redis.resume()
-                again.sending.gate.open()
-            await asyncio.to_thread(connection.recv, 64)
+        self._proxy.muted = True
+        try:
+            sent = asyncio.create_task(again.send_to(again.piece, victim.url))
+            await asyncio.sleep(0.3)
+        finally:
+            self._proxy.break_connections()
+            self._proxy.muted = False
+            again.sending.gate.open()
         await sent
         self.kills["redis connections"] += 1
         await asyncio.to_thread(victim.kill)
@@ -190,7 +190,9 @@ async def run_crashes(
     patches: Sequence[str] = (),
 ) -> Run:
     now, pick = datetime.now(UTC), random.Random(seed)
-    more = f'\n[redis]\nurl = "{redis.url}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 300\n'
+    proxy = ReplyProxy(redis.port)
+    await proxy.start()
+    more = f'\n[redis]\nurl = "redis://127.0.0.1:{proxy.port}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 300\n'
     more += f'[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
     keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=more)
     traffic = make_traffic(folder, seed, events, now)
@@ -206,7 +208,7 @@ async def run_crashes(
     ]
     rater = Role("rater", ["rate", "--config", config], folder)
     roles = [rater, *workers]
-    crashing = Crashing(workers, rater, redis, pick, crashes)
+    crashing = Crashing(workers, rater, redis, proxy, pick, crashes)
     try:
         for role in roles:
             role.start()
@@ -233,6 +235,7 @@ async def run_crashes(
     finally:
         for role in roles:
             role.kill()
+        await proxy.stop()
 
 
 async def _compare(
