@@ -70,17 +70,15 @@ def _lose_power(world: World, node: Node) -> None:
 def power_loss_at_a_disk_step(world: World, node: Node) -> None:
     """The disk goes off at one of its next steps, wherever the process is then."""
 
-    def strike() -> None:
-        world.struck("power_loss_at_a_disk_step")
-        _repair(world, come_back)
-
     def come_back() -> None:
+        node.disk.cut_at = 0
         if node.disk.off:
             world.lose_power(node)
         node.restart()
 
-    node.disk.on_failure = strike
+    node.disk.on_failure = lambda: world.struck("power_loss_at_a_disk_step")
     node.disk.cut_at = node.disk.steps + world.rng.randint(1, 12)
+    _repair(world, come_back)
 
 
 @waiting_fault
@@ -96,19 +94,17 @@ def power_loss_after_an_answer(world: World, _: Node) -> None:
 
 @waiting_fault
 def disk_error(world: World, node: Node) -> None:
-    """One write or sync fails with EIO; the process must stop. What it finds when it starts again may read fine and not be on the disk."""
-
-    def strike() -> None:
-        world.struck("disk_error")
-        _repair(world, come_back)
+    """One write or sync fails with EIO; the process must stop, and start again from what is really there."""
 
     def come_back() -> None:
-        if not node.up and world.rng.random() < 0.5:
+        node.disk.fail_at = 0
+        if not node.up:
             world.lose_power(node)
-        node.restart()
+            node.restart()
 
-    node.disk.on_failure = strike
+    node.disk.on_failure = lambda: world.struck("disk_error")
     node.disk.fail_at = node.disk.steps + world.rng.randint(1, 12)
+    _repair(world, come_back)
 
 
 @fault
@@ -198,10 +194,7 @@ def stale_copy_meets_a_reopening(world: World, node: Node) -> None:
         if node.up:
             world.struck("stale_copy_meets_a_reopening")
             world.lose_power(node)
-            if SENT in other.steps.now(ready=other.ready):
-                hold_back()
-            else:
-                other.steps.when(SENT, hold_back)
+            other.steps.when(SENT, hold_back)
             _later(world, 0.2, 0.8, node.restart)
 
     node.steps.when(EXECUTED, strike)

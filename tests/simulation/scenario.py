@@ -19,17 +19,17 @@ from tests.simulation.loop import SimulatedLoop, run
 from tests.simulation.world import Stats, World
 
 _PIECE_COUNTERS = 2  # a flush is encoded in many pieces, and calls come in between
-_AFTER_A_STEP_S = (0, 0.001, 0.01, 0.03)
 _TRACE = 60
 
 
-def simulate(seed: int, habits: Habits | None = None) -> Stats:
+def simulate(seed: int) -> Stats:
     """Run one seed; AssertionError, with the seed and the last steps, when the promise is broken."""
-    return trace_of(seed, habits or profile_of(seed))[0]
+    return trace_of(seed)[0]
 
 
-def trace_of(seed: int, habits: Habits) -> tuple[Stats, list[str]]:
+def trace_of(seed: int) -> tuple[Stats, list[str]]:
     """What happened, and every step that was noted."""
+    habits = profile_of(seed)
     worlds: list[World] = []
 
     async def main(loop: SimulatedLoop) -> None:
@@ -95,8 +95,7 @@ def _inject(world: World) -> None:
     name = rng.choices(list(weights), list(weights.values()))[0]
     node = rng.choice([node for node in world.nodes if node.up] or world.nodes)
     if name not in WAITING and rng.random() < world.habits.at_a_step:
-        delay_s = rng.choice(_AFTER_A_STEP_S) * rng.random()
-        node.steps.when(rng.choice(world.habits.steps), lambda: world.loop.call_later(delay_s, FAULTS[name], world, node))
+        node.steps.when(rng.choice(world.habits.steps), lambda: FAULTS[name](world, node))
     else:
         FAULTS[name](world, node)
 
