@@ -6,7 +6,7 @@ Must not know: Redis, HTTP, calls under way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
@@ -22,13 +22,16 @@ _RETRY_S = 1.0
 class JournalHistory:
     """`dedupe.port.History` over a journal. The writer raises `mark` as calls reach the disk."""
 
-    def __init__(self, journal: Journal, log: CounterLog, incarnation: bytes, registry_horizon_us: int) -> None:
+    def __init__(self, journal: Journal, log: CounterLog, incarnation: bytes, registry: Mapping[bytes, int | None]) -> None:
+        """`registry`: as it was read when this writer joined it."""
         self._journal = journal
         self._log = log
         self._incarnation = incarnation
         self._closed = list(journal.state.incarnations)
+        self._registered: set[bytes] = {journal.writer}  # seen in the registry, which never forgets
         self.mark = 0
-        self.horizon_us = max(journal.state.horizon_us, registry_horizon_us)
+        self.horizon_us = journal.state.horizon_us
+        self._learn(registry)
 
     @property
     def writer(self) -> bytes:
@@ -52,7 +55,7 @@ class JournalHistory:
     async def members(self) -> frozenset[bytes]:
         """Waits for the registry: to open claims without a member would count its events twice.
 
-        This writer is in it since before its first claim, so a registry that does not name it has lost entries, others too perhaps.
+        Who was registered once stays in it, retired or not; a registry without one of them has lost entries, others too perhaps.
         """
         while True:
             try:
@@ -60,7 +63,15 @@ class JournalHistory:
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
             else:
-                if self.writer in writers:
+                missing = self._registered - writers.keys()
+                if not missing:
+                    self._learn(writers)
                     return frozenset(writer for writer, retired in writers.items() if retired is None)
-                log.error("the registry of writers (usage.writers) has lost entries, this writer's among them: restore the topic")
+                names = sorted(writer.hex() for writer in missing)
+                log.error("the registry of writers (usage.writers) has lost entries: restore the topic", missing=names)
             await asyncio.sleep(_RETRY_S)
+
+    def _learn(self, registry: Mapping[bytes, int | None]) -> None:
+        """A writer may have been retired since; what it counted up to its horizon is known to nobody else."""
+        self._registered.update(registry)
+        self.horizon_us = max((self.horizon_us, *(horizon for horizon in registry.values() if horizon is not None)))

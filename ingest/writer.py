@@ -141,9 +141,9 @@ class Writer:
         """Connect to the log, join the registry, journal a new incarnation. After it `run`. Raises CannotStart, UnfitLog."""
         self._check_tenants()
         await self._connect_log()
-        horizon_us = await self._register()
+        registry = await self._register()
         incarnation = self._entropy(16)
-        self._history = JournalHistory(self.journal, self._log, incarnation, horizon_us)
+        self._history = JournalHistory(self.journal, self._log, incarnation, registry)
         self.journal.append(Opened(incarnation, self._clock_us()))
         await self.journal.drain()  # before its first claim: a reused incarnation would make old void claims look committed
         self.incarnation = incarnation
@@ -167,8 +167,8 @@ class Writer:
                 log.warning("waiting for the counter log", error=str(error))
                 await asyncio.sleep(_LOG_RETRY_S)
 
-    async def _register(self) -> int:
-        """Returns the highest horizon at which a writer was retired."""
+    async def _register(self) -> Mapping[bytes, int | None]:
+        """Returns the registry: every writer, with the horizon it was retired at."""
         while True:
             try:
                 writers = await self._log.writers()
@@ -189,7 +189,7 @@ class Writer:
                             "counted twice. Restore the topic before you start."
                         )
                     await self._log.register(self.journal.writer)
-                return max((horizon for horizon in writers.values() if horizon is not None), default=0)
+                return writers
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
                 await asyncio.sleep(_LOG_RETRY_S)

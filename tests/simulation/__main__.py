@@ -1,53 +1,66 @@
-"""Long runs: `python -m tests.simulation --seeds 0:10000`.
+"""Long runs of the simulation.
 
-Prints what happened in all worlds together, and the command that replays a failure.
+python -m tests.simulation --seeds 0:2000                 one process; prints totals, the coverage, and how to replay what failed
+python -m tests.simulation --seeds 0:10000 --jobs 4 --report FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import time
-from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
-from tests.simulation.habits import profile_of
-from tests.simulation.scenario import simulate
+from tests.simulation.scenario import outcome_of
+from tests.simulation.stats import Stats
+
+_SAY_EVERY_S = 30
 
 
-def _run(seed: int) -> tuple[int, str, Counter[str], Counter[str], int]:
-    """(seed, why it failed, faults, answers, simulated seconds)"""
-    try:
-        stats = simulate(seed)
-    except AssertionError as error:
-        return seed, str(error), Counter(), Counter(), 0
-    return seed, "", Counter(stats.faults), Counter(stats.answers), stats.simulated_s
+def _results(seeds: range, jobs: int) -> Iterator[tuple[int, Stats | None, str]]:
+    if jobs == 1:
+        yield from map(outcome_of, seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(outcome_of, seeds, chunksize=20)
+
+
+def _seeds(text: str) -> range:
+    first, _, end = text.partition(":")
+    return range(int(first), int(end or int(first) + 1))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", default="0:1000", metavar="FROM:TO", help="the seeds FROM to TO - 1")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes")
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Runs many seeds of the simulation.")
+    parser.add_argument("--seeds", type=_seeds, required=True, metavar="A:B", help="from A up to but without B")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--report", type=Path, help="write what is printed at the end to this file too")
     arguments = parser.parse_args()
-    first, last = map(int, arguments.seeds.split(":"))
-    began = time.monotonic()
-    faults: Counter[str] = Counter()
-    answers: Counter[str] = Counter()
-    profiles: Counter[str] = Counter()
-    simulated_s = failed = 0
-    with multiprocessing.Pool(arguments.jobs) as pool:
-        for seed, why, its_faults, its_answers, seconds in pool.imap_unordered(_run, range(first, last), chunksize=8):
-            if why:
-                failed += 1
-                print(why, flush=True)
-            faults += its_faults
-            answers += its_answers
-            profiles[profile_of(seed).name] += 1
-            simulated_s += seconds
-    print(f"{last - first} worlds, {simulated_s // 3600} simulated hours, {round(time.monotonic() - began)} s, {failed} broken promises")
-    for title, counts in (("worlds", profiles), ("faults", faults), ("answers", answers)):
-        print(f"{title}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    started = said = time.monotonic()
+    total, failed = Stats(runs=0), list[int]()
+    for done, (seed, stats, why) in enumerate(_results(arguments.seeds, arguments.jobs), 1):
+        if stats is None:
+            failed.append(seed)
+            print(why, flush=True)
+        else:
+            total.add(stats)
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said = time.monotonic()
+            print(f"{done} of {len(arguments.seeds)} seeds, {len(failed)} failed", flush=True)
+    report = _report(arguments.seeds, total, failed, round(time.monotonic() - started))
+    print(report)
+    if arguments.report:
+        arguments.report.write_text(report + "\n")
     return 1 if failed else 0
 
 
+def _report(seeds: range, total: Stats, failed: list[int], seconds: int) -> str:
+    lines = [f"seeds {seeds.start}:{seeds.stop}, {seconds} s", str(total), "", total.table(), "", f"{len(failed)} seeds failed"]
+    lines += [f"replay it: make simulate SEED={seed}" for seed in failed]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

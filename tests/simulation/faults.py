@@ -70,15 +70,17 @@ def _lose_power(world: World, node: Node) -> None:
 def power_loss_at_a_disk_step(world: World, node: Node) -> None:
     """The disk goes off at one of its next steps, wherever the process is then."""
 
+    def strike() -> None:
+        world.struck("power_loss_at_a_disk_step")
+        _repair(world, come_back)
+
     def come_back() -> None:
-        node.disk.cut_at = 0
         if node.disk.off:
             world.lose_power(node)
         node.restart()
 
-    node.disk.on_failure = lambda: world.struck("power_loss_at_a_disk_step")
+    node.disk.on_failure = strike
     node.disk.cut_at = node.disk.steps + world.rng.randint(1, 12)
-    _repair(world, come_back)
 
 
 @waiting_fault
@@ -94,17 +96,19 @@ def power_loss_after_an_answer(world: World, _: Node) -> None:
 
 @waiting_fault
 def disk_error(world: World, node: Node) -> None:
-    """One write or sync fails with EIO; the process must stop, and start again from what is really there."""
+    """One write or sync fails with EIO; the process must stop. What it finds when it starts again may read fine and not be on the disk."""
+
+    def strike() -> None:
+        world.struck("disk_error")
+        _repair(world, come_back)
 
     def come_back() -> None:
-        node.disk.fail_at = 0
-        if not node.up:
+        if not node.up and world.rng.random() < 0.5:
             world.lose_power(node)
-            node.restart()
+        node.restart()
 
-    node.disk.on_failure = lambda: world.struck("disk_error")
+    node.disk.on_failure = strike
     node.disk.fail_at = node.disk.steps + world.rng.randint(1, 12)
-    _repair(world, come_back)
 
 
 @fault
@@ -194,7 +198,10 @@ def stale_copy_meets_a_reopening(world: World, node: Node) -> None:
         if node.up:
             world.struck("stale_copy_meets_a_reopening")
             world.lose_power(node)
-            other.steps.when(SENT, hold_back)
+            if SENT in other.steps.now(ready=other.ready):
+                hold_back()
+            else:
+                other.steps.when(SENT, hold_back)
             _later(world, 0.2, 0.8, node.restart)
 
     node.steps.when(EXECUTED, strike)
@@ -273,10 +280,12 @@ def registry_lost(world: World, node: Node) -> None:
     async def until_restored() -> None:
         await asyncio.sleep(world.rng.uniform(0, 4))
         world.log.restore_registry()
-        for refused in world.nodes:
-            if refused.refused.startswith("CannotStart"):
-                refused.refused = ""
-                refused.restart()
+        for _ in range(50):  # for a while: who had read the empty registry just before is refused only after
+            for refused in world.nodes:
+                if refused.refused.startswith("CannotStart"):
+                    refused.refused = ""
+                    refused.restart()
+            await asyncio.sleep(0.1)
 
     if not world.log.records:
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tests.simulation.steps import APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSHED, PRODUCED, SENT, STEPS
+from tests.simulation.steps import APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSH_PART, FLUSHED, PRODUCED, SENT, STEPS
 
 Range = tuple[int, int]
 
@@ -168,7 +168,7 @@ FLUSHING = replace(
         "rolling_restart": 1,
     },
     at_a_step=0.6,
-    steps=(FLUSH_BEGUN, FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED),
+    steps=(FLUSH_BEGUN, FLUSH_PART, COMMITTED, PRODUCED, FLUSHED),
 )
 # Claims live for seconds: generations rotate and the horizon passes events while their calls wait.
 BRIEF = replace(
@@ -176,7 +176,7 @@ BRIEF = replace(
     name="brief",
     senders=(3, 6),
     batches=(15, 40),
-    new=(1, 2, 3),
+    new=(1, 2, 3, 4),
     again=(0, 1, 2),
     memory=40,
     pause_s=(0.0, 0.1, 0.5, 1.0),
@@ -184,7 +184,7 @@ BRIEF = replace(
     events_per_call=(1, 5, 5),
     patience_s=(0.5, 8),
     retry_s=(0.01, 0.5),
-    flush_ms=(50, 3000, 10_000),
+    flush_ms=(50, 3000, 30_000),
     segment_bytes=2500,
     max_age_s=4,
     max_skew_s=1,
@@ -208,7 +208,7 @@ BRIEF = replace(
     number=(6, 15),
     between_s=(0.3, 3, 6),
     repair_s=(0.01, 2),
-    outage_s=(0.05, 3, 4, 5),
+    outage_s=(1, 2, 3, 5),
     jump_s=(-3600, -6, -2, 2, 6, 3600),
     jump_lasts_s=(0.1, 10),
     stuck_s=300,

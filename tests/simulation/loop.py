@@ -40,7 +40,7 @@ class _NoSelector(selectors.BaseSelector):
 
 class SimulatedLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._now_us = 0
         self._clock_resolution = 1e-6
         self._selector = _NoSelector(self._advance)
@@ -77,10 +77,9 @@ def run(main: Callable[[SimulatedLoop], Any]) -> Any:
     try:
         return loop.run_until_complete(main(loop))
     finally:
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        if left:
+        while left := asyncio.all_tasks(loop):  # a timer that rings meanwhile may start more
+            for task in left:
+                task.cancel()
             loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         asyncio.set_event_loop(None)
         loop.close()

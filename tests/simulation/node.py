@@ -123,7 +123,7 @@ class Node:
     def idle(self) -> bool:
         """Every call is finished and published; nothing is under way."""
         writer = self.writer
-        if writer is None or not writer.ready or writer._calls or writer._unsynced:
+        if writer is None or not writer.ready or writer.calls_in_flight or writer._unsynced:
             return False
         known = self.world.redis.table._w.get(writer.incarnation)
         return known is not None and known.closed is None and known.mark == writer._next_append - 1

@@ -1,13 +1,14 @@
 """Each guard of PROTOCOL.md, with a way to take it out. Only the simulation knows these switches; the product has none.
 
-A sabotage is a context manager that puts a broken function in place of a sound one, and the profile of worlds in which the guard is needed
-often. test_sabotage.py shows that each is found.
+A sabotage is a context manager that puts a broken function in place of a sound one, and the worlds in which the guard is needed often.
+test_sabotage.py shows that each is found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -26,14 +27,15 @@ from ingest.flusher import Flusher
 from ingest.history import JournalHistory
 from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
-from tests.simulation.counter_log import Ledger, SimulatedLog
+from tests.simulation.counter_log import Ledger
 from tests.simulation.habits import BRIEF, CROWDED, DUEL, FLUSHING, HEDGED, HOURS, OPERATED, Habits
+from tests.simulation.steps import APPENDED, EXECUTED, FLUSH_PART, FLUSHED, PRODUCED, SENT
 
 Off = Callable[[], AbstractContextManager[None]]
 
 
 class Sabotage(NamedTuple):
-    profile: Habits
+    habits: Habits
     off: Off
 
 
@@ -431,10 +433,14 @@ def _old_copy_accepted() -> AbstractContextManager[None]:
 def _any_registry() -> Iterator[None]:
     """A registry without entries is taken for that of a new installation."""
 
-    async def no_data(_: SimulatedLog) -> bool:
-        return False
+    async def broken_register(self: Writer) -> dict[bytes, int | None]:
+        await self._log.register(self.journal.writer)
+        return {}
 
-    with patch.object(SimulatedLog, "has_data", no_data):
+    async def broken_members(self: JournalHistory) -> frozenset[bytes]:
+        return frozenset(await self._log.writers())
+
+    with patch.object(Writer, "_register", broken_register), patch.object(JournalHistory, "members", broken_members):
         yield
 
 
@@ -550,42 +556,73 @@ def _below_horizon(segment: SegmentFacts, standing: Standing) -> bool:
     return segment.newest_us <= standing.horizon_us
 
 
+def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes: Any) -> Habits:
+    """Worlds in which only these faults happen, at these steps: what the guard is there for."""
+    if steps:
+        changes |= {"steps": steps, "at_a_step": 0.9}
+    return replace(profile, faults=dict.fromkeys(faults, 1), **changes)
+
+
+_NO_CLOCK = _only(HOURS, "writer_clock_jumps")
+_REDIS_LOST = _only(CROWDED, "redis_restarts_empty", "redis_fails_over")
+_REDIS_LOST_OFTEN = _only(BRIEF, "redis_restarts_empty")
+
 SABOTAGES: dict[str, Sabotage] = {
-    "answer before the sync": Sabotage(CROWDED, lambda: _answer_before_sync(False)),
-    "a call that granted nothing is answered before the sync": Sabotage(HEDGED, lambda: _answer_before_sync(True)),
-    "mark before the sync": Sabotage(CROWDED, _mark_before_sync),
-    "a failed sync is taken for a success": Sabotage(HEDGED, _failed_sync_is_success),
-    "closed is published for an unsynced tail": Sabotage(CROWDED, _tail_not_copied),
-    "a call once sent is abandoned": Sabotage(CROWDED, _call_abandoned),
+    "answer before the sync": Sabotage(_only(HEDGED, "power_loss_after_an_answer"), lambda: _answer_before_sync(False)),
+    "a call that granted nothing is answered before the sync": Sabotage(
+        _only(HEDGED, "power_loss_after_an_answer"), lambda: _answer_before_sync(True)
+    ),
+    "mark before the sync": Sabotage(_only(CROWDED, "power_loss", steps=(SENT, APPENDED)), _mark_before_sync),
+    "a failed sync is taken for a success": Sabotage(_only(HEDGED, "disk_error", "power_loss_after_an_answer"), _failed_sync_is_success),
+    "closed is published for an unsynced tail": Sabotage(_only(CROWDED, "disk_error", "power_loss"), _tail_not_copied),
+    "a call once sent is abandoned": Sabotage(_only(CROWDED, "reply_lost", "connections_break", steps=(EXECUTED,)), _call_abandoned),
     "a call that granted nothing leaves no record": Sabotage(CROWDED, _no_empty_records),
-    "the rest of a refused call goes under a new number": Sabotage(BRIEF, _rest_under_a_new_number),
+    "the rest of a refused call goes under a new number": Sabotage(
+        _only(BRIEF, "redis_away_after_a_claim", outage_s=(1, 2, 3), new=(4, 6), events_per_call=(20,)), _rest_under_a_new_number
+    ),
     "two copies in a call are two claims": Sabotage(CROWDED, _copies_in_a_call),
-    "a foreign pending claim is a duplicate": Sabotage(CROWDED, lambda: _verdict(_foreign_pending_is_duplicate)),
-    "a void claim is never taken over": Sabotage(DUEL, lambda: _verdict(_void_stays_pending)),
+    "a foreign pending claim is a duplicate": Sabotage(
+        _only(DUEL, "power_loss", steps=(EXECUTED, APPENDED)), lambda: _verdict(_foreign_pending_is_duplicate)
+    ),
+    "a void claim is never taken over": Sabotage(_only(DUEL, "power_loss", steps=(EXECUTED,)), lambda: _verdict(_void_stays_pending)),
     "an earlier call of one's own is granted again": Sabotage(CROWDED, lambda: _verdict(_own_earlier_is_granted)),
-    "a later call of one's own is a duplicate": Sabotage(HEDGED, lambda: _verdict(_own_later_is_duplicate)),
-    "a stale copy is executed": Sabotage(DUEL, lambda: _admits(b"stale")),
-    "a closed incarnation goes on": Sabotage(OPERATED, lambda: _admits(b"zombie")),
-    "a mark may sink": Sabotage(DUEL, _marks_sink),
-    "another shape is a conflict": Sabotage(OPERATED, _other_shape_is_conflict),
-    "an event below the horizon is claimed": Sabotage(HOURS, _no_horizon),
-    "a generation is dropped without raising the horizon": Sabotage(HOURS, _dropped_without_horizon),
+    "a later call of one's own is a duplicate": Sabotage(
+        _only(HEDGED, "error_reply", "power_loss_after_an_answer"), lambda: _verdict(_own_later_is_duplicate)
+    ),
+    "a stale copy is executed": Sabotage(_only(DUEL, "stale_copy_meets_a_reopening"), lambda: _admits(b"stale")),
+    "a closed incarnation goes on": Sabotage(_only(OPERATED, "closed_by_somebody_else"), lambda: _admits(b"zombie")),
+    "a mark may sink": Sabotage(_only(DUEL, "mark_stays_behind"), _marks_sink),
+    "another shape is a conflict": Sabotage(_only(OPERATED, "catalogue_changes"), _other_shape_is_conflict),
+    "an event below the horizon is claimed": Sabotage(_NO_CLOCK, _no_horizon),
+    "a generation is dropped without raising the horizon": Sabotage(_NO_CLOCK, _dropped_without_horizon),
     "only the current generation is looked up": Sabotage(BRIEF, _only_this_generation),
-    "the generation follows a clock that goes back": Sabotage(BRIEF, _generation_goes_back),
-    "claims go to any Redis": Sabotage(CROWDED, _any_redis),
-    "claims open before all members joined": Sabotage(CROWDED, _opens_alone),
-    "a registry that lost its entries is believed": Sabotage(OPERATED, _any_registry),
-    "a writer joins with an unsynced tail": Sabotage(DUEL, _joins_undrained),
-    "the first joiner keeps the claims it finds": Sabotage(DUEL, _first_joiner_keeps_all),
-    "claims come back into the generation they were in": Sabotage(BRIEF, _reclaimed_where_it_was),
-    "claims come back without their newest time": Sabotage(BRIEF, _reclaimed_without_newest),
-    "the horizon is not published at joining": Sabotage(HOURS, _no_horizon_at_joining),
-    "an old copy of a journal is opened": Sabotage(OPERATED, _old_copy_accepted),
-    "a flush is produced before it is synced": Sabotage(FLUSHING, _produced_before_sync),
-    "a flush is numbered again": Sabotage(FLUSHING, _numbered_again),
-    "a flush covers what stands before it": Sabotage(FLUSHING, _covers_what_stands_before_it),
-    "a flush without its commit exists": Sabotage(FLUSHING, _uncommitted_flush_exists),
-    "the rater counts known records": Sabotage(FLUSHING, _rater_does_not_skip),
-    "a segment goes before the horizon has passed it": Sabotage(BRIEF, lambda: _retains(_flushed)),
-    "a segment goes before it is flushed": Sabotage(HOURS, lambda: _retains(_below_horizon)),
+    "the generation follows a clock that goes back": Sabotage(_only(BRIEF, "redis_clock_jumps"), _generation_goes_back),
+    "claims go to any Redis": Sabotage(_REDIS_LOST, _any_redis),
+    "claims open before all members joined": Sabotage(_REDIS_LOST, _opens_alone),
+    "a registry that lost its entries is believed": Sabotage(
+        _only(OPERATED, "registry_lost", "redis_restarts_empty", "power_loss"), _any_registry
+    ),
+    "a writer joins with an unsynced tail": Sabotage(_only(DUEL, "redis_restarts_empty", steps=(APPENDED,)), _joins_undrained),
+    "the first joiner keeps the claims it finds": Sabotage(
+        _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED,)), _first_joiner_keeps_all
+    ),
+    "claims come back into the generation they were in": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_where_it_was),
+    "claims come back without their newest time": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_without_newest),
+    "the horizon is not published at joining": Sabotage(_only(HOURS, "writer_clock_jumps", "redis_restarts_empty"), _no_horizon_at_joining),
+    "an old copy of a journal is opened": Sabotage(_only(OPERATED, "old_copy_starts"), _old_copy_accepted),
+    "a flush is produced before it is synced": Sabotage(
+        _only(FLUSHING, "power_loss", steps=(PRODUCED,), disk_s=(0.03, 0.1)), _produced_before_sync
+    ),
+    "a flush is numbered again": Sabotage(_only(FLUSHING, "kill", steps=(PRODUCED, FLUSHED)), _numbered_again),
+    "a flush covers what stands before it": Sabotage(
+        _only(FLUSHING, "kill", "power_loss", steps=(PRODUCED, FLUSHED)), _covers_what_stands_before_it
+    ),
+    "a flush without its commit exists": Sabotage(
+        _only(FLUSHING, "kill", steps=(FLUSH_PART,), disk_s=(0.0002,), turn_us=(1000,)), _uncommitted_flush_exists
+    ),
+    "the rater counts known records": Sabotage(
+        _only(FLUSHING, "produce_outcome_unknown", "kill", steps=(PRODUCED, FLUSHED)), _rater_does_not_skip
+    ),
+    "a segment goes before the horizon has passed it": Sabotage(_REDIS_LOST_OFTEN, lambda: _retains(_flushed)),
+    "a segment goes before it is flushed": Sabotage(_only(BRIEF, "kill", "log_unreachable"), lambda: _retains(_below_horizon)),
 }

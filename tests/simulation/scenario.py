@@ -16,20 +16,30 @@ from tests.simulation.check import check_answers, check_end, check_promised
 from tests.simulation.faults import FAULTS, WAITING
 from tests.simulation.habits import Habits, profile_of
 from tests.simulation.loop import SimulatedLoop, run
-from tests.simulation.world import Stats, World
+from tests.simulation.stats import Stats
+from tests.simulation.world import World
 
 _PIECE_COUNTERS = 2  # a flush is encoded in many pieces, and calls come in between
+_AFTER_A_STEP_S = (0, 0.001, 0.01, 0.03)
+_SETTLE_S = 900  # how long it may take, once nothing is broken any more, until all is answered and flushed
 _TRACE = 60
 
 
-def simulate(seed: int) -> Stats:
+def simulate(seed: int, habits: Habits | None = None) -> Stats:
     """Run one seed; AssertionError, with the seed and the last steps, when the promise is broken."""
-    return trace_of(seed)[0]
+    return trace_of(seed, habits or profile_of(seed))[0]
 
 
-def trace_of(seed: int) -> tuple[Stats, list[str]]:
+def outcome_of(seed: int) -> tuple[int, Stats | None, str]:
+    """(seed, what happened or None, why it failed): for processes of their own, which cannot pickle a function of __main__."""
+    try:
+        return seed, simulate(seed), ""
+    except AssertionError as error:
+        return seed, None, str(error)
+
+
+def trace_of(seed: int, habits: Habits) -> tuple[Stats, list[str]]:
     """What happened, and every step that was noted."""
-    habits = profile_of(seed)
     worlds: list[World] = []
 
     async def main(loop: SimulatedLoop) -> None:
@@ -40,7 +50,7 @@ def trace_of(seed: int) -> tuple[Stats, list[str]]:
     try:
         with _paces(habits):
             run(main)
-    except BaseException as error:
+    except Exception as error:
         trace = "\n".join(worlds[0].surroundings.trace[-_TRACE:]) if worlds else ""
         message = f"seed {seed} ({habits.name}): {type(error).__name__}: {error}\n{trace}\nreplay it: make simulate SEED={seed}"
         raise AssertionError(message) from error
@@ -83,7 +93,7 @@ async def _live(world: World) -> None:
         for _ in range(rng.choice(habits.together)):
             _inject(world)
     await asyncio.gather(*senders)
-    async with asyncio.timeout(habits.stuck_s):
+    async with asyncio.timeout(_SETTLE_S):
         await world.settle()
         await check_answers(world)
     check_end(world)
@@ -95,7 +105,8 @@ def _inject(world: World) -> None:
     name = rng.choices(list(weights), list(weights.values()))[0]
     node = rng.choice([node for node in world.nodes if node.up] or world.nodes)
     if name not in WAITING and rng.random() < world.habits.at_a_step:
-        node.steps.when(rng.choice(world.habits.steps), lambda: FAULTS[name](world, node))
+        delay_s = rng.choice(_AFTER_A_STEP_S) * rng.random()
+        node.steps.when(rng.choice(world.habits.steps), lambda: world.loop.call_later(delay_s, FAULTS[name], world, node))
     else:
         FAULTS[name](world, node)
 
@@ -105,6 +116,5 @@ def _stats(world: World) -> Stats:
     stats.scripts.update(world.redis.executed)
     stats.starts = sum(node.starts for node in world.nodes)
     stats.simulated_s = round(world.loop.time())
-    stats.generations = (world.redis.table._gen or 0) - world.generation_at_start
     stats.segments_gone = sum(step.startswith("remove ") for node in world.nodes for step in node.disk.log)
     return stats

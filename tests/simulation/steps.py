@@ -14,11 +14,12 @@ import asyncio
 from collections.abc import Callable
 
 from buffer.journal import Journal
-from buffer.journal_records import CallRecord, FlushBegin, FlushCommit, Flushed, JournalRecord
+from buffer.journal_records import CallRecord, FlushBegin, FlushCommit, Flushed, FlushPart, JournalRecord
 
 SENT, EXECUTED, REPLY, APPENDED, SYNCED, MARKED = "claim sent", "executed", "reply", "appended", "synced", "marked"
 FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED = "flush begun", "committed", "produced", "flushed"
 OPENING, JOINING = "opening", "joining"
+FLUSH_PART = "flush part"  # within `flush begun`: only to wait for
 STEPS = (SENT, EXECUTED, REPLY, APPENDED, SYNCED, MARKED, FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED, OPENING, JOINING)
 
 Action = Callable[[], object]
@@ -121,6 +122,8 @@ class Steps:
             case FlushBegin():
                 self._flush = FLUSH_BEGUN
                 self._reach(FLUSH_BEGUN)
+            case FlushPart():
+                self._reach(FLUSH_PART)
             case FlushCommit():
                 self._flush = COMMITTED
                 self._reach(COMMITTED)

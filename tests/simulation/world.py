@@ -9,38 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ingest.writer import Unavailable
+from ingest.sink import Unavailable
 from tests.simulation.counter_log import SharedLog
 from tests.simulation.habits import Habits
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.node import TENANTS, Node, Surroundings
 from tests.simulation.redis_server import SimulatedRedis
+from tests.simulation.stats import Stats
+from tests.simulation.steps import STEPS
 
 START = datetime(2026, 3, 31, 20, tzinfo=UTC)  # the run crosses a month's end
 START_US = int(START.timestamp()) * 1_000_000
 SOURCE = "/simulated"
-
-
-@dataclass
-class Stats:
-    """What happened in a run."""
-
-    profile: str = ""
-    faults: Counter[str] = field(default_factory=Counter)
-    coverage: Counter[tuple[str, str]] = field(default_factory=Counter)  # (fault, step of the protocol)
-    answers: Counter[str] = field(default_factory=Counter)
-    scripts: Counter[str] = field(default_factory=Counter)
-    events: int = 0
-    starts: int = 0
-    simulated_s: int = 0
-    generations: int = 0
-    segments_gone: int = 0
 
 
 @dataclass
@@ -64,7 +49,8 @@ class World:
         loop.turn_us = self.rng.choice(habits.turn_us)
         loop.on_exception = self._on_exception
         self.redis_clock_off_us = 0
-        self.stats = Stats(habits.name)
+        self.stats = Stats()
+        self.stats.profiles[habits.name] = 1
         self.redis = SimulatedRedis(self.rng, lambda: self.clock_us() + self.redis_clock_off_us)
         self.log = SharedLog(self.rng, self.rng.randint(1, 4))
         self.surroundings = Surroundings(self.rng, habits, self.clock_us, self.redis, self.log)
@@ -76,7 +62,6 @@ class World:
         self.after_an_answer: Callable[[Node], None] | None = None  # a fault that waits for the next answer to happen at once
         self.after_power_loss: Callable[[Node], None] = lambda _: None
         self.redis_kept = 0  # while a fault relies on what Redis knows
-        self.generation_at_start = START_US // (habits.generation_s * 1_000_000)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def clock_us(self) -> int:
@@ -101,7 +86,7 @@ class World:
         self.note(f"fault: {fault}")
         self.stats.faults[fault] += 1
         steps = {step for node in self.nodes if node.up for step in node.steps.now(ready=node.ready)}
-        self.stats.coverage.update((fault, step) for step in steps)
+        self.stats.coverage.update((fault, step) for step in STEPS if step in steps)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
@@ -164,7 +149,7 @@ class World:
         name = f"e{len(self.sent)}"
         age_s = self.habits.oldest_s * (self.rng.uniform(0.9, 0.99) if self.rng.random() < self.habits.old else self.rng.random())
         time = START + timedelta(microseconds=self.loop.time_us() - round(age_s * 1_000_000))
-        body = {
+        body: dict[str, object] = {
             "specversion": "1.0",
             "id": name,
             "source": SOURCE,

@@ -1,0 +1,45 @@
+"""What happened in a run, and in many runs together: totals, and the table of faults and steps of the protocol."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.simulation.steps import STEPS
+
+
+@dataclass
+class Stats:
+    runs: int = 1
+    profiles: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    coverage: Counter[tuple[str, str]] = field(default_factory=Counter)  # (fault, step some writer was in when it happened)
+    answers: Counter[str] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)  # executed by Redis
+    events: int = 0
+    starts: int = 0  # of writers
+    simulated_s: int = 0
+    segments_gone: int = 0
+
+    def add(self, other: Stats) -> None:
+        for name in ("runs", "events", "starts", "simulated_s", "segments_gone"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("profiles", "faults", "coverage", "answers", "scripts"):
+            getattr(self, name).update(getattr(other, name))
+
+    def __str__(self) -> str:
+        answers = ", ".join(f"{count} {answer}" for answer, count in sorted(self.answers.items()))
+        return (
+            f"{self.runs} runs ({', '.join(f'{count} {name}' for name, count in self.profiles.items())}), "
+            f"{self.simulated_s // 3600} h {self.simulated_s % 3600 // 60} min simulated\n"
+            f"{self.events} events, requests: {answers}\n"
+            f"{sum(self.faults.values())} faults, {self.starts} starts of writers, {self.scripts['claim']} claims and marks executed, "
+            f"{self.scripts['joined']} times joined, {self.segments_gone} segments retired"
+        )
+
+    def table(self) -> str:
+        """Markdown: a row a fault, a column a step; a cell counts the faults that happened while some writer was in that step."""
+        rows = [["fault", "all", *STEPS], ["---", *["---:"] * (1 + len(STEPS))]]
+        for fault, count in sorted(self.faults.items()):
+            rows.append([fault.replace("_", " "), str(count), *(str(self.coverage[fault, step]) for step in STEPS)])
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,0 +1,50 @@
+"""What a writer makes of a registry of writers that changes while it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from buffer.journal import Journal
+from ingest.history import JournalHistory
+from tests.journal_driver import opened
+from tests.lossy_disk import LossyDisk
+from tests.simulation.counter_log import SharedLog, SimulatedLog
+from tests.simulation.loop import SimulatedLoop, run
+from tests.simulation.steps import Steps
+
+_OTHER = b"other writer's 1"
+
+
+def _in_a_world(check) -> None:  # type: ignore[no-untyped-def]
+    async def main(_: SimulatedLoop) -> None:
+        rng = random.Random(1)
+        journal = await opened(LossyDisk(), rng)
+        shared = SharedLog(rng, 1)
+        shared.registry = {journal.writer: None, _OTHER: None}
+        await check(journal, shared, SimulatedLog(shared, journal.writer, Steps()))
+
+    run(main)
+
+
+def test_a_registry_that_lost_an_entry_is_waited_for() -> None:
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
+        del shared.registry[_OTHER]
+        asking = asyncio.create_task(history.members())
+        await asyncio.sleep(60)
+        assert not asking.done()
+        shared.registry[_OTHER] = None
+        assert await asking == {journal.writer, _OTHER}
+
+    _in_a_world(check)
+
+
+def test_the_horizon_of_a_writer_retired_meanwhile_is_published() -> None:
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
+        shared.registry[_OTHER] = 123
+        assert await history.members() == {journal.writer}
+        assert history.horizon_us == 123
+
+    _in_a_world(check)
