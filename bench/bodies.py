@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-SUBJECTS = 60  # customers whose events meet in one server; each has some fifteen counters a window
+SUBJECTS = 20  # customers whose events meet in one server; each has some fifteen counters a window
 REGIONS = ["eu-west", "us-east", "ap-south"]
 ZONES = ["a", "b"]
 MODELS = ["small", "large"]

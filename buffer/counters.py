@@ -8,7 +8,7 @@ A delta is one Python int, so a million live counters are a million entries of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 # (meter number, tenant number, subject, window start in seconds since 1970 UTC, *dimension values in the meter's order)
@@ -21,6 +21,7 @@ EVENTS_SHIFT = 160
 ONE_EVENT = 1 << EVENTS_SHIFT
 _HALF = 1 << (EVENTS_SHIFT - 1)
 PACKED_BYTES = 24  # what a packed delta needs, signed, in a journal
+_WORTH_MERGING = 5  # one counter in five must repeat
 
 
 class MeterDefinition(NamedTuple):
@@ -70,6 +71,22 @@ def merge(into: Deltas, deltas: Deltas) -> None:
                 live[key] = packed if known is None else merge_max(known, packed)
         else:
             raise AssertionError(f"no merge law for {kind!r}")
+
+
+def together(parts: Sequence[Deltas]) -> list[Deltas]:
+    """The same deltas in fewer parts where their counters repeat: what repeats is then encoded and merged onwards once.
+
+    The first two decide: where few of their counters meet, merging would only copy them.
+    """
+    if len(parts) < 2:
+        return list(parts)
+    whole: Deltas = {kind: dict(counters) for kind, counters in parts[0].items()}
+    merge(whole, parts[1])
+    if count(whole) * _WORTH_MERGING > (count(parts[0]) + count(parts[1])) * (_WORTH_MERGING - 1):
+        return list(parts)
+    for more in parts[2:]:
+        merge(whole, more)
+    return [whole]
 
 
 def count(deltas: Mapping[str, Mapping[CounterKey, int]]) -> int:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from buffer.counters import Deltas, Tallies
+from buffer.counters import Deltas, Tallies, together
 from dedupe.port import CONFLICT, DIGEST_BYTES, DUPLICATE, FINGERPRINT_BYTES, GRANTED, PENDING, Call, Section, Verdicts
 from ingest import batch as codes
 from ingest.batch import Batch, Rejection
@@ -204,7 +204,7 @@ def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tupl
         replied = b"" if verdicts is None else verdicts.codes[offset : offset + len(part.digests)]
         offset += len(part.digests)
         newest_us = max(newest_us, _settle_part(part, replied, result))
-    return result._replace(newest_us=newest_us)
+    return result._replace(deltas=together(result.deltas), newest_us=newest_us)
 
 
 def _settle_part(part: Part, replied: bytes, result: CallResult) -> int:

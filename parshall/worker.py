@@ -115,6 +115,7 @@ class Worker:
         parts = await self._unless_stopped(open_worker(self._settings, self._folder, self._order.worker, interval_ms, self._world))
         if parts is None:
             return OK
+        spare_the_collector()
         pool = await open_pool(self._settings.postgres.dsn) if self._settings.postgres.dsn else None
         try:
             await self._serve(parts, None if pool is None else self._api(pool, parts))

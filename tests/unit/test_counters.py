@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buffer.counters import PACKED_BYTES, CounterKey, Deltas, add_tallies, merge, merge_max, pack, unpack
+from buffer.counters import PACKED_BYTES, CounterKey, Deltas, add_tallies, count, merge, merge_max, pack, together, unpack
 
 LARGEST = 10**38 - 1  # 38 digits
 
@@ -67,6 +67,23 @@ def test_merging_leaves_what_is_merged_in_alone(one: Deltas, other: Deltas) -> N
     merge(into, other)
     merge(into, other)
     assert other == before
+
+
+@given(st.lists(deltas, max_size=5))
+def test_parts_taken_together_are_the_same_deltas(parts: list[Deltas]) -> None:
+    before = copy.deepcopy(parts)
+    assert merged(*together(parts)) == merged(*parts)
+    assert parts == before
+
+
+def test_parts_are_merged_where_their_counters_repeat_and_left_alone_where_they_do_not() -> None:
+    def part(subjects: range) -> Deltas:
+        return {"sum": {(1, 1, f"subject-{number}", 0): pack(1, 1) for number in subjects}}
+
+    (whole,) = together([part(range(10)), part(range(10)), part(range(10))])
+    assert count(whole) == 10
+    apart = [part(range(10)), part(range(9, 19)), part(range(10))]
+    assert together(apart) == apart
 
 
 def test_an_unknown_kind_is_a_broken_invariant() -> None:
