@@ -5,7 +5,11 @@ Belongs here: the options, what is checked before anything starts, the demo tena
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -61,7 +65,8 @@ def up(config: str | None, **given: object) -> None:
     holder, address = reserve(settings.address)
     with holder:
         postgres, settings = find_postgres(settings, folder)
-        _run(settings, folder, address, postgres, lock, lambda: click.echo(welcome(settings, folder.path, address, demo=config is None)))
+        said = welcome(settings, folder.path, address, as_called(sys.argv[0]), demo=config is None)
+        _run(settings, folder, address, postgres, lock, lambda: click.echo(said))
 
 
 def _run(settings, folder, address, postgres, lock, on_ready) -> None:  # type: ignore[no-untyped-def]
@@ -76,6 +81,15 @@ def _run(settings, folder, address, postgres, lock, on_ready) -> None:  # type: 
         prepare=lambda: bring_schema_up(settings),
     )
     run_tree(plan, inherited=(lock,), on_ready=on_ready)
+
+
+def as_called(program: str) -> str:
+    """What a person types to call this program again: its name where the shell finds it, else where it is."""
+    path = Path(program)
+    if path.name == "__main__.py":
+        return "python -m parshall"
+    found = shutil.which(path.name)
+    return path.name if found is not None and path.exists() and os.path.samefile(found, path) else os.path.relpath(path)
 
 
 def with_demo_key(settings: Settings) -> Settings:

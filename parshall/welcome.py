@@ -8,7 +8,8 @@ from __future__ import annotations
 from parshall.settings import Address, Settings
 
 
-def welcome(settings: Settings, data: str, address: Address, *, demo: bool) -> str:
+def welcome(settings: Settings, data: str, address: Address, command: str, *, demo: bool) -> str:
+    """`command` is how this program is called again."""
     url = address.url
     key = "demo-key" if demo else "$PARSHALL_KEY"
     tenant = (
@@ -27,7 +28,7 @@ What came of it, a second or two later:
   curl -s {auth} "{url}/v1/charges?subject=customer-1&period=$(date -u +%Y-%m)"
   curl -s {auth} {url}/v1/ledger
 
-Next: parshall send FILE…    parshall flush show    parshall --help
+Next: {command} send FILE…    {command} flush show    {command} --help
 Ctrl-C stops; the next start goes on from there.
 
 Parshall is ready at {url}"""

@@ -84,7 +84,8 @@ def test_from_nothing_to_a_charge(clone: Path) -> None:
     up, event, look = blocks()
     service = start(clone, up)
     try:
-        until_ready(service)
+        said = until_ready(service)
+        assert run(clone, re.findall(r"Next: .*? {4}(.*? flush show) ", said)[0]) == "every 1s\n"  # what it suggests works as it is typed
         assert '"accepted":1' in run(clone, event)
         seen = run(clone, look)
         assert '"value":"125000000000"' in seen
