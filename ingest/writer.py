@@ -102,6 +102,7 @@ class Writer:
         self.claim_call = Latency()
         self.journal_sync = Latency()
         self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
+        self._sending = False
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -230,8 +231,14 @@ class Writer:
         self._idle.clear()
         self._waiting.append(request)
         self._waiting_events += batch.received
-        self._send_calls()
+        if not self._sending:  # once this turn of the loop is over: what arrives within it shares a call
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send_what_came)
         return request.answer
+
+    def _send_what_came(self) -> None:
+        self._sending = False
+        self._send_calls()
 
     def _admit(self, batch: Batch) -> None:
         if self._draining:
