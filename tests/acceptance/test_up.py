@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -63,7 +64,8 @@ class Up:
 
     def kill_all(self) -> None:
         for pid in [self.process.pid, *self.descendants()]:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # PostgreSQL's processes come and go
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def end(self) -> None:
