@@ -36,6 +36,7 @@ class NoHistory:
         self.closed: list[tuple[bytes, int]] = []
         self.mark = 0
         self.horizon_us = 0
+        self.lost_horizon_us = 0
 
     async def drain(self) -> None:
         return

@@ -25,6 +25,13 @@ class Rejected(NamedTuple):
     body: bytes  # JSON: when, code, detail, source, id, and the raw event in base64, cut at 64 KiB
 
 
+class Retired(NamedTuple):
+    """A writer that is no member any more: nobody waits for its journal, and nobody can claim it again."""
+
+    horizon_us: int  # claims that are rebuilt without that journal are complete only for events after it
+    lost: str | None = None  # the disk is gone: one sentence that says what was lost with it
+
+
 class LogUnavailable(Exception):
     """Not now, or the outcome is unknown: produce the same records again later. The message says what happened."""
 
@@ -53,8 +60,11 @@ class CounterLog(Protocol):
     async def register(self, writer: bytes) -> None:
         """Add the writer to the registry (`usage.writers`), durably."""
 
-    async def writers(self) -> dict[bytes, int | None]:
-        """Every writer ever registered, with the horizon (microseconds) it retired at, or None while it is a member."""
+    async def retire(self, writer: bytes, retired: Retired) -> None:
+        """The writer is a member no more, durably; who was retired stays retired."""
+
+    async def writers(self) -> dict[bytes, Retired | None]:
+        """Every writer ever registered; None while it is a member."""
 
     async def has_data(self) -> bool:
         """Whether any counter record was ever written: an empty registry beside data is refused."""

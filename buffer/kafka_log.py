@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from buffer.counter_log import LogUnavailable, Record, Rejected, UnfitLog
+from buffer.counter_log import LogUnavailable, Record, Rejected, Retired, UnfitLog
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
 
 # A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
@@ -27,9 +27,17 @@ _COMPRESSION = "zstd"  # the library's lz4 works at its highest level: ten times
 _CLOSING_S = 5
 
 
-class _Registration(msgspec.Struct, forbid_unknown_fields=True):
+class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     v: int
     retired_us: int | None
+    lost: str | None = None
+
+    def read(self) -> Retired | None:
+        return None if self.retired_us is None else Retired(self.retired_us, self.lost)
+
+
+def _registration(retired: Retired | None) -> bytes:
+    return msgspec.json.encode(_Registration(1, None) if retired is None else _Registration(1, *retired))
 
 
 class _Message(NamedTuple):
@@ -76,18 +84,19 @@ class KafkaLog:
         if writer not in await self.writers():  # who was retired stays retired
             await self._write_registration(writer, None)
 
-    async def retire(self, writer: bytes, horizon_us: int) -> None:
-        await self._write_registration(writer, horizon_us)
+    async def retire(self, writer: bytes, retired: Retired) -> None:
+        if (await self.writers()).get(writer) is None:
+            await self._write_registration(writer, retired)
 
-    async def _write_registration(self, writer: bytes, retired_us: int | None) -> None:
-        message = _Message(writer.hex().encode(), msgspec.json.encode(_Registration(1, retired_us)), [])
+    async def _write_registration(self, writer: bytes, retired: Retired | None) -> None:
+        message = _Message(writer.hex().encode(), _registration(retired), [])
         await self._send("registering a writer", self._cluster.writers, {0: [message]})
 
-    async def writers(self) -> dict[bytes, int | None]:
-        writers: dict[bytes, int | None] = {}
+    async def writers(self) -> dict[bytes, Retired | None]:
+        writers: dict[bytes, Retired | None] = {}
         for key, value in await self._cluster.within_deadline("reading the registry", self._read_registry()):
             try:
-                writers[bytes.fromhex(key.decode())] = msgspec.json.decode(value, type=_Registration).retired_us
+                writers[bytes.fromhex(key.decode())] = msgspec.json.decode(value, type=_Registration).read()
             except (msgspec.MsgspecError, ValueError) as error:
                 raise UnfitLog(f"topic {self._cluster.writers} has a record that registers no writer ({key!r}, {error})") from error
         return writers

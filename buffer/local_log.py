@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from buffer.counter_log import LogUnavailable, Record, Rejected, UnfitLog
+from buffer.counter_log import LogUnavailable, Record, Rejected, Retired, UnfitLog
 from buffer.disk import AppendFile, Background, Disk, Lock
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, SEGMENT_HEADER, commit_frame, record_body, record_frame, scan
 from buffer.local_layout import Identity, Layout
@@ -29,9 +29,17 @@ _COMMIT_EVERY_BYTES = 4 * 1024 * 1024  # a reader holds this much until it sees 
 _OPENING_ATTEMPTS, _OPENING_PAUSE_S = 500, 0.01
 
 
-class _Registration(msgspec.Struct, forbid_unknown_fields=True):
+class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     v: int
     retired_us: int | None
+    lost: str | None = None
+
+    def read(self) -> Retired | None:
+        return None if self.retired_us is None else Retired(self.retired_us, self.lost)
+
+
+def _registration(retired: Retired | None) -> bytes:
+    return msgspec.json.encode(_Registration(1, None) if retired is None else _Registration(1, *retired))
 
 
 class LocalLog:
@@ -88,10 +96,10 @@ class LocalLog:
     async def register(self, writer: bytes) -> None:
         await self._durably(self._register, writer.hex())
 
-    async def retire(self, writer: bytes, horizon_us: int) -> None:
-        await self._durably(self._write_registration, writer.hex(), horizon_us)
+    async def retire(self, writer: bytes, retired: Retired) -> None:
+        await self._durably(self._retire, writer, retired)
 
-    async def writers(self) -> dict[bytes, int | None]:
+    async def writers(self) -> dict[bytes, Retired | None]:
         return await self._durably(self._read_registry)
 
     async def has_data(self) -> bool:
@@ -141,11 +149,15 @@ class LocalLog:
         if f"{writer}.json" not in self._disk.names(self._layout.registry):
             self._write_registration(writer, None)
 
-    def _write_registration(self, writer: str, retired_us: int | None) -> None:
-        self._disk.replace(f"{self._layout.registry}/{writer}.json", msgspec.json.encode(_Registration(1, retired_us)))
+    def _retire(self, writer: bytes, retired: Retired) -> None:
+        if self._read_registry().get(writer) is None:
+            self._write_registration(writer.hex(), retired)
 
-    def _read_registry(self) -> dict[bytes, int | None]:
-        writers: dict[bytes, int | None] = {}
+    def _write_registration(self, writer: str, retired: Retired | None) -> None:
+        self._disk.replace(f"{self._layout.registry}/{writer}.json", _registration(retired))
+
+    def _read_registry(self) -> dict[bytes, Retired | None]:
+        writers: dict[bytes, Retired | None] = {}
         for name in self._disk.names(self._layout.registry):
             writer, _, kind = name.partition(".")
             if kind != "json":
@@ -153,7 +165,7 @@ class LocalLog:
             path = f"{self._layout.registry}/{name}"
             try:
                 registration = msgspec.json.decode(self._disk.read(path), type=_Registration)
-                writers[bytes.fromhex(writer)] = registration.retired_us
+                writers[bytes.fromhex(writer)] = registration.read()
             except (msgspec.MsgspecError, ValueError) as error:
                 raise UnfitLog(f"{path} is no registration of a writer ({error}): restore it") from error
         return writers

@@ -179,6 +179,21 @@ class ClaimTable:
         me.closed = last_call
         return [b"closed"]
 
+    def bury(self, context: Context, for_good: bool, through: bytes, through_call: int) -> Reply:
+        elsewhere = self._belongs_elsewhere(context)
+        if elsewhere:
+            return elsewhere
+        named = self._writers.get(context.writer, b"")
+        known = self._w.get(named)
+        mark, closed = (0, -1) if known is None else (known.mark, -1 if known.closed is None else known.closed)
+        last = closed if closed >= 0 else max(mark, through_call) if through == named else mark
+        if for_good:
+            if named and closed < 0:
+                self._w.setdefault(named, _Incarnation()).closed = last
+            if through and through != named and self._w.setdefault(through, _Incarnation()).closed is None:
+                self._w[through].closed = through_call
+        return [b"buried", named.hex().encode(), mark, closed, last]
+
     # ---- verdicts
 
     def _verdicts(self, gen: int, my_number: int, number: int, newest_us: int, sections: Sequence[Section]) -> bytes:

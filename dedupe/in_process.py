@@ -84,6 +84,7 @@ class InProcessClaims:
             clock_us=self._clock_us,
             era=self._entropy(ERA_BYTES),
             known_in=self._known_in,
+            on_joined=lambda: None,
             on_rebuilding=self._on_rebuilding,
         )
 

@@ -89,6 +89,10 @@ class History(Protocol):
     def horizon_us(self) -> int:
         """The highest horizon in the journal or in the registry of writers."""
 
+    @property
+    def lost_horizon_us(self) -> int:
+        """The highest horizon of writers whose journals are lost: their claims stand only where claims have been complete since."""
+
     async def drain(self) -> None:
         """Return once everything appended so far is on disk (so that `claims` and `mark` hold it)."""
 

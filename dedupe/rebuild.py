@@ -58,8 +58,11 @@ async def enter(
     era: bytes,
     known_in: str,
     on_rebuilding: Callable[[str], None],
+    on_joined: Callable[[], None],
 ) -> str:
     """Return the replication id of the store once calls may be sent to it.
+
+    `on_joined`: everything of this journal is claimed there, though others may still be missing.
 
     `known_in` is the replication id that this incarnation entered before: if the store has forgotten it since, it joins again.
     """
@@ -68,13 +71,16 @@ async def enter(
     entered = _text(replication_id)
     await _expect(ask, b"published", "publish", history.mark, list(history.closed))
     if is_open and is_joined and not (unknown and known_in == entered):
+        on_joined()
         return entered
     on_rebuilding("claiming the journal again")
-    await _join(ask, history, clock_us, era, on_rebuilding)
+    agreed = await _join(ask, history, clock_us, era)
+    await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open))
     return entered
 
 
-async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes, on_rebuilding: Callable[[str], None]) -> None:
+async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> bytes:
+    """The era that the joiners agreed on."""
     await history.drain()
     _, agreed, _ = await _expect(ask, b"joining", "join", era)
     count = 0
@@ -82,15 +88,22 @@ async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: by
         await _expect(ask, b"reclaimed", "reclaim", agreed, clock_us(), sections)
         count += sum(len(section.digests) for section in sections) // 12
     log.info("claimed %d digests of the journal again", count)
-    await _wait_until_open(ask, history, cast(bytes, agreed), on_rebuilding)
+    return cast(bytes, agreed)
 
 
-async def _wait_until_open(ask: Ask, history: History, era: bytes, on_rebuilding: Callable[[str], None]) -> None:
-    """Members are read anew each time: some may be retired while we wait, and then nobody else would notice."""
+async def _wait_until_open(
+    ask: Ask, history: History, era: bytes, on_rebuilding: Callable[[str], None], on_joined: Callable[[], None], *, complete: bool
+) -> None:
+    """Members are read anew each time: some may be retired while we wait, and then nobody else would notice.
+
+    `complete`: the claims of all others were there when the join began. Should that change, the era does too, and the join starts over.
+    """
     pause_s = FIRST_POLL_S
     while True:
         members = await history.members() | {history.writer}
-        _, is_open, missing = await _expect(ask, b"joined", "joined", era, history.mark, history.horizon_us, members)
+        horizon_us = history.horizon_us if complete else max(history.horizon_us, history.lost_horizon_us)
+        _, is_open, missing = await _expect(ask, b"joined", "joined", era, history.mark, horizon_us, members)
+        on_joined()
         if is_open:
             return
         on_rebuilding(f"waiting for {missing} of {len(members)} writers to claim their journals again")

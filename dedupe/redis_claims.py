@@ -31,7 +31,10 @@ OnReply = Callable[[Reply], None]
 
 
 class RedisClaims:
-    """The Claims port for one incarnation. `reason` says in words why the state is not OPEN."""
+    """The Claims port for one incarnation.
+
+    `reason` says in words why the state is not OPEN; `joined`, whether the store has all that the journal claims, open or not.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class RedisClaims:
         timeout_s: float = 5.0,
     ) -> None:
         self.reason = "not connected yet"
+        self.joined = False
         self._address = address
         self._identity = identity
         self._clock_us = clock_us
@@ -101,6 +105,7 @@ class RedisClaims:
             era=self._entropy(ERA_BYTES),
             known_in=self._known_in,
             on_rebuilding=self._on_rebuilding,
+            on_joined=self._on_joined,
         )
 
     async def _prepare(self, connection: OrderedConnection) -> None:
@@ -144,7 +149,11 @@ class RedisClaims:
             self._not_open(State.REBUILDING, reason)
             log.info("claims: %s", reason)
 
+    def _on_joined(self) -> None:
+        self.joined = True
+
     def _drop_connection(self, reason: str) -> None:
+        self.joined = False
         self._not_open(State.DISCONNECTED, reason)
         connection, self._connection = self._connection, None
         if connection is not None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from dedupe.digest import identity_hash
 from dedupe.port import Identity, Section
 
-NAMES = ("hello", "publish", "join", "reclaim", "joined", "claim", "close")
+NAMES = ("hello", "publish", "join", "reclaim", "joined", "claim", "close", "bury")
 NAMESPACE = "parshall:"
 
 HEAD = Struct(">IIQQQ")  # of a claim: number, mark, caller's clock, least and greatest event time
@@ -113,6 +113,10 @@ def _close(last_call: int) -> list[bytes]:
     return [b"%d" % last_call]
 
 
+def _bury(for_good: bool, through: bytes, through_call: int) -> list[bytes]:
+    return [b"%d" % for_good, through.hex().encode(), b"%d" % through_call]
+
+
 _LAYOUT: dict[str, Callable[..., list[bytes]]] = {
     "hello": _hello,
     "publish": _publish,
@@ -121,6 +125,7 @@ _LAYOUT: dict[str, Callable[..., list[bytes]]] = {
     "joined": _joined,
     "claim": _claim,
     "close": _close,
+    "bury": _bury,
 }
 
 

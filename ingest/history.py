@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
-from buffer.counter_log import CounterLog, LogUnavailable
+from buffer.counter_log import CounterLog, LogUnavailable, Retired
 from buffer.journal import Journal
 from dedupe.port import Claimed
 
@@ -22,7 +22,7 @@ _RETRY_S = 1.0
 class JournalHistory:
     """`dedupe.port.History` over a journal. The writer raises `mark` as calls reach the disk."""
 
-    def __init__(self, journal: Journal, log: CounterLog, incarnation: bytes, registry: Mapping[bytes, int | None]) -> None:
+    def __init__(self, journal: Journal, log: CounterLog, incarnation: bytes, registry: Mapping[bytes, Retired | None]) -> None:
         """`registry`: as it was read when this writer joined it."""
         self._journal = journal
         self._log = log
@@ -31,6 +31,7 @@ class JournalHistory:
         self._registered: set[bytes] = {journal.writer}  # seen in the registry, which never forgets
         self.mark = 0
         self.horizon_us = journal.state.horizon_us
+        self.lost_horizon_us = 0
         self._learn(registry)
 
     @property
@@ -71,7 +72,11 @@ class JournalHistory:
                 log.error("the registry of writers (usage.writers) has lost entries: restore the topic", missing=names)
             await asyncio.sleep(_RETRY_S)
 
-    def _learn(self, registry: Mapping[bytes, int | None]) -> None:
+    def _learn(self, registry: Mapping[bytes, Retired | None]) -> None:
         """A writer may have been retired since; what it counted up to its horizon is known to nobody else."""
         self._registered.update(registry)
-        self.horizon_us = max((self.horizon_us, *(horizon for horizon in registry.values() if horizon is not None)))
+        for retired in registry.values():
+            if retired is not None and retired.lost is None:
+                self.horizon_us = max(self.horizon_us, retired.horizon_us)
+            elif retired is not None:
+                self.lost_horizon_us = max(self.lost_horizon_us, retired.horizon_us)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from buffer.counter_log import CounterLog, LogUnavailable, Rejected
+from buffer.counter_log import CounterLog, LogUnavailable, Rejected, Retired
 from buffer.counters import MeterDefinition
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
@@ -168,8 +168,8 @@ class Writer:
                 log.warning("waiting for the counter log", error=str(error))
                 await asyncio.sleep(_LOG_RETRY_S)
 
-    async def _register(self) -> Mapping[bytes, int | None]:
-        """Returns the registry: every writer, with the horizon it was retired at."""
+    async def _register(self) -> Mapping[bytes, Retired | None]:
+        """Returns the registry."""
         while True:
             try:
                 writers = await self._log.writers()

@@ -23,6 +23,7 @@ from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options, settings_given
 
 if TYPE_CHECKING:
+    from buffer.counter_log import Retired
     from parshall.audit_journal import JournalSide
     from parshall.audit_records import RecordKey
     from parshall.audit_rules import LogSide, RatedSide, Verdict
@@ -193,14 +194,14 @@ def _read_journal(settings: Settings, directory: str, wanted: frozenset[RecordKe
     raise Stop(f"The journal in {directory} changes faster than it can be read: audit again when less is sent.", UNAVAILABLE)
 
 
-async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, int | None]:
+async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, Retired | None]:
     from buffer.counter_log import LogUnavailable, UnfitLog
     from parshall.wiring import make_counter_log
 
     log = make_counter_log(settings, folder)
     try:
         await log.open()
-        return {writer.hex(): retired_us for writer, retired_us in (await log.writers()).items()}
+        return {writer.hex(): retired for writer, retired in (await log.writers()).items()}
     except LogUnavailable as error:
         raise Stop(f"The counter log cannot be read: {error}.", UNAVAILABLE) from error
     except UnfitLog as error:

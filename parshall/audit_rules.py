@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from buffer.counter_log import Retired
 from buffer.record import CounterRecord, Undecodable, decode, read_place
 from parshall.audit_journal import EVERY, JournalSide
 from parshall.audit_records import Difference, RecordKey, Stored, key_of, named
@@ -41,7 +42,7 @@ class LogSide:
     strays: dict[tuple[str, int], str] = field(default_factory=dict)  # (stream, position after it) -> why its place is not known
     identity: str = ""
     starts: dict[str, int] = field(default_factory=dict)  # stream -> where it begins, if not at 0: retention deleted what was before
-    writers: Mapping[str, int | None] = field(default_factory=dict)  # the registry: writer -> horizon it retired at
+    writers: Mapping[str, Retired | None] = field(default_factory=dict)  # the registry; None: a member
 
     def take(self, headers: Mapping[str, bytes], value: bytes) -> None:
         """Raises NoPlace."""
@@ -138,8 +139,8 @@ def _unnamed(sides: Iterable[JournalSide]) -> Iterator[Difference]:
 
 def _registry(have: Iterable[str], log: LogSide, rated: RatedSide) -> Iterator[Difference]:
     have = set(have)
-    for writer, retired_us in sorted(log.writers.items()):
-        if retired_us is None and writer not in have:
+    for writer, retired in sorted(log.writers.items(), key=lambda item: item[0]):
+        if retired is None and writer not in have:
             what = f"writer {writer} is registered, but its journal was not given: what it holds is unknown"
             yield Difference(what, "name its directory with --journal (DATA/writers/N on the machine where it ran)")
     for writer in sorted({key[0] for key in rated.records} - log.writers.keys()):

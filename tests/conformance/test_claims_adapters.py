@@ -49,6 +49,7 @@ class Journal:
     closed: Sequence[tuple[bytes, int]] = ()
     mark: int = 0
     horizon_us: int = 0
+    lost_horizon_us: int = 0
     kept: list[Claimed] = field(default_factory=list)
     registered: frozenset[bytes] = frozenset()
     drains: int = 0
@@ -65,7 +66,7 @@ class Journal:
     def reopened(self, last_call: int) -> Journal:
         """As the next process finds it."""
         closed = [*self.closed, (self.incarnation, last_call)]
-        return Journal(self.writer, os.urandom(16), closed, 0, self.horizon_us, list(self.kept), self.registered)
+        return Journal(self.writer, os.urandom(16), closed, 0, self.horizon_us, self.lost_horizon_us, list(self.kept), self.registered)
 
 
 class Place:
@@ -324,6 +325,19 @@ async def test_a_member_that_is_retired_is_not_waited_for(place: Place) -> None:
     async with running(claims, journal, State.REBUILDING):
         journal.registered = frozenset()
         await until(lambda: claims.state is State.OPEN)
+
+
+async def test_where_claims_are_rebuilt_the_horizon_of_a_lost_writer_counts(place: Place) -> None:
+    claims = place.claims()
+    async with running(claims, Journal(lost_horizon_us=NOW_US - HOUR_US)):
+        assert await answer(claims, call(1, section("a"), time_us=NOW_US - HOUR_US)) == Refused(1, NOW_US - HOUR_US)
+
+
+async def test_where_claims_have_been_complete_since_it_does_not(place: Place) -> None:
+    """Those of the lost writer still stand there, and refusing what is older would be for nothing."""
+    one, newcomer = place.claims(), place.claims()
+    async with running(one, Journal()), running(newcomer, Journal(lost_horizon_us=NOW_US - HOUR_US)):
+        assert await codes(newcomer, call(1, section("a"), time_us=NOW_US - HOUR_US)) == b""  # all granted
 
 
 async def test_a_handler_that_breaks_an_invariant_stops_run(place: Place) -> None:

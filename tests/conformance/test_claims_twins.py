@@ -140,6 +140,7 @@ class World:
             (1, self.lose_some_keys),
             (1, self.forget_incarnation),
             (3, self.join),
+            (1, self.bury),
         ]
         weights, actions = zip(*steps, strict=True)
         action = self.random.choices(actions, weights)[0]
@@ -223,6 +224,17 @@ class World:
         writer.now.mark = writer.now.calls
         if self.random.random() < 0.7:
             self.restart(writer)
+
+    def bury(self, writer: Writer) -> None:
+        """Somebody declares its disk lost, now and then while it lives on."""
+        nobody = self.context(writer)._replace(incarnation=bytes(16), session=0)
+        through = self.random.choice([b"", writer.now.id, writer.now.id, *(old.id for old in writer.old)])
+        for_good = self.random.random() < 0.5
+        reply = self.ask("bury", nobody, for_good, through, self.random.randint(0, writer.now.calls + 1) if through else 0)
+        if for_good and reply[0] == b"buried":
+            self.seen["buried for good"] += 1
+            self.claim(writer)
+            self.writers[self.writers.index(writer)] = self.new_writer()
 
     def stale_copy(self, writer: Writer) -> None:
         if self.stale:
@@ -339,6 +351,7 @@ EXPECTED = {
     *("claim verdicts", "claim late", "claim marked", "claim rebuild", "claim rejoin", "claim zombie", "claim stale"),
     *("verdict g", "verdict d", "verdict p", "verdict c"),
     *("close closed", "close zombie", "close stale"),
+    *("bury buried", "bury wrong_log", "buried for good"),
 }
 
 

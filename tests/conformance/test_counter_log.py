@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from buffer.counter_log import Rejected
+from buffer.counter_log import Rejected, Retired
 from tests.conformance.counter_log_places import (
     ALICE,
     BOB,
@@ -195,11 +195,13 @@ async def test_the_registry_keeps_members_and_retired(place: Place) -> None:
         async with opened(place.log()) as other:
             await other.register(BOB)
             assert await other.writers() == {ALICE: None, BOB: None}
-        await log.retire(ALICE, 1_700_000_000_000_000)  # type: ignore[attr-defined]  # not part of the port yet
+        await log.retire(ALICE, Retired(1_700_000_000_000_000))
+        await log.retire(ALICE, Retired(9, "too late"))  # who was retired stays retired
+        await log.retire(BOB, Retired(7, "its disk is gone"))
         assert not await log.has_data()
     async with opened(place.log()) as log:
         await log.register(ALICE)
-        assert await log.writers() == {ALICE: 1_700_000_000_000_000, BOB: None}
+        assert await log.writers() == {ALICE: Retired(1_700_000_000_000_000), BOB: Retired(7, "its disk is gone")}
 
 
 async def test_it_knows_whether_it_ever_held_counters(place: Place) -> None:

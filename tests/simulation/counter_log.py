@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from buffer.counter_log import LogUnavailable, Record, Rejected
+from buffer.counter_log import LogUnavailable, Record, Rejected, Retired
 from tests.simulation.steps import Steps
 
 
@@ -24,8 +24,8 @@ class SharedLog:
         self.partitions = partitions
         self.records: list[tuple[bytes, Record]] = []  # (writer, record) in order of arrival
         self.rejected: list[Rejected] = []
-        self.registry: dict[bytes, int | None] = {}
-        self.registry_lost: dict[bytes, int | None] = {}  # what is in the backup while the registry is lost
+        self.registry: dict[bytes, Retired | None] = {}
+        self.registry_lost: dict[bytes, Retired | None] = {}  # what is in the backup while the registry is lost
         self.unreachable_until_s = 0.0
         self.unknown_outcomes = 0.0  # chance that a produce ends without a known outcome
         self.ledger = Ledger()
@@ -98,7 +98,12 @@ class SimulatedLog:
         await self._reach()
         self._shared.registry.setdefault(writer, None)
 
-    async def writers(self) -> dict[bytes, int | None]:
+    async def retire(self, writer: bytes, retired: Retired) -> None:
+        await self._reach()
+        if self._shared.registry.get(writer) is None:
+            self._shared.registry[writer] = retired
+
+    async def writers(self) -> dict[bytes, Retired | None]:
         await self._reach()
         return dict(self._shared.registry)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+from buffer.counter_log import Retired
 from buffer.journal import Journal
 from ingest.history import JournalHistory
 from tests.journal_driver import opened
@@ -43,8 +44,11 @@ def test_a_registry_that_lost_an_entry_is_waited_for() -> None:
 def test_the_horizon_of_a_writer_retired_meanwhile_is_published() -> None:
     async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
         history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
-        shared.registry[_OTHER] = 123
+        shared.registry[_OTHER] = Retired(123)
         assert await history.members() == {journal.writer}
-        assert history.horizon_us == 123
+        assert (history.horizon_us, history.lost_horizon_us) == (123, 0)
+        shared.registry[b"l" * 16] = Retired(456, "its disk is gone")
+        await history.members()
+        assert (history.horizon_us, history.lost_horizon_us) == (123, 456)
 
     _in_a_world(check)

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from xxhash import xxh3_128_hexdigest
 
-from buffer.counter_log import Record
+from buffer.counter_log import Record, Retired
 from buffer.counters import pack
 from buffer.journal_records import (
     CallRecord,
@@ -650,13 +650,13 @@ def test_a_registered_writer_without_journal(stores: Stores) -> None:
     other = "ab" * 16
     stores.log.writers = {**stores.log.writers, other: None}
     stores.only(f"writer {other} is registered, but its journal was not given")
-    stores.log.writers = {**stores.log.writers, other: 17}
+    stores.log.writers = {**stores.log.writers, other: Retired(17)}
     assert stores.told() == [], "it was retired"
 
 
 def test_nothing_of_a_writer_is_given_but_its_records(stores: Stores) -> None:
     whole = compare([read(stores.records)], stores.log, stores.rated)
-    stores.log.writers = {stores.writer: 17}
+    stores.log.writers = {stores.writer: Retired(17)}
     verdict = compare([], stores.log, stores.rated)
     assert verdict.differences == []
     for row, without in zip(whole.rows, verdict.rows, strict=True):
