@@ -207,6 +207,13 @@ class Writer:
     async def _watch_journal(self) -> None:
         await asyncio.shield(self.journal.failed)
 
+    async def learn_horizon(self) -> int:
+        """Make an empty call: its reply brings the horizon, microseconds, which is in the journal when this returns."""
+        assert self._history is not None
+        self._send(plan(self._next_call, ()))
+        await self._idle.wait()
+        return self._history.horizon_us
+
     async def drain(self, most_s: float) -> None:
         """Stop in order while `run` still runs: finish requests and calls, flush, journal and publish `closed`.
 

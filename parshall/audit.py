@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
     from parshall.settings import Settings
     from rater.recount import Applied, Recount
-    from rater.source import Source
 
 HELP = f"""Prove that no event was lost or counted twice, from the journals, the counter log and PostgreSQL.
 
@@ -52,8 +51,6 @@ Examples:
 {EXIT_CODES}"""
 
 _MOST_SHOWN = 50
-_POLL_S = 1.0
-_QUIET_S = 30.0  # a log that gives nothing for so long although it has more is unavailable
 _READINGS = 5  # of a journal whose oldest segments go while it is read
 
 
@@ -211,56 +208,17 @@ async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, Re
 
 
 async def _read_log(settings: Settings, folder: DataFolder, side: LogSide) -> None:
-    from buffer.counter_log import UnfitLog
-    from parshall.wiring import make_source
-    from rater.source import SourceUnavailable
-
-    source = make_source(settings, folder, group=f"parshall-audit-{os.urandom(8).hex()}")
-    try:
-        await source.open(_from_the_start)
-        side.identity = source.identity
-        await _read_records(source, side, retention=settings.kafka.bootstrap is not None)
-    except SourceUnavailable as error:
-        raise Stop(f"The counter log cannot be read: {error}.", UNAVAILABLE) from error
-    except UnfitLog as error:
-        raise Stop(f"The counter log cannot be read: {error}.", FAILED) from error
-    finally:
-        await source.close()
-
-
-async def _read_records(source: Source, side: LogSide, *, retention: bool) -> None:
-    """From the first record to the end that the log has now."""
     from buffer.record import NoPlace
+    from parshall.whole_log import whole_log
 
-    ends = {stream: end for stream, end in (await source.ends()).items() if end > 0}
-    reached: dict[str, int] = {}
-    loop = asyncio.get_running_loop()
-    quiet_since_s = loop.time()
-    while any(reached.get(stream, 0) < end for stream, end in ends.items()):
-        received = await source.poll(1000, _POLL_S)
-        if not received:
-            # A local log says how far it can be read once it was read so far: behind that may be what a crash left unfinished.
-            ends = {stream: min(end, now) for stream, now in (await source.ends()).items() if (end := ends.get(stream)) is not None}
-            if loop.time() - quiet_since_s > _QUIET_S:
-                if not retention or any(stream in reached for stream, end in ends.items() if reached.get(stream, 0) < end):
-                    raise Stop(f"The counter log gives nothing for {_QUIET_S:.0f} seconds although it has more: audit again.", UNAVAILABLE)
-                break  # of these streams nothing is left: retention deleted it
-            continue
-        quiet_since_s = loop.time()
-        for stream, next_position, headers, value in received:
-            if stream not in reached and retention:
-                side.starts[stream] = next_position - 1
-            reached[stream] = next_position
+    async with whole_log(settings, folder) as log:
+        side.identity = log.identity
+        async for stream, next_position, headers, value in log:
             try:
                 side.take(headers, value)
             except NoPlace as error:
                 side.strays[stream, next_position] = str(error)
-    if retention:
-        side.starts |= {stream: end for stream, end in ends.items() if stream not in reached}
-
-
-async def _from_the_start(_streams: Iterable[str]) -> dict[str, int]:
-    return {}
+        side.starts = log.starts
 
 
 # ---- telling
@@ -275,6 +233,8 @@ def _as_text(verdict: Verdict) -> str:
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in table
     ]
+    if verdict.losses:
+        lines += ["", "Declared lost, with the disk it was on:", *(f"- {loss}" for loss in verdict.losses)]
     if not verdict.differences:
         return "\n".join([*lines, "", "The three equations hold: nothing is lost, nothing is counted twice."])
     counted = "1 difference" if len(verdict.differences) == 1 else f"{len(verdict.differences)} differences"
@@ -290,6 +250,7 @@ def _as_json(verdict: Verdict) -> str:
 
     answer = {
         "agrees": not verdict.differences,
+        "losses": verdict.losses,
         "tenants": [row._asdict() for row in verdict.rows],
         "differences": [{"what": difference.what, "next": difference.then} for difference in verdict.differences],
     }

@@ -95,6 +95,7 @@ class TenantRow(NamedTuple):
 class Verdict(NamedTuple):
     rows: list[TenantRow]
     differences: list[Difference]
+    losses: list[str]  # what went with disks that were declared lost: known, so no difference
 
 
 def compare(journals: Iterable[JournalSide], log: LogSide, rated: RatedSide) -> Verdict:
@@ -109,7 +110,10 @@ def compare(journals: Iterable[JournalSide], log: LogSide, rated: RatedSide) -> 
     for writer, side in sides.items():
         differences += _equations(side, books[writer])
     alone = [_books_of_records(writer, records) for writer in records.of_writer.keys() - sides.keys()]
-    return Verdict(_rows([*books.values(), *alone]), differences)
+    losses = [
+        f"writer {writer}: {retired.lost}" for writer, retired in sorted(log.writers.items(), key=_by_name) if retired and retired.lost
+    ]
+    return Verdict(_rows([*books.values(), *alone]), differences, losses)
 
 
 # ---- who is there
@@ -137,9 +141,13 @@ def _unnamed(sides: Iterable[JournalSide]) -> Iterator[Difference]:
         yield Difference(what, "put the tenant back under [[tenants]], with the name that it had, and audit again")
 
 
+def _by_name(item: tuple[str, object]) -> str:
+    return item[0]
+
+
 def _registry(have: Iterable[str], log: LogSide, rated: RatedSide) -> Iterator[Difference]:
     have = set(have)
-    for writer, retired in sorted(log.writers.items(), key=lambda item: item[0]):
+    for writer, retired in sorted(log.writers.items(), key=_by_name):
         if retired is None and writer not in have:
             what = f"writer {writer} is registered, but its journal was not given: what it holds is unknown"
             yield Difference(what, "name its directory with --journal (DATA/writers/N on the machine where it ran)")

@@ -85,8 +85,18 @@ class WorkerParts:
 async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush_interval_ms: int, world: World = REAL) -> WorkerParts:
     """Open the journal and connect. What it may raise is what `why_stopped` of worker.py knows."""
     catalogue = read_catalogue(settings.meters)
+    tuner = FlushTuner(flush_interval_ms, settings.flush.max_counters)
+    writer, counter_log = await make_writer(settings, folder, folder.journal(worker), tuner, world)
+    await writer.open()
+    return WorkerParts(writer.journal, counter_log, writer, tuner, catalogue)
+
+
+async def make_writer(
+    settings: Settings, folder: DataFolder | None, directory: str, tuner: FlushTuner, world: World = REAL
+) -> tuple[Writer, CounterLog]:
+    """The writer of the journal in `directory`, not open yet, and its log, which is."""
     journal = await open_journal(
-        folder.journal(worker),
+        directory,
         disk=world.disk,
         background=world.background("journal"),
         entropy=world.entropy,
@@ -95,7 +105,6 @@ async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush
     )
     counter_log = make_counter_log(settings, folder, world)
     await _connect(counter_log)
-    tuner = FlushTuner(flush_interval_ms, settings.flush.max_counters)
     writer = Writer(
         journal,
         make_claims(settings, counter_log.identity, world),
@@ -106,8 +115,7 @@ async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush
         clock_us=world.clock_us,
         entropy=world.entropy,
     )
-    await writer.open()
-    return WorkerParts(journal, counter_log, writer, tuner, catalogue)
+    return writer, counter_log
 
 
 async def _connect(counter_log: CounterLog) -> None:
@@ -121,8 +129,7 @@ async def _connect(counter_log: CounterLog) -> None:
 
 
 def make_claims(settings: Settings, log_identity: str, world: World = REAL) -> Claims:
-    lifetime_s = settings.ingest.max_age_s + settings.ingest.max_skew_s + CLOCK_MARGIN_S
-    identity = Identity(log=log_identity, generation_us=GENERATION_US, lifetime_us=lifetime_s * 1_000_000)
+    identity = identity_of(settings, log_identity)
     if settings.redis.url is None:
         from dedupe.in_process import InProcessClaims
 
@@ -133,10 +140,16 @@ def make_claims(settings: Settings, log_identity: str, world: World = REAL) -> C
     return RedisClaims(RedisAddress.from_url(settings.redis.url), identity=identity, clock_us=world.clock_us, entropy=world.entropy)
 
 
-def make_counter_log(settings: Settings, folder: DataFolder, world: World = REAL) -> CounterLog:
+def identity_of(settings: Settings, log_identity: str) -> Identity:
+    lifetime_s = settings.ingest.max_age_s + settings.ingest.max_skew_s + CLOCK_MARGIN_S
+    return Identity(log=log_identity, generation_us=GENERATION_US, lifetime_us=lifetime_s * 1_000_000)
+
+
+def make_counter_log(settings: Settings, folder: DataFolder | None, world: World = REAL) -> CounterLog:
     if settings.kafka.bootstrap is None:
         from buffer.local_log import LocalLog
 
+        assert folder is not None, "the local log lies in the data folder"
         return LocalLog(folder.log, disk=world.disk, background=world.background("log"), entropy=world.entropy)
     from buffer.kafka_log import KafkaLog
 
