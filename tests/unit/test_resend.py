@@ -1,0 +1,53 @@
+"""Which records are sent again, and what is taken for the last call that a lost writer's flushes covered."""
+
+from __future__ import annotations
+
+import pytest
+
+from parshall.resend import InLog, Wanted, _ranges
+from parshall.writer_loss import NO_CALL, last_covered
+
+CHAIN = ("ab" * 16, 2)
+
+
+def test_what_the_log_lacks() -> None:
+    log = InLog()
+    for n in (3, 4, 6):
+        log.add(CHAIN, n)
+    assert [n for n in range(1, 9) if log.lacks(CHAIN, n)] == [1, 2, 5, 7, 8]
+    assert log.lacks(("cd" * 16, 2), 1), "it has nothing of that writer"
+
+
+def test_what_retention_has_deleted_is_not_missed() -> None:
+    log = InLog()
+    log.add(CHAIN, 3)
+    log.deleted_from(2)
+    assert [n for n in range(1, 6) if log.lacks(CHAIN, n)] == [4, 5]
+    assert not log.lacks(("cd" * 16, 2), 1), "all of it may have been before what the log keeps"
+    assert log.lacks(("cd" * 16, 1), 1), "another partition"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fitting"),
+    [
+        (Wanted(None, None, None, None), [1, 2, 3]),
+        (Wanted(CHAIN[0], 2, 2, None), [2, 3]),
+        (Wanted(None, None, None, 2), [1, 2]),
+        (Wanted(None, 1, None, None), []),
+        (Wanted("cd" * 16, None, None, None), []),
+    ],
+)
+def test_what_is_named(wanted: Wanted, fitting: list[int]) -> None:
+    assert [n for n in (1, 2, 3) if wanted.fits(CHAIN, n)] == fitting
+
+
+@pytest.mark.parametrize(("numbers", "told"), [([], ""), ([7], "7"), ([1, 2, 3, 5, 8, 9], "1 to 3, 5, 8 to 9")])
+def test_numbers_are_told_in_ranges(numbers: list[int], told: str) -> None:
+    assert _ranges(numbers) == told
+
+
+def test_the_last_call_that_was_flushed() -> None:
+    old, new = b"o" * 16, b"n" * 16
+    assert last_covered({}, new) == NO_CALL
+    assert last_covered({new: 3, old: 9}, new) == (new, 3), "Redis says which came last, whatever the log names first"
+    assert last_covered({old: 9}, new) == (old, 9)
