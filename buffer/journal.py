@@ -235,6 +235,11 @@ class Journal:
         return self._kept_bytes
 
     @property
+    def most_bytes(self) -> int:
+        """What it may grow to."""
+        return self._limits.max_bytes
+
+    @property
     def newest_us(self) -> int:
         """The newest event time among the claims that are kept; 0: none is."""
         return max(segment.newest_us for segment in self._segments)

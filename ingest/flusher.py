@@ -9,6 +9,7 @@ or an unknown outcome the same bytes go out again under the same numbers.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -48,6 +49,7 @@ class Flusher:
         self._clock_us = clock_us
         self.live: Deltas = state.deltas
         self.tallies: Tallies = state.tallies
+        self.merged_deltas: Counter[int] = Counter()  # by tenant, since the last flush: tells who fills the live counters
         self._rejected: list[Rejected] = list(state.rejected)
         self.through = Through(*state.incarnations[-1]) if state.incarnations else Through(b"", 0)
         self._outstanding = state.flush
@@ -143,6 +145,7 @@ class Flusher:
         self.unflushed_since_us = 0
         self.live, self.tallies, self._rejected = {}, {}, []
         self.outstanding_tallies = tallies
+        self.merged_deltas.clear()
         self._next_flush += 1
         self._journal.append(FlushBegin(flush, through))
         records = await self._encode(flush, through, deltas, tallies)

@@ -104,6 +104,43 @@ SPECS: Sequence[Spec] = (
         ("status",),
         lambda snapshot, _now_us: [((str(status),), answers) for status, answers in snapshot.answers.items()],
     ),
+    Spec(
+        "parshall_requests_refused_total",
+        CounterMetricFamily,
+        "Requests answered 429 or 503, by tenant and reason.",
+        ("tenant", "reason"),
+        lambda snapshot, _now_us: [
+            ((tenant, reason), requests) for tenant, reasons in snapshot.refused.items() for reason, requests in reasons.items()
+        ],
+    ),
+    Spec(
+        "parshall_connections",
+        GaugeMetricFamily,
+        "Open connections.",
+        (),
+        _one(lambda snapshot: snapshot.connections),
+    ),
+    Spec(
+        "parshall_connections_refused_total",
+        CounterMetricFamily,
+        "Connections closed at once because too many were open.",
+        (),
+        _one(lambda snapshot: snapshot.connections_refused),
+    ),
+    Spec(
+        "parshall_in_flight_bytes",
+        GaugeMetricFamily,
+        "Bodies of requests that are not answered, unpacked.",
+        (),
+        _one(lambda snapshot: snapshot.in_flight_bytes),
+    ),
+    Spec(
+        "parshall_bound",
+        GaugeMetricFamily,
+        "The most that there may be of what another metric shows, by its name: connections, live_counters, and so on.",
+        ("of",),
+        lambda snapshot, _now_us: [((of,), most) for of, most in snapshot.bounds.items()],
+    ),
     Spec("parshall_ready", GaugeMetricFamily, "1 while requests can be served.", (), _one(lambda snapshot: int(snapshot.ready))),
     Spec(
         "parshall_claims_state",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -44,6 +45,7 @@ from rater.postgres import open_pool
 log = structlog.get_logger()
 
 _DEFAULT_INTERVAL_MS = 10_000
+_OWN_DESCRIPTORS = 200  # for files, Redis, Kafka, PostgreSQL
 _LAST_ANSWERS_S = 1.0  # how long answers that are ready may take to leave
 
 
@@ -67,6 +69,23 @@ def spare_the_collector() -> None:
     """What is here by now stays for ever, and the hot path makes no cycles: look for garbage rarely, and only among what is new."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """A connection needs a descriptor: as many are asked of the system as it gives, and those that files need are left over."""
+    ingest = settings.ingest
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ingest.max_connections + _OWN_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    connections = ingest.max_connections if soft == resource.RLIM_INFINITY else min(ingest.max_connections, max(1, soft - _OWN_DESCRIPTORS))
+    return HttpLimits(
+        max_body_bytes=ingest.max_body_bytes,
+        deadline_ms=ingest.deadline_ms,
+        connections=connections,
+        in_flight_bytes=ingest.max_in_flight_bytes,
+    )
 
 
 def run(order: WorkerOrder, world: World = REAL, on_ready: Callable[[], None] | None = None) -> int:
@@ -159,7 +178,7 @@ class Worker:
             writer,
             make_decoder(self._settings, parts.catalogue, writer),
             make_keys(self._settings),
-            HttpLimits(max_body_bytes=self._settings.ingest.max_body_bytes, deadline_ms=self._settings.ingest.deadline_ms),
+            http_limits(self._settings),
             clock_us=self._world.clock_us,
             not_ready=lambda: _not_ready(parts, draining=self._stop.is_set()),
         )
@@ -167,7 +186,7 @@ class Worker:
         local = peers.Local(
             self._order.worker,
             writer.flusher,
-            lambda: take_snapshot(self._order.worker, writer, tenants, edge.statuses),
+            lambda: take_snapshot(self._order.worker, writer, tenants, edge),
             lambda: _not_ready(parts, draining=self._stop.is_set()),
         )
         self._add_routes(edge, api, local)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import resource
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -116,6 +117,7 @@ async def serving(limits: HttpLimits) -> AsyncIterator[Served]:
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Served(edge, sink, flushing, listening.sockets[0].getsockname()[1], server, reasons)
+        assert edge.in_flight.total == 0, "every request gives back what it held"
     finally:
         listening.close()
         await server.shutdown(1)
@@ -490,6 +492,85 @@ async def test_half_a_request_then_silence_or_gone() -> None:
         assert (await post(served, [event()])).status == 200
         assert len(served.sink.batches) == 1
         assert 503 not in served.edge.statuses  # a sender that goes is nothing unexpected
+
+
+async def test_half_a_head_is_closed_and_disturbs_nobody() -> None:
+    """Slow on purpose, by the hundred: some say nothing, some begin, some go on a byte at a time."""
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, idle_s=0.5)) as served, AsyncExitStack() as open_:
+        slow = [await open_.enter_async_context(connection(served)) for _ in range(150)]
+        for number, client in enumerate(slow):
+            client.writer.write([b"", b"P", b"POST /v1/events HTTP/1.1\r\nHost: x\r\n"][number % 3])
+        assert (await post(served, [event()])).status == 200
+
+        async def drip() -> None:
+            while True:
+                for client in slow[2::3]:
+                    client.writer.write(b"X: y\r\n")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        assert all(await asyncio.gather(*(client.ended() for client in slow)))
+        dripping.cancel()
+        assert served.edge.connections == 0
+        assert (await post(served, [event(id="2")])).status == 200
+
+
+async def test_two_thousand_idle_connections_disturb_nobody(served: Served) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 8192 else 8192, hard))
+    try:
+        async with AsyncExitStack() as open_:
+            for _ in range(2000):
+                await open_.enter_async_context(connection(served))
+            for number in range(20):
+                assert (await post(served, [event(id=str(number))])).status == 200
+            assert served.edge.connections >= 2000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_too_many_connections_are_told_and_closed() -> None:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, connections=3)) as served, AsyncExitStack() as open_:
+        clients = [await open_.enter_async_context(connection(served)) for _ in range(3)]
+        body = json.dumps([event()]).encode()
+        clients[0].send(head(len(body)), body)
+        assert (await clients[0].answer()).status == 200
+        async with connection(served) as one_more:
+            answer = await one_more.answer()
+            assert is_problem(answer, 503, "Too many connections")
+            assert answer.headers["retry-after"] == "2" and await one_more.ended()
+        assert served.edge.refused_connections == 1
+        clients[1].writer.close()
+        while served.edge.connections == 3:
+            await asyncio.sleep(0.01)
+        assert (await post(served, [event(id="2")])).status == 200
+
+
+async def test_what_is_in_flight_is_bounded_before_the_body_comes() -> None:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, in_flight_bytes=MOST_BYTES)) as served, AsyncExitStack() as open_:
+        served.sink.wait.clear()
+        body = json.dumps([event(id=str(number)) for number in range(80)]).encode()
+        assert MOST_BYTES // 2 < len(body) < MOST_BYTES * 3 // 4
+        first = await open_.enter_async_context(connection(served))
+        first.send(head(len(body)), body)
+        while not served.edge.in_flight.total:
+            await asyncio.sleep(0.01)
+        async with connection(served) as second:
+            second.send(head(len(body)))  # and not a byte of the body
+            answer = await second.answer()
+            assert is_problem(answer, 429, "Too much of this tenant is in flight") and 1 <= int(answer.headers["retry-after"]) <= 3
+        async with connection(served) as chunked:  # it does not say how much will come
+            chunked.send(head(None, more="Transfer-Encoding: chunked"))
+            chunked.writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+            assert is_problem(await chunked.answer(), 429, "Too much of this tenant")
+        packed = gzip.compress(json.dumps([event(data={"bytes": 1, "region": "e" * 10_000})]).encode())
+        async with connection(served) as grows:
+            grows.send(head(len(packed), more="Content-Encoding: gzip"), packed)
+            assert is_problem(await grows.answer(), 429, "Too much of this tenant")
+        served.sink.wait.set()
+        assert (await first.answer()).status == 200
+        assert served.edge.refused == {1: 3}
+        assert len(served.sink.batches) == 1
 
 
 async def test_a_gone_sender_does_not_disturb_the_sink(served: Served) -> None:
