@@ -158,6 +158,7 @@ class Edge:
     async def _outcome(self, tenant: int, body: bytes) -> Outcome:
         deadline_s = asyncio.get_running_loop().time() + self._deadline_s
         try:
+            self._sink.check(tenant)
             batch = self.decoder.decode_batch(tenant, body, self._clock_us())
             if not batch.received:
                 return Outcome(0, 0, 0, ())

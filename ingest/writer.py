@@ -240,11 +240,12 @@ class Writer:
 
     def submit(self, batch: Batch, deadline_s: float) -> asyncio.Future[Outcome]:
         """Take a request; the future ends with its outcome or with Unavailable. Raises Unavailable at once when it cannot be taken."""
-        self._admit(batch)
+        counters = count(batch.deltas)
+        self._admit(batch.tenant, events=batch.received, counters=counters, room=_room_for(batch), decoded=batch.received)
         request = Request(batch, deadline_s, asyncio.get_running_loop().create_future())
         self._open[request] = None
-        request.coming = count(batch.deltas)
-        self._coming_counters.take(batch.tenant, request.coming)
+        request.coming = counters
+        self._coming_counters.take(batch.tenant, counters)
         self._idle.clear()
         self._waiting.push(batch.tenant, request)
         self._waiting_events.take(batch.tenant, batch.received)
@@ -257,41 +258,45 @@ class Writer:
         self._sending = False
         self._send_calls()
 
-    def _admit(self, batch: Batch) -> None:
-        tenant = batch.tenant
-        if self._draining:
-            raise self._refusal(batch, "draining", "This node is shutting down.")
-        if self.claims.state is not State.OPEN:
-            raise self._refusal(batch, "claims", f"The claims are not ready ({self.claims.state.value}).")
-        waiting = self._waiting_events
-        if not waiting.fits(tenant, batch.received):
-            if waiting.crowded(tenant):
-                raise self._refusal(batch, "waiting", "Too many events of this tenant are waiting.", overloaded=True)
-            raise self._refusal(batch, "waiting", "Too many events are waiting.")
-        if not self._fits_counters(batch):
-            raise self._refusal(batch, "counters", "Too many counters wait for the counter log.", overloaded=True)
-        if not self.journal.has_room(_room_for(batch)):
-            raise self._refusal(batch, "journal", "The journal has no room left on its disk.", retry_after_s=5)
+    def check(self, tenant: int) -> None:
+        """Would a request of this tenant be taken now, the smallest one? Costs little, so that refusing costs less than serving."""
+        self._admit(tenant, events=1, counters=1, room=0, decoded=0)
 
-    def _fits_counters(self, batch: Batch) -> bool:
+    def _admit(self, tenant: int, *, events: int, counters: int, room: int, decoded: int) -> None:
+        """`decoded`: events that are known to be in the request."""
+        if self._draining:
+            raise self._refusal(tenant, decoded, "draining", "This node is shutting down.")
+        if self.claims.state is not State.OPEN:
+            raise self._refusal(tenant, decoded, "claims", f"The claims are not ready ({self.claims.state.value}).")
+        waiting = self._waiting_events
+        if not waiting.fits(tenant, events):
+            if waiting.crowded(tenant):
+                raise self._refusal(tenant, decoded, "waiting", "Too many events of this tenant are waiting.", overloaded=True)
+            raise self._refusal(tenant, decoded, "waiting", "Too many events are waiting.")
+        if not self._fits_counters(tenant, counters):
+            raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
+        if not self.journal.has_room(room):
+            raise self._refusal(tenant, decoded, "journal", "The journal has no room left on its disk.", retry_after_s=5)
+
+    def _fits_counters(self, tenant: int, more: int) -> bool:
         """Of the live counters a tenant is taken to hold as large a part as of all deltas that were merged since the last flush."""
         live, coming, limit = self.flusher.live_counters, self._coming_counters, self._limits.live_counters
-        more, total = count(batch.deltas), live + coming.total
+        total = live + coming.total
         if total + more <= limit - limit // 4:
             return True
         merged = self.flusher.merged_deltas
-        mine = coming.held(batch.tenant) + live * merged[batch.tenant] // max(1, merged.total())
+        mine = coming.held(tenant) + live * merged[tenant] // max(1, merged.total())
         return fits(more, total=total, mine=mine, tenants=max(1, len(merged)), limit=limit)
 
-    def _refusal(self, batch: Batch, why: str, reason: str, *, retry_after_s: int = 0, overloaded: bool = False) -> Unavailable:
-        self._count_refused(batch, why)
+    def _refusal(
+        self, tenant: int, decoded: int, why: str, reason: str, *, retry_after_s: int = 0, overloaded: bool = False
+    ) -> Unavailable:
+        if decoded:
+            self._count_unanswered(tenant, decoded)
+        self.refused[tenant, why] = self.refused.get((tenant, why), 0) + 1
         self._refusals += 1
         spread_s = 1 + self._refusals % 3  # senders that were refused together come again apart
         return Unavailable(reason, retry_after_s or spread_s, overloaded=overloaded)
-
-    def _count_refused(self, batch: Batch, why: str) -> None:
-        self._count_unanswered(batch.tenant, batch.received)
-        self.refused[batch.tenant, why] = self.refused.get((batch.tenant, why), 0) + 1
 
     def _count_unanswered(self, tenant: int, events: int) -> None:
         self.unanswered[tenant] = self.unanswered.get(tenant, 0) + events

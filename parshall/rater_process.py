@@ -124,6 +124,9 @@ class _ReadEdge(Edge):
 
 
 class _NoSink:
+    def check(self, tenant: int) -> None:
+        raise AssertionError("a node that rates decodes no events")
+
     async def submit(self, batch: object, deadline_s: float) -> object:
         raise AssertionError("a node that rates decodes no events")
 

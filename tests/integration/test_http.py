@@ -39,9 +39,14 @@ class MemorySink:
         self.seen: dict[tuple[int, bytes], bytes] = {}
         self.batches: list[Batch] = []
         self.fails: Exception | None = None
+        self.refuses: Unavailable | None = None
         self.wait = asyncio.Event()
         self.wait.set()
         self.deadline_in_s = 0
+
+    def check(self, tenant: int) -> None:
+        if self.refuses is not None:
+            raise self.refuses
 
     async def submit(self, batch: Batch, deadline_s: float) -> Outcome:
         self.deadline_in_s = round(deadline_s - asyncio.get_running_loop().time())
@@ -654,6 +659,17 @@ async def test_unavailable_and_overloaded(served: Served) -> None:
     answer = await post(served, [event()])
     assert is_problem(answer, 429, "Too many events are waiting.")
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_what_will_be_refused_is_not_decoded_first(served: Served) -> None:
+    served.sink.refuses = Unavailable("The claims are not ready (rebuilding).", 3)
+    async with connection(served) as client:
+        for _ in range(2):
+            client.send(head(7), b"no json")
+            assert is_problem(await client.answer(), 503, "The claims are not ready")
+        served.sink.refuses = None
+        client.send(head(7), b"no json")
+        assert (await client.answer()).status == 400
 
 
 async def test_nothing_unexpected_shows_a_traceback(served: Served) -> None:
