@@ -5,7 +5,7 @@ Belongs here: names, kinds, what each one means. Must not know: where the number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from aiohttp import web
@@ -266,12 +266,15 @@ def _buckets(latency: Latency) -> list[tuple[str, float]]:
     return buckets
 
 
-def metrics_routes(collector: Collector) -> Mapping[tuple[str, str], Route]:
-    """To add to `Edge.routes`. Open: what scrapes has no key."""
+def metrics_routes(*collectors: Collector, refresh: Callable[[], Awaitable[None]] | None = None) -> Mapping[tuple[str, str], Route]:
+    """To add to `Edge.routes`. Open: what scrapes has no key. `refresh` comes before each reading."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    for collector in collectors:
+        registry.register(collector)
 
     async def show(request: web.BaseRequest, _principal: Principal | None) -> web.Response:
+        if refresh is not None:
+            await refresh()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type, "Server": SERVER})
 

@@ -23,9 +23,11 @@ from aiohttp import web
 from buffer.counter_log import UnfitLog
 from ingest.auth import Keys
 from ingest.http import Edge, HttpLimits, Problem, make_server
+from ingest.metrics import metrics_routes
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
+from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
 from parshall.settings import Address, Settings
 from parshall.wiring import REAL, World, late_s, make_keys, make_rater
@@ -33,6 +35,7 @@ from rater.api import Api
 from rater.consume import Rater
 from rater.postgres import open_pool
 from rater.rerate import BookRefused
+from rater.source import Source
 
 log = structlog.get_logger()
 
@@ -73,7 +76,7 @@ async def _run(order: RaterOrder, world: World) -> int:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
         if order.address is not None:
-            await _serve(order.settings, order.address, rater, world, cleanup)
+            await _serve(order.settings, order.address, rater, source, world, cleanup)
         rating = asyncio.ensure_future(rater.run())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait([rating, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -135,7 +138,7 @@ def _not_ready(rater: Rater) -> Sequence[str]:
     return [] if rater.counts.ready else [f"The rater is not ready. {rater.counts.last_failure}".rstrip()]
 
 
-async def _serve(settings: Settings, address: Address, rater: Rater, world: World, cleanup: AsyncExitStack) -> None:
+async def _serve(settings: Settings, address: Address, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack) -> None:
     assert settings.postgres.dsn is not None
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
@@ -143,6 +146,8 @@ async def _serve(settings: Settings, address: Address, rater: Rater, world: Worl
     edge = _ReadEdge(make_keys(settings), world, rater)
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
+    collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")
+    edge.routes.update(metrics_routes(collector, refresh=collector.refresh))
     server = make_server(edge)
     public = await asyncio.get_running_loop().create_server(server, address.host, address.port, reuse_port=True)
     cleanup.push_async_callback(server.shutdown, 1.0)

@@ -14,19 +14,18 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
 import uvloop
-from aiohttp import web
+from prometheus_client.registry import Collector
 
 from buffer.counter_log import UnfitLog
 from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
-from ingest.auth import Principal
 from ingest.http import Edge, HttpLimits, Route, make_server
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.snapshot import WriterSnapshot
@@ -35,6 +34,7 @@ from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
 from parshall.logs import configure_logs
+from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.settings import Address, Settings
 from parshall.wiring import REAL, WorkerParts, World, late_s, make_decoder, make_keys, open_worker
@@ -137,7 +137,7 @@ class Worker:
         spare_the_collector()
         pool = await open_pool(self._settings.postgres.dsn) if self._settings.postgres.dsn else None
         try:
-            await self._serve(parts, None if pool is None else self._api(pool, parts))
+            await self._serve(parts, pool)
         finally:
             if pool is not None:
                 pool.terminate()  # a query under way is of no more use
@@ -172,7 +172,7 @@ class Worker:
 
     # ---- serving
 
-    async def _serve(self, parts: WorkerParts, api: Api | None) -> None:
+    async def _serve(self, parts: WorkerParts, pool: asyncpg.Pool | None) -> None:
         writer = parts.writer
         edge = Edge(
             writer,
@@ -189,19 +189,20 @@ class Worker:
             lambda: take_snapshot(self._order.worker, writer, tenants, edge),
             lambda: _not_ready(parts, draining=self._stop.is_set()),
         )
-        self._add_routes(edge, api, local)
+        self._add_routes(edge, pool, parts, local)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(writer.run())
             tasks.create_task(self._until_stopped(parts, edge, local, running))
 
-    def _add_routes(self, edge: Edge, api: Api | None, local: peers.Local) -> None:
+    def _add_routes(self, edge: Edge, pool: asyncpg.Pool | None, parts: WorkerParts, local: peers.Local) -> None:
+        api = None if pool is None else self._api(pool, parts)
         others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}
         files = self._world.background("files")
         workers = peers.AllWorkers(local, others, self._folder.flush_file, self._world.disk, files)
         edge.routes.update(rated_routes(api))
         edge.routes.update(ledger_routes(api, workers.snapshots))
         edge.routes.update(admin_routes(workers))
-        edge.routes.update(metrics_of_all(workers, self._world.clock_us))
+        edge.routes.update(metrics_of_all(workers, pool, self._world.clock_us))
 
     async def _until_stopped(self, parts: WorkerParts, edge: Edge, local: peers.Local, running: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -239,17 +240,21 @@ def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
     return [f"The claims are not ready ({getattr(parts.writer.claims, 'reason', parts.writer.claims.state.value)})."]
 
 
-def metrics_of_all(workers: peers.AllWorkers, clock_us: Callable[[], int]) -> dict[tuple[str, str], Route]:
-    """A scrape reaches one worker, which answers for all."""
+def metrics_of_all(workers: peers.AllWorkers, pool: asyncpg.Pool | None, clock_us: Callable[[], int]) -> Mapping[tuple[str, str], Route]:
+    """A scrape reaches one worker, which answers for all, and for PostgreSQL where it has one to ask."""
     latest: list[WriterSnapshot] = []
-    ((place, route),) = metrics_routes(SnapshotCollector(lambda: latest, clock_us)).items()
+    collectors: list[Collector] = [SnapshotCollector(lambda: latest, clock_us)]
+    rating = None if pool is None else RatingCollector(pool)
+    if rating is not None:
+        collectors.append(rating)
 
-    async def show(request: web.BaseRequest, principal: Principal | None) -> web.StreamResponse:
+    async def refresh() -> None:
         found = await workers.snapshots()
         latest[:] = [snapshot for snapshot in found.values() if snapshot is not None]
-        return await route.handler(request, principal)
+        if rating is not None:
+            await rating.refresh()
 
-    return {place: Route(show, route.scope)}
+    return metrics_routes(*collectors, refresh=refresh)
 
 
 if __name__ == "__main__":

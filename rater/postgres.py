@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import asyncpg
 from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, PostgresError, ProgramLimitExceededError
@@ -30,6 +31,11 @@ class DatabaseFailed(Exception):
 
 class Unstorable(DatabaseFailed):
     """PostgreSQL refuses the data itself: trying the same again ends the same."""
+
+
+class Released(NamedTuple):
+    done: bool
+    choices: list[int]  # not done because both sides of the fork are parked: name one of these
 
 
 async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
@@ -79,12 +85,20 @@ class Ledger:
         transaction.learn()
         return applied
 
-    async def release(self, writer: bytes, partition: int) -> bool:
-        """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained."""
+    async def release(self, writer: bytes, partition: int, right: int | None = None) -> Released:
+        """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained.
+
+        `right`: the id of the parked record that is to be applied, where both sides are parked.
+        """
         async with self._transaction() as connection:
+            rivals = [row["id"] for row in await connection.fetch(CHAINS["parked_rivals"], writer, partition)]
+            if len(rivals) > 1 and right not in rivals:
+                return Released(False, rivals)
+            if len(rivals) > 1:
+                await connection.execute(CHAINS["parked_reject"], [number for number in rivals if number != right])
             await connection.execute(CHAINS["parked_accept"], writer, partition)
             done: str = await connection.execute(CHAINS["chain_release"], writer, partition)
-        return done == "UPDATE 1"
+        return Released(done == "UPDATE 1", [])
 
     async def note_progress(self, log: str, as_of_us: int, ends: Mapping[str, int]) -> int | None:
         """Record that all that stood in the log at `as_of_us`, up to these ends, is rated. None: not yet, or something is parked."""

@@ -64,6 +64,17 @@ UPDATE parked SET missing = false
 WHERE writer = $1 AND "partition" = $2 AND missing
   AND n <= (SELECT last_n FROM chains WHERE writer = $1 AND "partition" = $2);
 
+-- name: parked_rivals
+-- The sound records that are parked under the number that is due.
+SELECT p.id
+FROM chains AS c JOIN parked AS p ON p.writer = c.writer AND p."partition" = c."partition" AND p.n = c.last_n + 1 AND p.sound
+WHERE c.writer = $1 AND c."partition" = $2
+ORDER BY p.id;
+
+-- name: parked_reject
+-- An operator has found out that these are of the wrong journal: they stay, explained, and are never applied.
+UPDATE parked SET sound = false, missing = false WHERE id = ANY ($1::bigint[]);
+
 -- name: positions_of
 SELECT stream, next_position FROM positions WHERE log = $1 AND stream = ANY ($2::text[]);
 

@@ -182,7 +182,9 @@ async def run_until(rater: Rater, condition: Callable[[], bool] | Callable[[], A
 
 
 def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books: Sequence[PriceBook] = ()) -> Rater:
-    limits = RaterLimits(poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05)
+    limits = RaterLimits(
+        poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, due_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05
+    )
     return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, books=books, limits=limits)
 
 
@@ -270,7 +272,7 @@ async def test_a_fork_is_parked_and_holds_its_writer_in_that_partition(
     assert [row.n for row in await query.parked(pool)] == [1, 2]
     assert (await ledger.apply(LOG, at(first))).skipped == 1
 
-    assert await ledger.release(writer.id, 0)
+    assert (await ledger.release(writer.id, 0)).done
     assert await ledger.due_chains() == [(writer.id, 0)]
     assert (await ledger.apply_parked(LOG, (writer.id, 0))).records == 1
     assert await stored_usage(pool) == usage_by_hand(some() + some(1))
