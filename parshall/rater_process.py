@@ -27,6 +27,7 @@ from ingest.metrics import metrics_routes
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
+from parshall.processes import heed_signals
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
 from parshall.settings import Address, Settings
@@ -92,9 +93,11 @@ async def _run(order: RaterOrder, world: World) -> int:
 
 async def _catch_up(rater: Rater, rating: asyncio.Future[None], until_us: int) -> None:
     """Until all that stood in the log at `until_us` is rated; not while the database is away, and not for long."""
+    counts = rater.counts
     try:
         async with asyncio.timeout(_CATCH_UP_S):
-            while rater.counts.as_of_us < until_us and rater.counts.ready and not rating.done():
+            # It may not have begun yet, which is no failure.
+            while counts.as_of_us < until_us and (counts.ready or not counts.failures) and not rating.done():
                 await asyncio.sleep(0.02)
     except TimeoutError:
         log.warning("the rater stops before it has caught up; it goes on from there at the next start")
@@ -110,6 +113,7 @@ def _stop_signal() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
+    heed_signals()
     return stop
 
 

@@ -34,6 +34,7 @@ from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
 from parshall.logs import configure_logs
+from parshall.processes import heed_signals
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.settings import Address, Settings
@@ -164,6 +165,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        heed_signals()
 
     def _signalled(self) -> None:
         if self._stop.is_set():
