@@ -208,6 +208,12 @@ def read_journal(directory: str, disk: Disk) -> Iterator[JournalRecord]:
         yield decode_record(frame)
 
 
+def read_outlines(directory: str, disk: Disk) -> Iterator[JournalRecord]:
+    """As `read_journal`, but without the bodies of records: calls have their claims and no deltas."""
+    for frame in Walk(disk, directory, kept_segments(directory, disk), vanishing=True):
+        yield decode_outline(frame)
+
+
 def kept_segments(directory: str, disk: Disk) -> list[int]:
     """Without the leftovers: segments that were given up, but whose removal was cut short or lost."""
     firsts = segment_firsts(disk.names(directory))

@@ -52,6 +52,20 @@ def remove_digest(journal: Path) -> Call:
     return Call(chosen.number, incarnation.hex())
 
 
+def repeat_digest(journal: Path, into: Path) -> tuple[Call, Call]:
+    """What a call of one journal granted is granted by a call of another journal too, in the place of something else."""
+    giver, given = next(call for call in _calls(journal) if call[1].claims)
+    taker, chosen = next(call for call in _calls(into) if call[1].claims)
+    (tenant, digests, _), *_ = given.claims
+    (_, mine, fingerprints), *others = chosen.claims
+
+    def repeating(record: JournalRecord) -> JournalRecord:
+        return record if record != chosen else chosen._replace(claims=[(tenant, digests[:12] + mine[12:], fingerprints), *others])
+
+    rewrite_journal(into, repeating)
+    return Call(given.number, giver.hex()), Call(chosen.number, taker.hex())
+
+
 def rewrite_journal(directory: Path, change: Callable[[JournalRecord], JournalRecord]) -> None:
     """Every record is replaced by what `change` makes of it; frames, chain and headers are right again."""
     chain: int | None = None
