@@ -64,6 +64,9 @@ class Claimed(NamedTuple):
     newest_us: int  # the newest event time of the record
     digests: bytes
     fingerprints: bytes
+    incarnation: bytes = b""  # which called; the faster join skips what the store has of it
+    call: int = 0
+    execution: int = 0  # as in `Verdicts`
 
 
 class History(Protocol):

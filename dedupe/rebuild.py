@@ -82,12 +82,16 @@ async def enter(
 async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> bytes:
     """The era that the joiners agreed on."""
     await history.drain()
-    _, agreed, _ = await _expect(ask, b"joining", "join", era)
+    incarnations = [incarnation for incarnation, _ in history.closed] + [history.incarnation]
+    _, agreed, _, faster, *known = await _expect(ask, b"joining", "join", era, incarnations)
+    claims = history.claims()
+    if faster:
+        claims = lacking(claims, incarnations, cast(Sequence[int], known))
     count = 0
-    for sections in chunks(history.claims(), CLAIMS_A_CHUNK):
+    for sections in chunks(claims, CLAIMS_A_CHUNK):
         await _expect(ask, b"reclaimed", "reclaim", agreed, clock_us(), sections)
         count += sum(len(section.digests) for section in sections) // 12
-    log.info("claimed %d digests of the journal again", count)
+    log.info("claimed %d digests of the journal again%s", count, ", the others are there" if faster else "")
     return cast(bytes, agreed)
 
 
@@ -118,6 +122,25 @@ async def _expect(ask: Ask, status: bytes, name: str, *arguments: object) -> Seq
     return reply
 
 
+def lacking(claims: Iterable[Claimed], incarnations: Sequence[bytes], known: Sequence[int]) -> Iterator[Claimed]:
+    """What a store lacks that is as it was at some earlier moment.
+
+    `known`: per incarnation, oldest first, its executions in the store, and the call up to which it had claimed its whole journal there,
+    or -1. What lies up to the last such call was claimed into this store at once; beyond it executions count, in the order in which calls
+    were executed: by call numbers an earlier call that was executed later would be missed.
+    """
+    executions, bases = known[0::2], known[1::2]
+    place = {incarnation: number for number, incarnation in enumerate(incarnations)}
+    last_base = max((number for number, base in enumerate(bases) if base >= 0), default=-1)
+    for claimed in claims:
+        number = place.get(claimed.incarnation)
+        if number is not None and (
+            number < last_base or (number == last_base and claimed.call <= bases[number]) or claimed.execution <= executions[number]
+        ):
+            continue
+        yield claimed
+
+
 def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
     """The claims in groups of about `most` digests; neighbours of one tenant and generation become one section."""
     group: list[Reclaim] = []
@@ -126,7 +149,7 @@ def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
         if size + len(claimed.digests) // 12 > most and group:
             yield _joined_up(group)
             group, size = [], 0
-        group.append(Reclaim(*claimed))
+        group.append(Reclaim(*claimed[:5]))
         size += len(claimed.digests) // 12
     if group:
         yield _joined_up(group)
@@ -134,7 +157,7 @@ def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
 
 def _pieces(claims: Iterable[Claimed], most: int) -> Iterator[Claimed]:
     for claimed in claims:
-        tenant, generation, newest_us, digests, fingerprints = claimed
+        tenant, generation, newest_us, digests, fingerprints = claimed[:5]
         for first in range(0, len(digests) // 12, most):
             last = first + most
             yield Claimed(tenant, generation, newest_us, digests[12 * first : 12 * last], fingerprints[4 * first : 4 * last])

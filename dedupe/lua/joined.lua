@@ -21,6 +21,7 @@ end
 if tonumber(ARGV[10]) > known_mark then
   redis.call('HSET', w_key, 'mark', ARGV[10])
 end
+redis.call('HSET', w_key, 'base', ARGV[10]) -- everything up to this call is in here: a later join need not claim it again
 raise_horizon(tonumber(ARGV[11]))
 local joined = namespace .. 'joined:' .. replid
 redis.call('SADD', joined, writer)
