@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench import whole
 
-STEPS = ("micro_edge", "micro_claims", "micro_journal", "micro_flush", "micro_shed")
+STEPS = ("micro_edge", "micro_claims", "micro_journal", "micro_flush", "micro_rebuild", "micro_shed")
 RESULTS = Path(__file__).parent / "results"
 
 

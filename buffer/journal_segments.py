@@ -410,8 +410,8 @@ def _second_pass(disk: Disk, directory: str, segments: Sequence[SegmentFacts], s
 # ---- what is kept, for others
 
 
-# (tenant, generation, newest event time, digests, fingerprints, incarnation, call, execution)
-KeptClaims = tuple[int, int, int, bytes, bytes, bytes, int, int]
+# (tenant, generation, newest event time, digests, fingerprints, incarnation, call, execution, branch)
+KeptClaims = tuple[int, int, int, bytes, bytes, bytes, int, int, bytes]
 
 
 def read_claims(disk: Disk, directory: str, firsts: Sequence[int], last: int) -> Iterator[KeptClaims]:
@@ -428,8 +428,9 @@ def read_claims(disk: Disk, directory: str, firsts: Sequence[int], last: int) ->
         elif isinstance(record, Snapshot) and record.incarnations:
             incarnation = record.incarnations[-1][0]
         elif isinstance(record, CallRecord):
+            of_call = (incarnation, record.number, record.execution, record.branch)
             for tenant, digests, fingerprints in record.claims:
-                yield tenant, record.generation, record.newest_us, digests, fingerprints, incarnation, record.number, record.execution
+                yield tenant, record.generation, record.newest_us, digests, fingerprints, *of_call
 
 
 def read_flushed(disk: Disk, directory: str, firsts: Sequence[int], last: int, last_flush: int) -> Iterator[Record]:

@@ -42,7 +42,9 @@ class _Owner:
     log: str | None = None
     identity: bytes | None = None
     era: bytes = b""
+    branch: bytes = b""
     faster: bool = False  # of a join: only what its journals have beyond what is here is claimed again
+    found: bytes = b""  # of a faster join: the branch of what is here
 
 
 class ClaimTable:
@@ -79,7 +81,8 @@ class ClaimTable:
             self._intern(context, self._open.era)
             self.rotate(context, clock_us)
         joined = self._join.replication_id == self.replication_id and context.writer in self._joined
-        return [b"hello", self.replication_id.encode(), int(is_open), int(joined), int(unknown), self._horizon]
+        branch = self._open.branch if is_open else b""
+        return [b"hello", self.replication_id.encode(), int(is_open), int(joined), int(unknown), self._horizon, branch]
 
     def publish(self, context: Context, mark: int, closed: Sequence[tuple[bytes, int]]) -> Reply:
         refusal = self._admit(context)
@@ -99,25 +102,25 @@ class ClaimTable:
             return refusal
         if self._join.replication_id == self.replication_id:
             self._intern(context, self._join.era)
-            return self._faster(self._join.era, 0, incarnations) if self._join.faster else [b"joining", self._join.era, 0, 0]
+            return self._faster(0, incarnations) if self._join.faster else [b"joining", self._join.era, 0, self._join.branch, 0]
         complete = self._was_complete(context)
         self._open.replication_id = None
         if complete and self._fits_together():
             self._joined.clear()
-            self._join = replace(self._join, replication_id=self.replication_id, faster=True)
+            self._join = replace(self._join, replication_id=self.replication_id, branch=era, faster=True, found=self._open.branch)
             self._intern(context, self._join.era)
-            return self._faster(self._join.era, 1, incarnations)
+            return self._faster(1, incarnations)
         self._wipe()
-        self._join = _Owner(self.replication_id, context.log, context.identity, era)
+        self._join = _Owner(self.replication_id, context.log, context.identity, era, era)
         self._intern(context, era)
-        return [b"joining", era, 1, 0]
+        return [b"joining", era, 1, era, 0]
 
     def _was_complete(self, context: Context) -> bool:
         """Whether what is here is a store as it was while its claims were complete."""
         was, last = self._open, self._join
         return (
             was.replication_id is not None
-            and (was.replication_id, was.era) == (last.replication_id, last.era)
+            and (was.replication_id, was.branch) == (last.replication_id, last.branch)
             and (was.log, was.identity) == (context.log, context.identity)
         )
 
@@ -126,8 +129,8 @@ class ClaimTable:
             return False
         return self._newest.keys() == self._claims.keys() and all(self._claims.values())
 
-    def _faster(self, era: bytes, first: int, incarnations: Sequence[bytes]) -> Reply:
-        reply: Reply = [b"joining", era, first, 1]
+    def _faster(self, first: int, incarnations: Sequence[bytes]) -> Reply:
+        reply: Reply = [b"joining", self._join.era, first, self._join.branch, 1, self._join.found]
         for incarnation in incarnations:
             w = self._w.get(incarnation)
             reply += (0, -1) if w is None else (w.executions, w.base)
@@ -164,7 +167,7 @@ class ClaimTable:
         self._joined.add(context.writer)
         missing = len(set(members) - self._joined)
         if missing == 0:
-            self._open = _Owner(self.replication_id, context.log, context.identity, era)
+            self._open = _Owner(self.replication_id, context.log, context.identity, era, self._join.branch)
         return [b"joined", int(self._open.replication_id == self.replication_id), missing]
 
     def claim(

@@ -44,6 +44,7 @@ class Verdicts(NamedTuple):
     execution: int  # how many calls of this incarnation the store had executed, this one included; the journal keeps it
     horizon_us: int  # no event at or below this time is ever claimed again; the journal keeps it
     codes: bytes  # one of GRANTED, DUPLICATE, PENDING, CONFLICT an event, in the order of the sections; b"" when all are granted
+    branch: bytes = b""  # of the store's life, within which executions count; the journal keeps it
 
 
 class Refused(NamedTuple):
@@ -66,7 +67,8 @@ class Claimed(NamedTuple):
     fingerprints: bytes
     incarnation: bytes = b""  # which called; the faster join skips what the store has of it
     call: int = 0
-    execution: int = 0  # as in `Verdicts`
+    execution: int = 0  # as in `Verdicts`, like the branch
+    branch: bytes = b""
 
 
 class History(Protocol):

@@ -58,6 +58,7 @@ class RedisClaims:
         self._state = State.DISCONNECTED
         self._session = 0
         self._known_in = ""  # the replication id that was entered last
+        self._branch = b""
         self._connection: OrderedConnection | None = None
         self._context: Context | None = None
         self._unanswered: deque[tuple[Call, OnReply]] = deque()
@@ -98,7 +99,7 @@ class RedisClaims:
         self._context = context_of(self._identity, history.writer, history.incarnation, self._session)
         self._headers = []
         self._marked = 0
-        self._known_in = await enter(
+        self._known_in, self._branch = await enter(
             self._ask,
             history,
             clock_us=self._clock_us,
@@ -203,7 +204,7 @@ class RedisClaims:
             if status == b"verdicts":
                 self._served = True
                 call, on_reply = self._unanswered.popleft()
-                on_reply(Verdicts(call.number, reply[1], reply[2], reply[3], reply[4]))
+                on_reply(Verdicts(call.number, reply[1], reply[2], reply[3], reply[4], self._branch))
                 return
             if status == b"late":
                 call, on_reply = self._unanswered.popleft()

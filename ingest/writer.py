@@ -398,6 +398,7 @@ class Writer:
             deltas=result.deltas,
             tallies=result.tallies,
             rejected=rejected,
+            branch=verdicts.branch if verdicts else b"",
         )
         sequence = self.journal.append(record)
         assert self._history is not None

@@ -4,8 +4,9 @@
 --   namespace, writer (hex), incarnation (hex), session, log, identity hash, length of a generation in us, lifetime of a claim in us
 --
 -- Keys, all below the namespace; none has a TTL:
---   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to; era
---   join               hash: replid, log, identity, era (random) and way (faster: 1 or 0) of the join under way, or of the last one
+--   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to; era, branch
+--   join               hash: replid, log, identity, era and branch (random) of the join under way, or of the last one; faster: whether it
+--                      keeps what it found, found: the branch of that
 --   joined:{replid}    set of the writers that have claimed everything again into this Redis
 --   gen, low, horizon  current generation, lowest live generation, time at or below which nothing is ever claimed again
 --   newest             hash: generation -> newest event time claimed in it; only generations with claims are in it

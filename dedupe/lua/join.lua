@@ -8,15 +8,17 @@
 --
 -- The faster way: what is here is a Redis as it was at some moment when claims were complete (a promoted replica, a restart from disk): it
 -- lacks an end and nothing else. Then everything stays, the era too, for numbers in tags hold; each joiner is told how many executions of
--- its incarnations are in here, and claims again only what its journal has beyond them. A Redis that was taken in the middle of a join, or
+-- its incarnations are in here, and claims again only what its journal has beyond them. Counts compare within a branch alone, which begins
+-- with each join and gets the name that its first joiner brought: what was executed in another Redis that came from the same past is
+-- not in here, however low its number. A Redis that was taken in the middle of a join, or
 -- is empty, does not say that its claims were complete: `open` names no replication id then, or not that of the last join. Nor is it
 -- believed when its keys do not fit together, as when somebody deleted some.
 --
--- ARGV[9]    era, random, used if this is the first to join
+-- ARGV[9]    era and branch, random, used if this is the first to join
 -- ARGV[10..] incarnations (hex) of this journal, oldest first
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'rejoin'}, {'zombie'}, {'stale'}
---          {'joining', era, first (1 or 0), faster (1 or 0)}, in the faster way followed, per incarnation, by
---            executions, and the call up to which it had claimed its whole journal here, or -1
+--          {'joining', era, first (1 or 0), branch, faster (1 or 0)}, in the faster way followed by the branch of what was found, and per
+--            incarnation by its executions there, and the call up to which it had claimed its whole journal, or -1
 --@include context.lua
 --@include numbers.lua
 
@@ -67,8 +69,8 @@ local function fits_together()
   return found == named
 end
 
-local function faster(era, first)
-  local reply = {'joining', era, first, 1}
+local function faster(era, first, branch, found)
+  local reply = {'joining', era, first, branch, 1, found}
   for at = 10, #ARGV do
     local w = redis.call('HMGET', namespace .. 'w:' .. ARGV[at], 'executions', 'base')
     reply[#reply + 1] = tonumber(w[1]) or 0
@@ -77,24 +79,24 @@ local function faster(era, first)
   return reply
 end
 
-local join = redis.call('HMGET', join_key, 'replid', 'era', 'faster', 'log', 'identity')
+local join = redis.call('HMGET', join_key, 'replid', 'era', 'branch', 'faster', 'found')
 if join[1] == replid then
   intern(join[2])
-  return join[3] == '1' and faster(join[2], 0) or {'joining', join[2], 0, 0}
+  return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end
-local open = redis.call('HMGET', open_key, 'replid', 'era', 'log', 'identity')
+local open = redis.call('HMGET', open_key, 'replid', 'branch', 'log', 'identity')
 redis.call('HDEL', open_key, 'replid')
-if open[1] and open[1] == join[1] and open[2] == join[2] and open[3] == log and open[4] == identity and fits_together() then
+if open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity and fits_together() then
   each('joined:*', 'UNLINK')
-  redis.call('HSET', join_key, 'replid', replid, 'faster', 1)
+  redis.call('HSET', join_key, 'replid', replid, 'branch', ARGV[9], 'faster', 1, 'found', open[2])
   intern(join[2])
-  return faster(join[2], 1)
+  return faster(join[2], 1, ARGV[9], open[2])
 end
 each('claims:*', 'UNLINK')
 each('tenants:*', 'UNLINK')
 each('joined:*', 'UNLINK')
 each('w:*', 'HDEL', 'executions', 'base')
 redis.call('UNLINK', namespace .. 'newest', namespace .. 'incarnations')
-redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9], 'faster', 0)
+redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9], 'branch', ARGV[9], 'faster', 0)
 intern(ARGV[9])
-return {'joining', ARGV[9], 1, 0}
+return {'joining', ARGV[9], 1, ARGV[9], 0}

@@ -30,6 +30,7 @@ for at = 12, #ARGV do
   missing = missing + 1 - redis.call('SISMEMBER', joined, ARGV[at])
 end
 if missing == 0 then
-  redis.call('HSET', open_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9])
+  redis.call('HSET', open_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9],
+    'branch', redis.call('HGET', join_key, 'branch'))
 end
 return {'joined', redis.call('HGET', open_key, 'replid') == replid and 1 or 0, missing}

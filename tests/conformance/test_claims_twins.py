@@ -291,7 +291,7 @@ class World:
         incarnations = [*(old.id for old in writer.old), writer.now.id]
         reply = self.ask("join", self.context(writer), self.random.randbytes(16), incarnations)
         if reply[0] == b"joining":
-            self.seen["faster" if reply[3] else "whole"] += 1
+            self.seen["faster" if reply[4] else "whole"] += 1
         if reply[0] == b"joining":
             writer.now.era = reply[1] if isinstance(reply[1], bytes) else b""
         for _ in range(self.random.randint(0, 3)):
@@ -332,7 +332,7 @@ def enter_alone(world: World) -> Context:
     context = context_of(IDENTITY, b"w" * 16, b"i" * 16, 1)
     world.ask("hello", context, START_US)
     world.ask("publish", context, 0, [])
-    assert world.ask("join", context, b"e" * 16, []) == [b"joining", b"e" * 16, 1, 0]
+    assert world.ask("join", context, b"e" * 16, []) == [b"joining", b"e" * 16, 1, b"e" * 16, 0]
     assert world.ask("joined", context, b"e" * 16, 0, 0, {context.writer}) == [b"joined", 1, 0]
     return context
 
@@ -383,7 +383,7 @@ def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis) -> None
     lua.lose("newest")
     lua.lose("gen")
     lua.change_replication_id()
-    assert lua.ask("join", context, b"f" * 16, []) == [b"joining", b"f" * 16, 1, 0]
+    assert lua.ask("join", context, b"f" * 16, []) == [b"joining", b"f" * 16, 1, b"f" * 16, 0]
     client = redis.Redis.from_url(server.url)
     assert list(client.scan_iter(NAMESPACE + "claims:*")) == []
     client.close()

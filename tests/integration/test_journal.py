@@ -159,7 +159,7 @@ async def test_the_claims_are_read_back_with_what_they_need(tmp_path: Path) -> N
         journal.append(record)
     await journal.drain()
     expected = [
-        (tenant, one.generation, one.newest_us, digests, prints, INCARNATION, one.number, one.execution)
+        (tenant, one.generation, one.newest_us, digests, prints, INCARNATION, one.number, one.execution, one.branch)
         for one in calls
         for tenant, digests, prints in one.claims
     ]

@@ -429,7 +429,7 @@ def _first_joiner_keeps_all() -> AbstractContextManager[None]:
 def _claimed_again(broken: Callable[[Claimed, int, int], bool]) -> AbstractContextManager[None]:
     """In the faster way only what this says is claimed again: of a claim, the executions that the store knows, and its base."""
 
-    def lacking(claims: Iterable[Claimed], incarnations: Sequence[bytes], known: Sequence[int]) -> Iterator[Claimed]:
+    def lacking(claims: Iterable[Claimed], incarnations: Sequence[bytes], branch: bytes, known: Sequence[int]) -> Iterator[Claimed]:
         there = dict(zip(incarnations, zip(known[0::2], known[1::2], strict=True), strict=True))
         return (claimed for claimed in claims if broken(claimed, *there.get(claimed.incarnation, (0, -1))))
 
@@ -440,11 +440,11 @@ def _counts_call_numbers() -> AbstractContextManager[None]:
     """The store says how far it has come by its highest call: an earlier call that was executed later is missed."""
     answer = ClaimTable._faster
 
-    def faster(self: ClaimTable, era: bytes, first: int, incarnations: Sequence[bytes]) -> list[object]:
-        reply = answer(self, era, first, incarnations)
+    def faster(self: ClaimTable, first: int, incarnations: Sequence[bytes]) -> list[object]:
+        reply = answer(self, first, incarnations)
         for number, incarnation in enumerate(incarnations):
             tags = [_TAG.unpack_from(value) for kept in self._claims.values() for held in kept.values() for value in held.values()]
-            reply[4 + 2 * number] = max((call for of, call in tags if self._interned.get(of) == incarnation), default=0)
+            reply[6 + 2 * number] = max((call for of, call in tags if self._interned.get(of) == incarnation), default=0)
         return reply
 
     both = ExitStack()
@@ -636,6 +636,10 @@ SABOTAGES: dict[str, Sabotage] = {
         _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED, JOINING)), _first_joiner_keeps_all
     ),
     "the faster join claims nothing again": Sabotage(_REDIS_FAILS_OVER, lambda: _claimed_again(lambda *_: False)),
+    "the faster join compares executions of different branches": Sabotage(
+        _only(BRIEF, "redis_restarts_empty", "redis_fails_over"),
+        lambda: _claimed_again(lambda claimed, executions, base: claimed.execution > executions and claimed.call > base),
+    ),
     "the faster join counts call numbers": Sabotage(_only(HEDGED, "error_reply", "redis_fails_over"), _counts_call_numbers),
     "claims come back into the generation they were in": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_where_it_was),
     "claims come back without their newest time": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_without_newest),
