@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from typing import Any
 
 from bench.contestants import Contestant, start_parshall
 from bench.processes import cpu_us
-from bench.services import Services, real_kafka
+from bench.services import Services, real_kafka, real_redis
 
 PROJECT = Path(__file__).parents[1]
 CONNECTIONS = 32
@@ -43,18 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
-    from tests.services import redis_server
-
     served: dict[int, list[int]] = {size: [] for size in REQUESTS}
     refused: dict[int, list[int]] = {size: [] for size in REQUESTS}
-    with tempfile.TemporaryDirectory(prefix="parshall-bench-") as name, redis_server() as redis, real_kafka() as (kafka, kafka_pid):
-        server = start_parshall(Path(name), Services(redis.url, redis.pid, kafka, kafka_pid))
+    with (
+        tempfile.TemporaryDirectory(prefix="parshall-bench-") as name,
+        real_redis() as (redis_url, redis_pid),
+        real_kafka() as (kafka, kafka_pid),
+    ):
+        server = start_parshall(Path(name), Services(redis_url, redis_pid, kafka, kafka_pid))
         try:
             load(server, 100, 100)
             for _ in range(runs):
                 for size, requests in REQUESTS.items():
                     served[size].append(per_request(server, size, requests, "200"))
-            redis.kill()
+            os.kill(redis_pid, signal.SIGKILL)
             while list(load(server, 1, 32)["statuses"]) != ["503"]:
                 pass
             for _ in range(runs):

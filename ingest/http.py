@@ -9,6 +9,7 @@ The hot route comes first, without router or middleware. Every other route is in
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -48,6 +49,7 @@ class HttpLimits(NamedTuple):
     deadline_ms: int = 10_000
     body_s: float = 60.0  # how long a body may take to arrive
     idle_s: float = 75.0  # how long a connection may stay without a whole request head
+    answer_s: float = 60.0  # how long an answer may wait for its reader
     connections: int = 10_000
     in_flight_bytes: int = 512 * 1024 * 1024  # bodies of requests that are not answered, unpacked
 
@@ -93,6 +95,7 @@ class Edge:
         self.refused: dict[int, int] = {}  # requests by tenant, because of what is in flight
         self.connections = 0
         self.refused_connections = 0
+        self.displaced_connections = 0  # closed for others when there were too many: no key had come over them
         self.in_flight = Shares(limits.in_flight_bytes)
         self.closing = False  # draining: every answer says `Connection: close`
         self._sink = sink
@@ -207,6 +210,7 @@ class Edge:
         if principal is None:
             detail = "No API key that is known here: send `Authorization: Bearer KEY`."
             raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
+        cast(_Connection, request.protocol).known = True
         if scope not in principal.scopes:
             raise Problem(403, f'This key lacks the scope "{scope}"; it has: {", ".join(sorted(principal.scopes))}.')
         return principal
@@ -306,26 +310,70 @@ async def _send_continue(request: web.BaseRequest) -> None:
 class _Connection(web.RequestHandler):
     """aiohttp's connection, with our answers to what is not HTTP."""
 
-    __slots__ = ("_edge",)  # None: refused
+    __slots__ = ("_edge", "_unread", "_wire", "known")
+
+    known: bool  # a key has come over it: it does not give way to others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        edge = cast(_Server, self._manager).edge
-        if edge.connections < edge.limits.connections:
-            self._edge: Edge | None = edge
+        server = cast(_Server, self._manager)
+        edge = server.edge
+        self.known = False
+        self._unread: asyncio.TimerHandle | None = None
+        self._wire = cast(asyncio.Transport, transport)
+        if edge.connections < edge.limits.connections or server.displace():
+            self._edge: Edge | None = edge  # None: it does not count, or no longer
             edge.connections += 1
+            server.unknown[self] = None
             super().connection_made(transport)
             return
         self._edge = None
         edge.refused_connections += 1
         self._force_close = True  # whatever it sends is not read
-        cast(asyncio.Transport, transport).write(_FULL)
-        cast(asyncio.Transport, transport).close()
+        self._wire.write(_FULL)
+        self._wire.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        if self._manager is not None:
+            cast(_Server, self._manager).unknown.pop(self, None)
+        self._uncount()
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def displace(self) -> None:
+        self._uncount()
+        self.force_close()
+
+    def _uncount(self) -> None:
         if self._edge is not None:
             self._edge.connections -= 1
             self._edge = None
-        super().connection_lost(exc)
+
+    # An answer that nobody reads holds its connection, closed or not, for as long as the peer's system is alive: aiohttp waits for ever.
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        finally:
+            if self._wire.get_write_buffer_size():
+                self._wait_for_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._wire.is_closing():
+            self._stop_waiting()
+
+    def _wait_for_reader(self) -> None:
+        if self._unread is None and self._manager is not None:
+            self._unread = self._loop.call_later(cast(_Server, self._manager).edge.limits.answer_s, self._wire.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -368,9 +416,20 @@ class _Server(web.Server):
     def __init__(self, edge: Edge, **settings: Any) -> None:
         super().__init__(edge.handle, **settings)
         self.edge = edge
+        self.unknown: OrderedDict[_Connection, None] = OrderedDict()  # no key had come over them when last looked at; oldest first
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
+
+    def displace(self) -> bool:
+        """Close the oldest connection over which no key has come, so that strangers cannot keep customers out. Whether there was one."""
+        while self.unknown:
+            oldest, _ = self.unknown.popitem(last=False)
+            if not oldest.known:
+                self.edge.displaced_connections += 1
+                oldest.displace()
+                return True
+        return False
 
 
 def make_server(edge: Edge) -> web.Server:

@@ -128,6 +128,13 @@ SPECS: Sequence[Spec] = (
         _one(lambda snapshot: snapshot.connections_refused),
     ),
     Spec(
+        "parshall_connections_displaced_total",
+        CounterMetricFamily,
+        "Connections closed to make room for new ones: no valid key had come over them.",
+        (),
+        _one(lambda snapshot: snapshot.connections_displaced),
+    ),
+    Spec(
         "parshall_in_flight_bytes",
         GaugeMetricFamily,
         "Bodies of requests that are not answered, unpacked.",

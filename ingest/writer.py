@@ -276,7 +276,7 @@ class Writer:
         if not self._fits_counters(tenant, counters):
             raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
         if not self.journal.has_room(room):
-            raise self._refusal(tenant, decoded, "journal", "The journal has no room left on its disk.", retry_after_s=5)
+            raise self._refusal(tenant, decoded, "journal", "The journal has no room left on its disk.", least_s=5)
 
     def _fits_counters(self, tenant: int, more: int) -> bool:
         """Of the live counters a tenant is taken to hold as large a part as of all deltas that were merged since the last flush."""
@@ -288,15 +288,13 @@ class Writer:
         mine = coming.held(tenant) + live * merged[tenant] // max(1, merged.total())
         return fits(more, total=total, mine=mine, tenants=max(1, len(merged)), limit=limit)
 
-    def _refusal(
-        self, tenant: int, decoded: int, why: str, reason: str, *, retry_after_s: int = 0, overloaded: bool = False
-    ) -> Unavailable:
+    def _refusal(self, tenant: int, decoded: int, why: str, reason: str, *, least_s: int = 1, overloaded: bool = False) -> Unavailable:
         if decoded:
             self._count_unanswered(tenant, decoded)
         self.refused[tenant, why] = self.refused.get((tenant, why), 0) + 1
         self._refusals += 1
-        spread_s = 1 + self._refusals % 3  # senders that were refused together come again apart
-        return Unavailable(reason, retry_after_s or spread_s, overloaded=overloaded)
+        spread_s = self._refusals % (3 * least_s)  # senders that were refused together come again apart
+        return Unavailable(reason, least_s + spread_s, overloaded=overloaded)
 
     def _count_unanswered(self, tenant: int, events: int) -> None:
         self.unanswered[tenant] = self.unanswered.get(tenant, 0) + events

@@ -40,6 +40,7 @@ def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], edge:
         refused=_refused(writer, edge, tenants),
         connections=edge.connections,
         connections_refused=edge.refused_connections,
+        connections_displaced=edge.displaced_connections,
         in_flight_bytes=edge.in_flight.total,
         bounds={
             "connections": edge.limits.connections,
