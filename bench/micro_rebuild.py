@@ -21,13 +21,13 @@ import redis as redis_py
 import uvloop
 
 from bench.processes import cpu_us
+from bench.services import real_redis, real_valkey
 from buffer.disk import RealDisk, Thread
 from buffer.journal import Journal, JournalLimits, open_journal
 from buffer.journal_records import CallRecord, Opened
 from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES, Claimed, Identity, State
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
-from tests.services import Redis, redis_server, valkey_server
 
 CLAIMS_A_CALL = 8000
 LACKING_PERCENT = 1
@@ -75,43 +75,43 @@ async def grow(journal: Journal, first_call: int, claims: int) -> int:
     return number
 
 
-async def enter(server: Redis, history: History) -> tuple[int, int, int]:
+async def enter(url: str, pid: int, history: History) -> tuple[int, int, int]:
     """Until calls may be sent: wall us, our CPU us, Redis' CPU us."""
-    claims = RedisClaims(RedisAddress.from_url(server.url), identity=IDENTITY, clock_us=now_us, entropy=os.urandom)
-    wall_ns, theirs_us = time.perf_counter_ns(), cpu_us(server.pid)
+    claims = RedisClaims(RedisAddress.from_url(url), identity=IDENTITY, clock_us=now_us, entropy=os.urandom)
+    wall_ns, theirs_us = time.perf_counter_ns(), cpu_us(pid)
     spent_ns = time.process_time_ns()
     running = asyncio.create_task(claims.run(history))
     while claims.state is not State.OPEN:
         await asyncio.sleep(0.005)
         if running.done():
             running.result()
-    figures = ((time.perf_counter_ns() - wall_ns) // 1000, (time.process_time_ns() - spent_ns) // 1000, cpu_us(server.pid) - theirs_us)
+    figures = ((time.perf_counter_ns() - wall_ns) // 1000, (time.process_time_ns() - spent_ns) // 1000, cpu_us(pid) - theirs_us)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     return figures
 
 
-async def measure(start: Callable[[], AbstractContextManager[Redis]], claims: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder, start() as server:
+async def measure(name: str, start: Callable[[], AbstractContextManager[tuple[str, int]]], claims: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder, start() as (url, pid):
         journal = await open_journal(
             folder, disk=RealDisk(), background=Thread("journal"), entropy=os.urandom, clock_us=now_us, limits=JournalLimits()
         )
         incarnation = os.urandom(16)
         journal.append(Opened(incarnation, now_us()))
         last = await grow(journal, 1, claims)
-        client = redis_py.Redis(port=server.port)
+        client = redis_py.Redis.from_url(url)
         before = client.info("memory")["used_memory"]
         history = History(journal, incarnation, last)
         journal.append(Opened(history.incarnation, now_us()))
-        figures = await enter(server, history)
+        figures = await enter(url, pid, history)
         kept = last * CLAIMS_A_CALL
-        _tell(f"{server.name}: all of {kept:,} claims again", kept, *figures)
+        _tell(f"{name}: all of {kept:,} claims again", kept, *figures)
         held = client.info("memory")["used_memory"] - before
         print(f"    {held // kept} B of memory a claim, {journal.kept_bytes // kept} B of journal")
         history.mark = await grow(journal, 1, max(CLAIMS_A_CALL, claims * LACKING_PERCENT // 100))
         client.replicaof("127.0.0.1", "1")  # and back: the data stays, the replication id is a new one
         client.replicaof("NO", "ONE")
-        _tell(f"{server.name}: lacking the last {LACKING_PERCENT} %", kept, *await enter(server, history))
+        _tell(f"{name}: lacking the last {LACKING_PERCENT} %", kept, *await enter(url, pid, history))
         client.close()
         await journal.close()
 
@@ -126,8 +126,8 @@ def main() -> None:
     parser.add_argument("--claims", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, help="taken for the other benches; this one runs once")
     arguments = parser.parse_args()
-    for start in (redis_server, valkey_server):
-        uvloop.run(measure(start, arguments.claims))
+    for name, start in (("Redis", real_redis), ("Valkey", real_valkey)):
+        uvloop.run(measure(name, start, arguments.claims))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,15 @@ def real_redis() -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
+def real_valkey() -> Iterator[tuple[str, int]]:
+    """(URL, process id)"""
+    from tests.services import valkey_server
+
+    with valkey_server() as valkey:
+        yield valkey.url, valkey.pid
+
+
+@contextmanager
 def real_kafka() -> Iterator[tuple[str, int]]:
     """(bootstrap address, process id)"""
     from tests.services import kafka_broker
