@@ -3,8 +3,8 @@
 Pure. Belongs here: the rule, the account of who holds what, and the queue that gives tenants turns. Must not know: what is shared, HTTP,
 claims.
 
-The rule: up to three quarters of a bound anybody may take, one tenant alone as well. The last quarter is for those who hold little of it,
-so whoever comes after a flood finds room.
+The rule: up to three quarters of a bound anybody may take, one tenant alone as well. The last quarter is for those who hold nothing or
+little of it, so whoever comes after a flood finds room.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def fits(size: int, *, total: int, mine: int, tenants: int, limit: int) -> bool:
     """
     if total + size <= limit - limit // 4 or total == 0:
         return True
-    return total + size <= limit and 4 * tenants * (mine + size) <= limit
+    return total + size <= limit and (mine == 0 or 4 * tenants * (mine + size) <= limit)
 
 
 class Shares:
