@@ -6,7 +6,7 @@ Belongs here: connecting, beginning and ending transactions, what kind of failur
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -41,10 +41,14 @@ async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
 class Ledger:
     """Used by one task at a time, or by several that wait for each other. Connects when it is needed."""
 
-    def __init__(self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    def __init__(
+        self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S, connect: Callable[..., Awaitable[Connection]] = asyncpg.connect
+    ) -> None:
+        """`connect`: makes a connection; it takes what `asyncpg.connect` takes."""
         self._dsn = dsn
         self._command_timeout_s = command_timeout_s
-        self._connection: asyncpg.Connection | None = None
+        self._connect = connect
+        self._connection: Connection | None = None
         self._known = Known()
         self._turn = asyncio.Lock()
 
@@ -128,7 +132,7 @@ class Ledger:
                 self._forget()
                 raise
 
-    async def _connected(self) -> asyncpg.Connection:
+    async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             self._forget()
             settings = {
@@ -136,7 +140,7 @@ class Ledger:
                 "default_transaction_isolation": "read committed",
                 "idle_in_transaction_session_timeout": "60s",  # a rater that stands still does not keep the others waiting
             }
-            connection = await asyncpg.connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
+            connection = await self._connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
             self._connection = connection
             await connection.execute(USAGE["folded_make"])
         return self._connection
