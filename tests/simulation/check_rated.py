@@ -237,7 +237,7 @@ def _check_charges(tables: Mapping[str, Any], usage: Mapping[Any, tuple[int, int
         (tenants[row.tenant], row.period, row.subject, row.meter, row.dimensions): row for row in tables["charge_lines"].values()
     }
     assert len(lines) == len(tables["charge_lines"])
-    assert lines.keys() == quantities.keys()
+    assert lines.keys() == quantities.keys(), f"charge lines differ: {lines.keys() ^ quantities.keys()}"
     for key, line in lines.items():
         assert line.quantity == quantities[key], f"charge line {key} has the quantity {line.quantity}, usage makes it {quantities[key]}"
         amount = _amount(tables, line, tenants[line.tenant])

@@ -366,6 +366,9 @@ class SimulatedConnection:
         self.step("begin")
         try:
             yield
+        except asyncio.CancelledError:  # the process was killed
+            self.break_off()
+            raise
         except BaseException:
             if self._closed:
                 raise InterfaceError("cannot call Transaction.rollback(): the underlying connection is closed") from None

@@ -144,9 +144,9 @@ class RaterNode:
         """kill -9; the group notices later that this member is gone."""
         if self._process is None or self.source is None:
             return
+        self._process.cancel()
         if self.connection is not None:
             self.connection.break_off()
-        self._process.cancel()
         self._process, source, self.source, self.connection = None, self.source, None, None
         self.steps.step = ""
         asyncio.get_running_loop().call_later(noticed_after_s, self._raters.group.leave, source)

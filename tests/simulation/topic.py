@@ -59,7 +59,7 @@ class Topic:
         self.unreachable_until_s = 0.0
         self.after_append: Callable[[Partition], None] | None = None  # a fault that waits for the next record
         self._clock_us = clock_us
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # in the order in which they came
 
     def append(self, writer: bytes, record: Record) -> None:
         partition = self.partitions[record.partition]
@@ -82,13 +82,13 @@ class Topic:
     async def news(self, within_s: float) -> None:
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
-        self._waiting.add(waiting)
+        self._waiting[waiting] = None
         timer = loop.call_later(within_s, lambda: waiting.done() or waiting.set_result(None))
         try:
             await waiting
         finally:
             timer.cancel()
-            self._waiting.discard(waiting)
+            self._waiting.pop(waiting, None)
 
 
 class Group:
@@ -142,7 +142,7 @@ class SimulatedSource:
 
     def __init__(self, group: Group, rng: random.Random, step: Callable[[str], None]) -> None:
         self.owned: set[int] = set()
-        self.idle = False  # it stands at the end of all that it owns, and whatever it handed out before is stored
+        self._waits = False  # for something new; whatever it handed out before is stored
         self.behind_until_s = 0.0
         self._group = group
         self._topic = group.topic
@@ -182,10 +182,16 @@ class SimulatedSource:
                     self._step("polled")
                 if found or left_s <= 0:
                     return found
-                self.idle = len(self._at) == len(self.owned)
+                self._waits = True
                 await self._topic.news(left_s)
         finally:
-            self.idle = False
+            self._waits = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it stands at the end of all that it owns, and all that was read is stored."""
+        ends = all(self._at.get(number) == len(self._topic.partitions[number].entries) for number in self.owned)
+        return self._waits and ends
 
     def _fetch(self, most: int) -> list[Received]:
         found: list[Received] = []
