@@ -133,8 +133,11 @@ class Ledger:
                 raise
 
     async def _connected(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
+        if self._connection is not None and self._connection.is_closed():
             self._forget()
+            # Behind a new connection may be an older state (a backup, a replica that lagged): what was read since must be read again.
+            raise DatabaseFailed("the connection to PostgreSQL has ended")
+        if self._connection is None:
             settings = {
                 "application_name": "parshall rater",
                 "default_transaction_isolation": "read committed",

@@ -44,6 +44,12 @@ class SharedLog:
         self.unreachable_until_s = self.unknown_outcomes = 0.0
         self.restore_registry()
 
+    def add_partition(self) -> None:
+        """Writers that open from now on spread subjects anew."""
+        self.partitions += 1
+        if self.topic is not None:
+            self.topic.add_partition()
+
     def append(self, writer: bytes, record: Record) -> None:
         self.records.append((writer, record))
         self.ledger.apply(writer, record)
@@ -58,6 +64,7 @@ class SimulatedLog:
         self._shared = shared
         self._writer = writer
         self._steps = steps
+        self._partitions = shared.partitions
         self.dead = False  # its process was killed: nothing of it reaches the log any more
 
     @property
@@ -66,7 +73,7 @@ class SimulatedLog:
 
     @property
     def partitions(self) -> int:
-        return self._shared.partitions
+        return self._partitions
 
     async def open(self) -> None:
         await self._reach()

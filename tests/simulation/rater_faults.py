@@ -85,6 +85,13 @@ def two_own_a_partition(world: World, raters: Raters, node: RaterNode) -> None:
 
 
 @fault
+def partition_added(world: World, raters: Raters, node: RaterNode) -> None:
+    """Writers take it up when they open again: until then a subject's counters are in two partitions, which two raters read."""
+    world.log.add_partition()
+    raters.group.deal()
+
+
+@fault
 def counters_delivered_again(world: World, raters: Raters, node: RaterNode) -> None:
     if node.source is not None:
         node.source.deliver_again(raters.rng.choice((1, 3, 1000)))

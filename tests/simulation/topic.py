@@ -61,6 +61,9 @@ class Topic:
         self._clock_us = clock_us
         self._waiting: dict[asyncio.Future[None], None] = {}  # in the order in which they came
 
+    def add_partition(self) -> None:
+        self.partitions.append(Partition(len(self.partitions)))
+
     def append(self, writer: bytes, record: Record) -> None:
         partition = self.partitions[record.partition]
         partition.append(writer, record, self._clock_us())
