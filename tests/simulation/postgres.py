@@ -325,8 +325,8 @@ class SimulatedConnection:
             answer = await statement(work, *arguments)
         except (PostgresError, TimeoutError) as error:
             work.failed = True
+            self._server.roll_back(work, error)  # at once: its locks are not kept until the client says so too
             if alone:
-                self._server.roll_back(work, error)
                 self._work = None
             raise
         if alone:

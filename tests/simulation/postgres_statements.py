@@ -336,8 +336,9 @@ async def copy_records(work: Work, columns: Sequence[str], rows: Sequence[Sequen
 
 
 @statement
-async def meters_turn(work: Work) -> None:
+async def meters_turn(work: Work) -> list[Any]:
     await work.lock("advisory", ("parshall new meters",), UPDATE)
+    return [(None,)]
 
 
 @statement
@@ -509,7 +510,8 @@ async def lines_remove(work: Work, tenant: int, period: str | None) -> None:
 
 @statement
 async def usage_bounds(work: Work, tenant: int) -> list[Any]:
-    starts = [start for (series, start), _ in work.rows("usage") if work.row("series", (series,)).tenant == tenant]
+    mine = {key for (key,), series in work.rows("series") if series.tenant == tenant}
+    starts = [start for (key, start), _ in work.rows("usage") if key in mine]
     return [(min(starts), max(starts)) if starts else (None, None)]
 
 
@@ -522,7 +524,7 @@ async def usage_of_period(work: Work, tenant: int, start_s: int, end_s: int) -> 
     totals: dict[str, int] = {}
     for (key, start), cell in work.rows("usage"):
         series = work.row("series", (key,))
-        if series.tenant == tenant and start_s <= start < end_s:
+        if series is not None and series.tenant == tenant and series.meter in meters and start_s <= start < end_s:
             maximum = meters[series.meter][1].aggregation == "max"
             totals[key] = cell.value if key not in totals else max(totals[key], cell.value) if maximum else totals[key] + cell.value
     found = []
