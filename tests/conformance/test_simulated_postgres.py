@@ -1,4 +1,4 @@
-"""The simulated PostgreSQL beside a real one: the same statements in two sessions, step by step, and the same records through the real rater.
+"""The simulated PostgreSQL beside a real one: the same statements in two sessions, and the same records through the real rater.
 
 After each step it is compared what the statement answered, with which class of error it failed, or that it waits for the other session; at
 the end, all tables. Numbers that a sequence gave out are told by what they stand for: a real server takes one for a conflicting insert too.
@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
 
 import asyncpg
-import pytest
 
 from rater.migrate import migrate
 from rater.postgres import Ledger
 from rater.source import Received
 from rater.statements import statements
-from tests.integration.rating import METERS, Writer
+from tests.integration.rating import Writer
 from tests.integration.test_rater import at_random, book
 from tests.simulation.loop import run
 from tests.simulation.postgres import SimulatedPostgres
@@ -244,7 +242,7 @@ async def play(sessions: Sequence[Session], steps: Sequence[Step], rest: Callabl
     told: list[Any] = []
     for step in [*steps, Step(0, "commit"), Step(1, "commit")]:
         session = sessions[step.session]
-        if session.under_way is not None or (step.do in ("commit", "roll back") and session.block is None):
+        if session.under_way is not None or (step.do == "begin") == (session.block is not None):
             told.append((step, "cannot"))
             continue
         session.under_way = asyncio.get_running_loop().create_task(session.do(step))
@@ -310,8 +308,8 @@ async def real(dsn: str, seed: int) -> tuple[list[Any], Any]:
     await _prepare(connections[0])
 
     async def rest(sessions: Sequence[Session]) -> None:
-        """Until each is done or waits for a lock that it has not got."""
-        for session in sessions:
+        """Until each is done or waits for a lock that it has not got. Twice: what the second does may let the first go on."""
+        for session in [*sessions, *sessions]:
             while session.under_way is not None and not session.under_way.done():
                 waits = "SELECT count(*) FROM pg_locks WHERE pid = $1 AND NOT granted"
                 if await watcher.fetchval(waits, session.connection.get_server_pid()):
@@ -351,17 +349,19 @@ _COLUMNS = {
 
 
 async def stored(connection: Any) -> dict[str, list[Any]]:
-    return _named({table: [tuple(row) for row in await connection.fetch(f"SELECT {columns} FROM {table}")] for table, columns in _COLUMNS.items()})
+    return _named(
+        {table: [tuple(row) for row in await connection.fetch(f"SELECT {columns} FROM {table}")] for table, columns in _COLUMNS.items()}
+    )
 
 
 def contents(tables: Any) -> dict[str, list[Any]]:
-    found = {table: [(*key, *row) if isinstance(row, tuple) else (*key, row) for key, row in rows.items()] for table, rows in tables.items()}
+    found = {
+        table: [(*key, *row) if isinstance(row, tuple) else (*key, row) for key, row in rows.items()] for table, rows in tables.items()
+    }
     found["parked"] = [tuple(row) for row in tables["parked"].values()]
     found["meters"] = [(*row[:-1], list(row[-1])) for row in found["meters"]]
     found["usage"] = [(series, start, str(value), events) for series, start, value, events in found["usage"]]
-    found["charge_lines"] = [
-        (*row[:7], str(row[7]), None if row[8] is None else format(row[8], "f")) for row in found["charge_lines"]
-    ]
+    found["charge_lines"] = [(*row[:7], str(row[7]), None if row[8] is None else format(row[8], "f")) for row in found["charge_lines"]]
     return _named(found)
 
 
@@ -418,7 +418,9 @@ def test_a_deadlock_ends_one_of_the_two(database: str) -> None:
         await one.connection.fetch(TEXTS["chains_lock"], *first)
         await other.connection.fetch(TEXTS["chains_lock"], *second)
         results = await asyncio.gather(
-            one.connection.fetch(TEXTS["chains_lock"], *second), other.connection.fetch(TEXTS["chains_lock"], *first), return_exceptions=True
+            one.connection.fetch(TEXTS["chains_lock"], *second),
+            other.connection.fetch(TEXTS["chains_lock"], *first),
+            return_exceptions=True,
         )
         failed = [type(result).__name__ for result in results if isinstance(result, BaseException)]
         loser, winner = (one, other) if isinstance(results[0], BaseException) else (other, one)

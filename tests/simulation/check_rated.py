@@ -243,9 +243,7 @@ def _check_charges(tables: Mapping[str, Any], usage: Mapping[Any, tuple[int, int
         key = (tenant, f"{datetime.fromtimestamp(start, UTC):%Y-%m}", subject, meter, json.dumps(region))
         quantities[key] = max(quantities.get(key, 0), value) if meter == "largest" else quantities.get(key, 0) + value
     tenants = {row.tenant: name for (name,), row in tables["tenants"].items()}
-    lines = {
-        (tenants[row.tenant], row.period, row.subject, row.meter, row.dimensions): row for row in tables["charge_lines"].values()
-    }
+    lines = {(tenants[row.tenant], row.period, row.subject, row.meter, row.dimensions): row for row in tables["charge_lines"].values()}
     assert len(lines) == len(tables["charge_lines"])
     assert lines.keys() == quantities.keys(), f"charge lines differ: {lines.keys() ^ quantities.keys()}"
     for key, line in lines.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tests.simulation.steps import RATER_STEPS, APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSH_PART, FLUSHED, PRODUCED, SENT, STEPS
+from tests.simulation.steps import APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSH_PART, FLUSHED, PRODUCED, RATER_STEPS, SENT, STEPS
 
 Range = tuple[int, int]
 

@@ -307,8 +307,8 @@ class SimulatedConnection:
     async def copy_records_to_table(self, table: str, *, records: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
         await self._ask(self._server.statements[f"COPY {table}"], (columns, records), None)
 
-    async def copy_to_table(self, table: str, *, source: BinaryIO, format: str) -> None:
-        await self._ask(self._server.statements[f"COPY {table} {format}"], (source.read(),), None)
+    async def copy_to_table(self, table: str, *, source: BinaryIO, **options: str) -> None:
+        await self._ask(self._server.statements[f"COPY {table} {options['format']}"], (source.read(),), None)
 
     # ---- one round trip
 

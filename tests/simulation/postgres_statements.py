@@ -451,7 +451,10 @@ async def lines_lock(work: Work, lines: Sequence[str]) -> list[Any]:
 
 @statement
 async def lines_store(work: Work, lines: Sequence[str], quantities: Sequence[str], amounts: Sequence[str | None]) -> None:
-    new = {(line,): (int(quantity), None if amount is None else Decimal(amount)) for line, quantity, amount in _rows(lines, quantities, amounts)}
+    new = {
+        (line,): (int(quantity), None if amount is None else Decimal(amount))
+        for line, quantity, amount in _rows(lines, quantities, amounts)
+    }
     await _change(work, "charge_lines", new, lambda key, old: old._replace(quantity=new[key][0], amount=new[key][1]))
 
 

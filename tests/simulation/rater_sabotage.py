@@ -171,7 +171,9 @@ RATER_SABOTAGES: dict[str, Sabotage] = {
     "a connection that ended is replaced in silence": Sabotage(
         _rated(SPREAD, "postgres_is_restored", between_s=(0.3, 3.0)), _new_connection_unnoticed
     ),
-    "what was stored before an error is believed": Sabotage(_rated(SPREAD, "postgres_is_restored", between_s=(0.3, 3.0)), _keeps_what_it_knew),
+    "what was stored before an error is believed": Sabotage(
+        _rated(SPREAD, "postgres_is_restored", between_s=(0.3, 3.0)), _keeps_what_it_knew
+    ),
     "a charge is computed from a stale quantity": Sabotage(
         _rated(FLUSHING, "partition_added", **_TWO_AT_ONCE), lambda: _instead(lines_lock=_lines_unlocked)
     ),

@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from tests.simulation.faults import FAULTS
-from tests.simulation.rater_faults import RATER_FAULTS
 from tests.simulation.habits import PROFILES, Habits, seeds_of
+from tests.simulation.rater_faults import RATER_FAULTS
 from tests.simulation.scenario import simulate, trace_of
 from tests.simulation.stats import Stats
 from tests.simulation.steps import RATER_STEPS, REPLY, STEPS

@@ -1,4 +1,4 @@
-"""The topic of counter records as raters read it: partitions with positions, that can lose their start or their end; and the consumer group.
+"""The topic of counter records as raters read it: partitions with positions that can lose their start or end, and the consumer group.
 
 Belongs here: what stands in the topic, what of it may have been lost, who reads which partition, and a rater's source over it. Must not
 know: what a record means, the rater, PostgreSQL.

@@ -173,7 +173,12 @@ class World:
             "type": "http.request",
             "subject": f"s{len(self.sent) % _SUBJECTS}",
             "time": time.isoformat().replace("+00:00", "Z"),
-            "data": {"region": self.rng.choice(("eu", "us")), "zone": self.rng.choice("abc"), "event": name, "size": len(self.sent) * 37 % 101},
+            "data": {
+                "region": self.rng.choice(("eu", "us")),
+                "zone": self.rng.choice("abc"),
+                "event": name,
+                "size": len(self.sent) * 37 % 101,
+            },
         }
         self.sent[tenant, name] = sent = Sent(tenant, name, body, time)
         self.stats.events += 1
