@@ -43,7 +43,7 @@ class Stats:
         )
 
     def table(self) -> str:
-        """Markdown: a row a fault, a column a step; a cell counts the faults that happened while a writer (below: a rater) was in that step."""
+        """Markdown: a row a fault, a column a step; a cell counts the faults that happened while a writer (below: rater) was in it."""
         return f"{self._table(STEPS)}\n\n{self._table(RATER_STEPS)}"
 
     def _table(self, steps: Sequence[str]) -> str:
