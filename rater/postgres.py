@@ -6,7 +6,7 @@ Belongs here: connecting, beginning and ending transactions, what kind of failur
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -47,10 +47,14 @@ async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
 class Ledger:
     """Used by one task at a time, or by several that wait for each other. Connects when it is needed."""
 
-    def __init__(self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    def __init__(
+        self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S, connect: Callable[..., Awaitable[Connection]] = asyncpg.connect
+    ) -> None:
+        """`connect`: makes a connection; it takes what `asyncpg.connect` takes."""
         self._dsn = dsn
         self._command_timeout_s = command_timeout_s
-        self._connection: asyncpg.Connection | None = None
+        self._connect = connect
+        self._connection: Connection | None = None
         self._known = Known()
         self._turn = asyncio.Lock()
 
@@ -142,15 +146,18 @@ class Ledger:
                 self._forget()
                 raise
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
+    async def _connected(self) -> Connection:
+        if self._connection is not None and self._connection.is_closed():
             self._forget()
+            # Behind a new connection may be an older state (a backup, a replica that lagged): what was read since must be read again.
+            raise DatabaseFailed("the connection to PostgreSQL has ended")
+        if self._connection is None:
             settings = {
                 "application_name": "parshall rater",
                 "default_transaction_isolation": "read committed",
                 "idle_in_transaction_session_timeout": "60s",  # a rater that stands still does not keep the others waiting
             }
-            connection = await asyncpg.connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
+            connection = await self._connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
             self._connection = connection
             await connection.execute(USAGE["folded_make"])
         return self._connection

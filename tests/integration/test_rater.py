@@ -472,6 +472,18 @@ async def test_a_database_set_back_under_a_running_rater_is_filled_again(ledger:
     assert [tally.events for tally in await query.tallies(pool)] == [3]
 
 
+async def test_a_connection_that_ended_between_transactions_is_told(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Behind the next one may be an older database, so the rater must go back to what is stored: once, then all is well again."""
+    records = at(Writer(1).flush(some()))
+    await ledger.apply(LOG, records)
+    await pool.fetchval("SELECT pg_terminate_backend($1)", ledger.backend_pid)
+    while ledger.backend_pid is not None:
+        await asyncio.sleep(0.001)
+    with pytest.raises(DatabaseFailed, match="the connection to PostgreSQL has ended"):
+        await ledger.apply(LOG, records)
+    assert (await ledger.apply(LOG, records)).skipped == 1
+
+
 async def test_positions_never_go_backwards(ledger: Ledger) -> None:
     writer = Writer(1)
     records = at(records_of(writer.flush(some(hour)) for hour in range(3)))

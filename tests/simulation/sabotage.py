@@ -588,7 +588,7 @@ def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes:
     """Worlds in which only these faults happen, at these steps: what the guard is there for."""
     if steps:
         changes |= {"steps": steps, "at_a_step": 0.9}
-    return replace(profile, faults=dict.fromkeys(faults, 1), **changes)
+    return replace(profile, faults=dict.fromkeys(faults, 1), **{"rated": 0.0, **changes})
 
 
 _NO_CLOCK = _only(HOURS, "writer_clock_jumps")
