@@ -92,14 +92,16 @@ class Ledger:
     async def release(self, writer: bytes, partition: int, right: int | None = None) -> Released:
         """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained.
 
-        `right`: the id of the parked record that is to be applied, where both sides are parked.
+        `right`: the id of a parked record that is to be applied, where both sides of a fork are parked: once for each such number.
         """
         async with self._transaction() as connection:
-            rivals = [row["id"] for row in await connection.fetch(CHAINS["parked_rivals"], writer, partition)]
-            if len(rivals) > 1 and right not in rivals:
-                return Released(False, rivals)
-            if len(rivals) > 1:
-                await connection.execute(CHAINS["parked_reject"], [number for number in rivals if number != right])
+            rivals = {row["id"]: row["n"] for row in await connection.fetch(CHAINS["parked_rivals"], writer, partition)}
+            if right in rivals:
+                wrong = [number for number, n in rivals.items() if n == rivals[right] and number != right]
+                await connection.execute(CHAINS["parked_reject"], wrong)
+                rivals = {number: n for number, n in rivals.items() if n != rivals[right]}
+            if rivals:
+                return Released(False, list(rivals))
             await connection.execute(CHAINS["parked_accept"], writer, partition)
             done: str = await connection.execute(CHAINS["chain_release"], writer, partition)
         return Released(done == "UPDATE 1", [])

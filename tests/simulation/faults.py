@@ -115,10 +115,12 @@ def disk_error(world: World, node: Node) -> None:
 def disk_full(world: World, node: Node) -> None:
     """No room: refused before any claim."""
 
-    def make_room() -> None:
-        node.disk.free = 1 << 40
+    disk = node.disk  # this one, whatever another fault puts in its place meanwhile
 
-    node.disk.free = 0
+    def make_room() -> None:
+        disk.free = 1 << 40
+
+    disk.free = 0
     _repair(world, make_room)
 
 

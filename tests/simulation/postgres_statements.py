@@ -10,6 +10,7 @@ deletes the same key. Numbers of rows may differ from those of a real server (it
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -305,14 +306,17 @@ async def parked_accept(work: Work, writer: bytes, partition: int) -> None:
     await _change(work, "parked", [_place(row) for row in _parked(work, writer, partition) if accepted((), row) is not row], accepted)
 
 
-_RIVAL = Row.named("id")
+_RIVAL = Row.named("id", "n")
 
 
 @statement
 async def parked_rivals(work: Work, writer: bytes, partition: int) -> list[Any]:
     chain = work.row("chains", (writer, partition))
-    due = None if chain is None else chain.last_n + 1
-    return [_RIVAL((row.id,)) for row in sorted(_parked(work, writer, partition), key=lambda row: row.id) if row.n == due and row.sound]
+    if chain is None:
+        return []
+    sound = [row for row in _parked(work, writer, partition) if row.sound and row.n > chain.last_n]
+    times = Counter(row.n for row in sound)
+    return [_RIVAL((row.id, row.n)) for row in sorted(sound, key=lambda row: (row.n, row.id)) if times[row.n] > 1]
 
 
 @statement
