@@ -48,6 +48,7 @@ class InProcessClaims:
         self._entropy = entropy
         self._most_claims = most_claims
         self._serving = False
+        self.accepted = False
         self._rebuilding = False
         self._session = 0
         self._known_in = ""
@@ -94,6 +95,7 @@ class InProcessClaims:
         self._ended = loop.create_future()
         self._unanswered = deque(sorted(self._unanswered, key=lambda waiting: waiting[0].number))
         self._serving, self._rebuilding, self.reason = True, False, ""
+        self.accepted = True
         self._publish_mark()
         self._schedule()
         while not self._closing:

@@ -149,6 +149,10 @@ class Claims(Protocol):
     @property
     def state(self) -> State: ...
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the store has once taken this journal for what it claims to be: no old copy, and the writer's newest opening."""
+
     async def run(self, history: History) -> None:
         """Connect, publish what `history` closed, join where that is needed, reconnect and rejoin for ever; until cancelled.
 

@@ -47,7 +47,8 @@ class RedisClaims:
         timeout_s: float = 5.0,
     ) -> None:
         self.reason = "not connected yet"
-        self.joined = False
+        self.joined = self.accepted = False
+        self.accepted = False
         self._address = address
         self._identity = identity
         self._clock_us = clock_us
@@ -151,7 +152,7 @@ class RedisClaims:
             log.info("claims: %s", reason)
 
     def _on_joined(self) -> None:
-        self.joined = True
+        self.joined = self.accepted = True
 
     def _drop_connection(self, reason: str) -> None:
         self.joined = False

@@ -57,6 +57,9 @@ class Flusher:
         self._next_n = dict(state.next_n)
         self._next_flush = state.next_flush
         self._wake = asyncio.Event()
+        # Set once the claim store has accepted the journal: an old copy of it, which nobody has found out yet, would number other bytes
+        # anew. A flush that was committed before has the bytes that it always had, and does not wait.
+        self.allowed = asyncio.Event()
         self._wanted: list[asyncio.Future[None]] = []  # callers of `now`
         self.last_flush_us = 0
         self.last_duration_us = 0
@@ -114,6 +117,7 @@ class Flusher:
         if self._outstanding is not None:
             await self._finish(self._outstanding.flush, self._outstanding.records, self._outstanding.rejected)
             self._outstanding = None
+        await self.allowed.wait()
         while True:
             await self._until_due()
             wanted, self._wanted = self._wanted, []

@@ -211,6 +211,12 @@ class Writer:
             tasks.create_task(self.claims.run(self._history))
             tasks.create_task(self.flusher.run())
             tasks.create_task(self._sweep())
+            tasks.create_task(self._allow_flushes())
+
+    async def _allow_flushes(self) -> None:
+        while not self.claims.accepted:
+            await asyncio.sleep(_SWEEP_S)
+        self.flusher.allowed.set()
 
     async def _watch_journal(self) -> None:
         await asyncio.shield(self.journal.failed)

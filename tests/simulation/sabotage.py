@@ -453,6 +453,15 @@ def _counts_call_numbers() -> AbstractContextManager[None]:
     return both
 
 
+@contextmanager
+def _flush_at_once() -> Iterator[None]:
+    async def broken(self: Writer) -> None:
+        self.flusher.allowed.set()
+
+    with patch.object(Writer, "_allow_flushes", broken):
+        yield
+
+
 def _old_copy_accepted() -> AbstractContextManager[None]:
     return _table("_stale_journal", lambda _: lambda *_: None)
 
@@ -645,6 +654,9 @@ SABOTAGES: dict[str, Sabotage] = {
     "claims come back without their newest time": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_without_newest),
     "the horizon is not published at joining": Sabotage(_only(HOURS, "writer_clock_jumps", "redis_restarts_empty"), _no_horizon_at_joining),
     "an old copy of a journal is opened": Sabotage(_only(OPERATED, "old_copy_starts"), _old_copy_accepted),
+    "a flush begins before the store has accepted the journal": Sabotage(
+        _only(OPERATED, "old_copy_starts", "redis_pauses", at_a_step=0.0, outage_s=(1, 2, 3)), _flush_at_once
+    ),
     "a flush is produced before it is synced": Sabotage(
         _only(FLUSHING, "power_loss", steps=(PRODUCED,), disk_s=(0.03, 0.1)), _produced_before_sync
     ),
