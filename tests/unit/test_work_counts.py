@@ -1,9 +1,12 @@
 """A change must not make the pure steps do more work without anybody noticing. Nothing here looks at a clock.
 
 What is counted, and what that does not see, stands in work_counts.py. Allowed is work_counts.json: passes exactly, bytecodes and calls
-give or take two in a thousand (an empty loop over the events is ten to thirty), memory one in a hundred. Whoever changes the work on purpose, or takes a library that does, writes the figures anew
-(`PYTHONHASHSEED=0 .venv/bin/python -m tests.unit.work_counts > tests/unit/work_counts.json`) and says why in the commit. The figures are
-those of Python 3.11; another Python has other bytecodes, and is only held to half as much again.
+give or take two in a thousand (an empty loop over the events is ten to thirty), memory one in a hundred. Whoever changes the work on
+purpose, or takes a library that does, writes the figures anew and says why in the commit:
+
+    PYTHONHASHSEED=0 .venv/bin/python -m tests.unit.work_counts > tests/unit/work_counts.json
+
+The figures are those of Python 3.11; another Python has other bytecodes, and is only held to half as much again.
 """
 
 from __future__ import annotations
