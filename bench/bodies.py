@@ -32,6 +32,7 @@ class Mix(NamedTuple):
     subjects: int = SUBJECTS
     duplicates: bool = False  # one event in ten was sent before, in the requests of `earlier`
     bad: bool = False  # one event in a hundred has a value that is none
+    types: int = 0  # so many event types, "type0" and on, which the demo catalogue does not have; 0: the demo's
     run: str = ""  # in every event id; "": one that nobody has had before
 
     @property
@@ -78,7 +79,7 @@ def _events(mix: Mix, now: datetime) -> Iterator[str]:
         elif mix.bad and number % 100 == BAD_AT:
             yield _bad(f"{mix.run}-{number:012d}", pick.choice(names), pick, times)
         else:
-            yield _event(f"{mix.run}-{number:012d}", pick.choice(names), pick, times)
+            yield _event(f"{mix.run}-{number:012d}", pick.choice(names), pick, times, mix.types)
 
 
 def _times(now: datetime, pick: random.Random) -> list[str]:
@@ -89,9 +90,11 @@ def _times(now: datetime, pick: random.Random) -> list[str]:
     ]
 
 
-def _event(event_id: str, subject: str, pick: random.Random, times: list[str]) -> str:
+def _event(event_id: str, subject: str, pick: random.Random, times: list[str], types: int) -> str:
     roll = pick.random()
     event_type, data = _http_request(pick) if roll < 0.6 else _completion(pick) if roll < 0.8 else _sample(pick, roll)
+    if types:
+        event_type, data = f"type{pick.randrange(types)}", _http_request(pick)[1]
     return (
         f'{{"specversion":"1.0","id":"{event_id}","source":"{pick.choice(SOURCES)}","type":"{event_type}",'
         f'"subject":"{subject}","time":"{pick.choice(times)}","data":{data}}}'

@@ -44,6 +44,9 @@ class Contestant(NamedTuple):
         if self.name == "parshall":
             _ask("POST", f"{self.url}/v1/admin/flush/now", self.key)
 
+    def wait_until_ready(self) -> None:
+        _wait(self, f"{self.url}/readyz")
+
     def set_interval(self, interval_ms: int) -> None:
         _ask("PUT", f"{self.url}/v1/admin/flush", self.key, b'{"interval_ms":%d}' % interval_ms)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MET, MISSED, NOT_BUILT, NO_TARGET = "met", "NOT MET", "not built", ""
 
@@ -116,10 +116,19 @@ def as_json(figures: Sequence[Figure]) -> list[dict[str, object]]:
             "name": figure.name,
             "unit": figure.unit,
             "target": str(figure.target),
+            "least": figure.target.least,
+            "most": figure.target.most,
             "hundredths": figure.value if figure.values else None,
             "rounds": list(figure.values),
             "verdict": figure.verdict,
             "note": figure.note,
         }
         for figure in figures
+    ]
+
+
+def from_json(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    return [
+        Figure(row["section"], row["name"], row["unit"], tuple(row["rounds"]), Target(row["least"], row["most"]), row["note"])
+        for row in rows
     ]

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import uvloop
@@ -130,7 +131,7 @@ def summary(answers: Sequence[Answer], wall_ns: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load with fresh ids.")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--key", required=True, help="or several, joined by commas: requests use them in turn")
+    parser.add_argument("--key", required=True, help="or @FILE of several: requests use them in turn")
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--events", type=int, required=True, help="events a request")
     parser.add_argument("--connections", type=int, default=32)
@@ -138,14 +139,15 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=0, help="requests a second (default: as many as are answered)")
     parser.add_argument("--duplicates", action="store_true", help="one event in ten was sent before: --earlier sends those")
     parser.add_argument("--bad", action="store_true", help="one event in a hundred is bad")
+    parser.add_argument("--types", type=int, default=0, help="so many event types, type0 and on, in the place of the demo's")
     parser.add_argument("--run", default="", help="what event ids begin with (default: chance)")
     parser.add_argument("--now-us", type=int, default=time.time_ns() // 1000, help="event times lie a little before this")
     parser.add_argument(
         "--earlier", action="store_true", help="send what a run with --duplicates and the same --run and --now-us sends again"
     )
     arguments = parser.parse_args()
-    keys = arguments.key.split(",")
-    mix = Mix(arguments.requests, arguments.events, arguments.subjects, arguments.duplicates, arguments.bad, run=arguments.run)
+    keys = Path(arguments.key[1:]).read_text().split() if arguments.key.startswith("@") else [arguments.key]
+    mix = Mix(arguments.requests, arguments.events, arguments.subjects, arguments.duplicates, arguments.bad, arguments.types, arguments.run)
     mix = mix.earlier if arguments.earlier else mix
     now = datetime.fromtimestamp(arguments.now_us // 1_000_000, UTC)
     frames = [frame(body, arguments.port, keys[number % len(keys)]) for number, body in enumerate(bodies_of(mix, now))]

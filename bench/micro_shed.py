@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.contestants import Contestant, start_parshall
 from bench.processes import cpu_us
-from bench.services import Services, real_kafka
+from bench.services import Services, mortal_redis, real_kafka
 
 PROJECT = Path(__file__).parents[1]
 CONNECTIONS = 32
@@ -43,18 +43,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = parser.parse_args().runs
-    from tests.services import redis_server
-
     served: dict[int, list[int]] = {size: [] for size in REQUESTS}
     refused: dict[int, list[int]] = {size: [] for size in REQUESTS}
-    with tempfile.TemporaryDirectory(prefix="parshall-bench-") as name, redis_server() as redis, real_kafka() as (kafka, kafka_pid):
-        server = start_parshall(Path(name), Services(redis.url, redis.pid, kafka, kafka_pid))
+    with (
+        tempfile.TemporaryDirectory(prefix="parshall-bench-") as name,
+        mortal_redis() as (url, pid, kill_redis),
+        real_kafka() as (kafka, kafka_pid),
+    ):
+        server = start_parshall(Path(name), Services(url, pid, kafka, kafka_pid))
         try:
             load(server, 100, 100)
             for _ in range(runs):
                 for size, requests in REQUESTS.items():
                     served[size].append(per_request(server, size, requests, "200"))
-            redis.kill()
+            kill_redis()
             while list(load(server, 1, 32)["statuses"]) != ["503"]:
                 pass
             for _ in range(runs):

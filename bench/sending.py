@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,12 @@ VERDICTS = ("received", "accepted", "duplicate", "rejected")
 class Sending:
     """One mix for one server, under one name, so that its duplicates can be sent first."""
 
-    def __init__(self, server: Contestant, mix: Mix, *, connections: int = CONNECTIONS, rate: int = 0, keys: Iterable[str] = ()) -> None:
+    def __init__(self, server: Contestant, mix: Mix, *, connections: int = CONNECTIONS, rate: int = 0, keys: Path | None = None) -> None:
         self.mix = mix._replace(run=os.urandom(6).hex())
         self._server = server
-        self._command = [sys.executable, "-m", "bench.load", "--port", str(server.port), "--key", ",".join(keys) or server.key]
+        self._command = [sys.executable, "-m", "bench.load", "--port", str(server.port), "--key", f"@{keys}" if keys else server.key]
         self._command += ["--requests", str(mix.requests), "--events", str(mix.events), "--subjects", str(mix.subjects)]
-        self._command += ["--connections", str(connections), "--rate", str(rate)]
+        self._command += ["--connections", str(connections), "--rate", str(rate), "--types", str(mix.types)]
         self._command += ["--run", self.mix.run, "--now-us", str(time.time_ns() // 1000)]
         self._command += ["--duplicates"] if mix.duplicates else []
         self._command += ["--bad"] if mix.bad else []

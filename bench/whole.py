@@ -120,7 +120,7 @@ def measure_round(
     topic: Topic,
     *,
     connections: int = CONNECTIONS,
-    keys: Sequence[str] = (),
+    keys: Path | None = None,
 ) -> Round:
     mix = Mix(events // case.events, case.events, case.subjects, case.duplicates, case.bad)
     sending = Sending(contestant, mix, connections=connections, keys=keys)
