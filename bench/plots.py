@@ -69,7 +69,7 @@ def plot_growth(sweeps: Sequence[Sweep], file: Path) -> None:
             other = axes.twinx()
             other.plot(xs, [point.more / 100 for point in sweep.points], "s--", color=BAD, linewidth=1)
             other.set_ylabel(f"{sweep.more} (dashed)", fontsize=8, color=BAD)
-            other.set_ylim(bottom=0)
+            other.set_ylim(0, max(point.more for point in sweep.points) / 80)
     for axes in grid.flat[len(sweeps) :]:
         axes.set_visible(False)
     picture.savefig(file, dpi=110)
