@@ -56,7 +56,7 @@ def by_locust(server: Contestant, run: str, now_us: int) -> Verdicts:
     settings = {"LOAD_RUN": run, "LOAD_NOW_US": str(now_us), "LOAD_BATCHES": str(BATCHES), "LOAD_EVENTS": str(EVENTS)}
     command = [sys.executable, "-m", "locust", "-f", "bench/locustfile.py", "--host", server.url, "--headless", "-u", "4", "-r", "4"]
     environment = os.environ | settings | {"PARSHALL_KEY": server.key, "LOAD_SHAPE": "steady"}
-    done = subprocess.run([*command, "-t", "60s"], cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run([*command, "-t", "60s"], cwd=PROJECT, env=environment, capture_output=True)
     if done.returncode:
         raise SystemExit(f"Locust ended with {done.returncode}: {done.stderr.decode()[-1500:]}")
     return _last_line(done.stdout, "answered")
