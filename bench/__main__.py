@@ -5,7 +5,7 @@ python -m bench --only whole        one section (steps, whole, claims, stalls, m
 python -m bench --quick             small: to see that it works, not for a figure
 python -m bench --full              larger: 20 million claims, 10 million rows; half an hour
 python -m bench growth              what an event costs as counters, claims, tenants, meters, connections … grow; --full goes further
-python -m bench publish             make the last report and growth the committed ones
+python -m bench publish             make the last report and growth the committed ones, and put the figures into docs/PERFORMANCE.md
 
 The report is in bench/report: latest.json, targets.png, steps.txt; growth.json and growth.png. --strict: exit 1 if a target is not met.
 """
@@ -24,13 +24,16 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.figures import MISSED, Figure, as_json, from_json, table
+from bench.figures import MISSED, Figure, as_json, from_json, markdown, table
 from bench.sections import SCALES, SECTIONS, STEPS
 
 REPORT = Path(__file__).parent / "report"
 PUBLISHED = REPORT / "published"
 FILES = ("latest.json", "targets.png", "growth.json", "growth.png")
 MOST_S = 600
+PAGE = Path(__file__).parents[1] / "docs" / "PERFORMANCE.md"
+BEGIN = "<!-- targets: written by `make bench ARGS=publish` -->"
+END = "<!-- end of targets -->"
 
 
 def main() -> int:
@@ -155,6 +158,13 @@ def _publish() -> int:
         if (REPORT / name).exists():
             shutil.copy(REPORT / name, PUBLISHED / name)
             print(PUBLISHED / name)
+    report = json.loads((PUBLISHED / "latest.json").read_text())
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    measured = f"Measured {report['at'][:10]}, {report['machine']}. {report['note']}".strip()
+    lines = [BEGIN, "", measured, "", *markdown(from_json(report["figures"])), "", END]
+    PAGE.write_text(before + "\n".join(lines) + after)
+    print(PAGE)
     return 0
 
 

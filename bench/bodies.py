@@ -70,7 +70,7 @@ def bodies_of(mix: Mix, now: datetime) -> Iterator[bytes]:
 
 def _events(mix: Mix, now: datetime) -> Iterator[str]:
     pick = random.Random(mix.run)
-    times = _times(now, pick)
+    times = _times(now, pick, min(50_000, 100 + 10 * mix.total))
     names = [f"customer-{number:06d}" for number in range(mix.subjects)]
     again = _events(mix.earlier, now) if mix.duplicates else iter(())
     for number in range(mix.total):
@@ -82,11 +82,11 @@ def _events(mix: Mix, now: datetime) -> Iterator[str]:
             yield _event(f"{mix.run}-{number:012d}", pick.choice(names), pick, times, mix.types)
 
 
-def _times(now: datetime, pick: random.Random) -> list[str]:
+def _times(now: datetime, pick: random.Random, stamps: int) -> list[str]:
     """Stamps with milliseconds, so that hardly any is seen twice by one request."""
     start = now - timedelta(seconds=SPREAD_S)
     return [
-        (start + timedelta(milliseconds=pick.randrange(SPREAD_S * 1000))).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z" for _ in range(50_000)
+        (start + timedelta(milliseconds=pick.randrange(SPREAD_S * 1000))).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z" for _ in range(stamps)
     ]
 
 

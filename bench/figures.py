@@ -103,6 +103,17 @@ def table(figures: Sequence[Figure]) -> Iterator[str]:
         yield "  ".join([*columns, verdict.ljust(widths[5]), note]).rstrip()
 
 
+def markdown(figures: Sequence[Figure]) -> Iterator[str]:
+    """What has a target, as a table for a page."""
+    yield "| | target | figure | least - greatest | |"
+    yield "|---|---|---|---|---|"
+    for figure in figures:
+        if figure.target != NONE:
+            value = f"{shown(figure.value)} {figure.unit}" if figure.values else ""
+            verdict = "**not met**" if figure.verdict == MISSED else figure.verdict
+            yield f"| {figure.section}: {figure.name} | {figure.target} | {value} | {figure.spread} | {verdict} |"
+
+
 def _share(figure: Figure) -> str:
     """The figure as a part of its target, in per cent: what must be small is good below 100, what must be large above it."""
     bound = figure.target.most if figure.target.most is not None else figure.target.least
