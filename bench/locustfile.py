@@ -124,8 +124,6 @@ class EdgeWorker(FastHttpUser):
                 gevent.sleep(0.05)  # others are still at theirs
             else:
                 self._send(one)
-        if BATCHES and Totals.done >= BATCHES:
-            self.environment.runner.quit()
 
     def _next(self) -> Batch | None:
         if BATCHES and Totals.begun >= BATCHES:
@@ -196,6 +194,19 @@ if SHAPE == "diurnal":
                 return None
             light = (1 - math.cos(2 * math.pi * seconds / DAY_S)) / 2
             return max(1, round(most * (0.05 + 0.95 * light))), float(most)
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def _quit_when_done(environment: Any, **_: object) -> None:
+    """Not from within a worker: it would wait for itself."""
+
+    def watch() -> None:
+        while Totals.done < BATCHES:
+            gevent.sleep(0.05)
+        environment.runner.quit()
+
+    if BATCHES:
+        gevent.spawn(watch)
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
