@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any
 
 from bench.contestants import Contestant, start_parshall
 from bench.processes import cpu_us
-from bench.services import Services, real_kafka, real_redis
+from bench.services import Services, mortal_redis, real_kafka
 
 PROJECT = Path(__file__).parents[1]
 CONNECTIONS = 32
@@ -49,16 +47,16 @@ def main() -> None:
     refused: dict[int, list[int]] = {size: [] for size in REQUESTS}
     with (
         tempfile.TemporaryDirectory(prefix="parshall-bench-") as name,
-        real_redis() as (redis_url, redis_pid),
+        mortal_redis() as (url, pid, kill_redis),
         real_kafka() as (kafka, kafka_pid),
     ):
-        server = start_parshall(Path(name), Services(redis_url, redis_pid, kafka, kafka_pid))
+        server = start_parshall(Path(name), Services(url, pid, kafka, kafka_pid))
         try:
             load(server, 100, 100)
             for _ in range(runs):
                 for size, requests in REQUESTS.items():
                     served[size].append(per_request(server, size, requests, "200"))
-            os.kill(redis_pid, signal.SIGKILL)
+            kill_redis()
             while list(load(server, 1, 32)["statuses"]) != ["503"]:
                 pass
             for _ in range(runs):
