@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
+_FREED_A_STEP = 5_000
 
 
 class Flusher:
@@ -176,6 +177,7 @@ class Flusher:
                 records += piece
             await asyncio.sleep(0)  # requests get their turn between pieces
         self._next_n = encoder.next_n
+        await _free(deltas)
         return records
 
     async def _finish(self, flush: int, records: Sequence[Record], rejected: Sequence[Rejected]) -> None:
@@ -195,3 +197,12 @@ class Flusher:
                 wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
         self._journal.append(Flushed(flush))
         self.outstanding_tallies = {}
+
+
+async def _free(deltas: Deltas) -> None:
+    """Let go of encoded counters in steps: a million of them at once would hold up the event loop for a tenth of a second."""
+    for counters in deltas.values():
+        while counters:
+            for _ in range(min(_FREED_A_STEP, len(counters))):
+                counters.popitem()
+            await asyncio.sleep(0)
