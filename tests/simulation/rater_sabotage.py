@@ -178,7 +178,8 @@ RATER_SABOTAGES: dict[str, Sabotage] = {
         _rated(FLUSHING, "partition_added", **_TWO_AT_ONCE), lambda: _instead(lines_lock=_lines_unlocked)
     ),
     "chains are not locked": Sabotage(
-        _rated(FLUSHING, "two_own_a_partition", "counters_delivered_again", **_TWO_AT_ONCE), lambda: _instead(chains_lock=_chains_unlocked)
+        _rated(FLUSHING, "two_own_a_partition", "counters_delivered_again", rater_number=(15, 30), **_TWO_AT_ONCE),
+        lambda: _instead(chains_lock=_chains_unlocked),
     ),
     "as_of is claimed too early": Sabotage(
         _rated(FLUSHING, "raters_rebalance", "postgres_is_slow"),
