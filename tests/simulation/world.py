@@ -156,9 +156,22 @@ class World:
 
     async def flush_all(self) -> None:
         for node in self.nodes:
-            assert node.writer is not None
-            await node.writer.flusher.now()
+            while not await self._flushed(node):
+                await asyncio.sleep(0.1)
         await asyncio.sleep(10)  # late copies of records land
+
+    async def _flushed(self, node: Node) -> bool:
+        """Whether it was; not when a last fault, under way when the repair began, ended its process meanwhile."""
+        writer = node.writer
+        if writer is None or not writer.ready:
+            return False
+        flushing = asyncio.ensure_future(writer.flusher.now())
+        while not flushing.done() and node.writer is writer:
+            await asyncio.sleep(0.1)
+        if not flushing.done():
+            flushing.cancel()
+            return False
+        return True
 
     # ---- senders
 
