@@ -27,7 +27,7 @@ from tests.acceptance.exactness import check_traffic, make_traffic
 from tests.acceptance.patches import ROWS, ROWS_KEY
 from tests.acceptance.senders import PATIENCE_S, Piece, Record, Route, Sender, Sending
 from tests.oracle.outcome import Outcome, outcome
-from tests.reply_proxy import ReplyProxy
+from tests.tcp_proxy import TcpProxy
 
 WORKERS = 3
 SENDERS = 16
@@ -76,7 +76,7 @@ class Crashing:
     """Kills one role after the other, spread over the traffic, each time in another way, and starts it again."""
 
     def __init__(
-        self, workers: Sequence[Role], rater: Role, redis: services.Redis, proxy: ReplyProxy, pick: random.Random, crashes: int
+        self, workers: Sequence[Role], rater: Role, redis: services.Redis, proxy: TcpProxy, pick: random.Random, crashes: int
     ) -> None:
         self._workers = workers
         self._rater = rater
@@ -144,13 +144,13 @@ class Crashing:
     async def _after_a_cut(self, victim: Role, again: Again) -> None:
         """Its call is executed, but the reply is lost with the connection: it is sent again under the same number."""
         await again.sending.gate.close()
-        self._proxy.muted = True
+        self._proxy.replies_lost = True
         try:
             sent = asyncio.create_task(again.send_to(again.piece, victim.url))
             await asyncio.sleep(0.3)
         finally:
-            self._proxy.break_connections()
-            self._proxy.muted = False
+            self._proxy.reset()
+            self._proxy.replies_lost = False
             again.sending.gate.open()
         await sent
         self.kills["redis connections"] += 1
@@ -190,9 +190,9 @@ async def run_crashes(
     patches: Sequence[str] = (),
 ) -> Run:
     now, pick = datetime.now(UTC), random.Random(seed)
-    proxy = ReplyProxy(redis.port)
+    proxy = TcpProxy(("127.0.0.1", redis.port))
     await proxy.start()
-    more = f'\n[redis]\nurl = "redis://127.0.0.1:{proxy.port}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 300\n'
+    more = f'\n[redis]\nurl = "redis://{proxy.address}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 300\n'
     more += f'[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
     keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=more)
     traffic = make_traffic(folder, seed, events, now)
