@@ -90,12 +90,16 @@ else
 endif
 
 .PHONY: bench
-bench: services ## CPU per event of each step and of the whole service, beside a naive control
+bench: services ## measure what is promised about cost, beside the targets and a control (at most ten minutes); ARGS=growth: how it grows
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: load
 load: $(VENV)/installed-dev ## load a running service with Locust: make load ARGS="--host http://127.0.0.1:8080"
 	$(BIN)/locust -f bench/locustfile.py --headless --users 8 --run-time 30s $(ARGS)
+
+.PHONY: load-ui
+load-ui: $(VENV)/installed-dev ## the same, steered in a browser at http://127.0.0.1:8089
+	$(BIN)/locust -f bench/locustfile.py --web-host 127.0.0.1 --users 8 $(ARGS)
 
 # --- tidy --------------------------------------------------------------------------------------------------------------------------
 

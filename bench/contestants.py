@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -31,31 +32,57 @@ class Contestant(NamedTuple):
     key: str
     topic: str
     log: Path
+    command: Sequence[str] = ()
+    keys: Sequence[str] = ()  # of further tenants, if any
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def hand_over(self) -> None:
         """Return when everything counted is in Kafka. (The control answers only then; Parshall flushes every ten seconds.)"""
         if self.name == "parshall":
-            _post(f"http://127.0.0.1:{self.port}/v1/admin/flush/now", self.key)
+            _ask("POST", f"{self.url}/v1/admin/flush/now", self.key)
+
+    def wait_until_ready(self) -> None:
+        _wait(self, f"{self.url}/readyz")
+
+    def set_interval(self, interval_ms: int) -> None:
+        _ask("PUT", f"{self.url}/v1/admin/flush", self.key, b'{"interval_ms":%d}' % interval_ms)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
 
 
-def start_parshall(folder: Path, services: Services) -> Contestant:
-    """With its default settings; only where things are is said, and that one broker will do."""
-    key = "bench-" + os.urandom(12).hex()
-    port = _free_port()
-    config = (PROJECT / "parshall" / "demo.toml").read_text()
-    config += (
-        f'\n[redis]\nurl = "{services.redis_url}"\n\n[kafka]\nbootstrap = "{services.kafka}"\naccept_weak = true\ncreate_topics = true\n'
-    )
-    config += f'\n[[keys]]\ntenant = "{TENANT}"\nhash = "{_hash(key)}"\nscopes = ["ingest", "read", "admin"]\n'
+def start_parshall(folder: Path, services: Services, *, more: str = "", catalogue: str = "", tenants: int = 1) -> Contestant:
+    """With its default settings; only where things are is said, and that one broker will do.
+
+    `more`: further lines of its configuration; `catalogue` in the place of the demo's; `tenants`: so many, each with a key.
+    """
+    keys = ["bench-" + os.urandom(12).hex() for _ in range(tenants)]
+    config = (catalogue or (PROJECT / "parshall" / "demo.toml").read_text()) + more
+    config += f'\n[redis]\nurl = "{services.redis_url}"\n\n'
+    config += f'[kafka]\nbootstrap = "{services.kafka}"\naccept_weak = true\ncreate_topics = true\n'
+    for number, key in enumerate(keys, 1):
+        name = TENANT if number == 1 else f"{TENANT}-{number}"
+        config += "" if number == 1 else f'\n[[tenants]]\nname = "{name}"\nnumber = {number}\n'
+        config += f'\n[[keys]]\ntenant = "{name}"\nhash = "{_hash(key)}"\nscopes = ["ingest", "read", "admin"]\n'
     (folder / "parshall.toml").write_text(config)
     command = ["-m", "parshall", "ingest", "--config", str(folder / "parshall.toml"), "--data", str(folder / "data")]
-    process, log = _start("parshall", [*command, "--listen", f"127.0.0.1:{port}"], folder)
-    contestant = Contestant("parshall", process, port, key, "usage.counters", log)
-    _wait(contestant, f"http://127.0.0.1:{port}/readyz")
+    port = _free_port()
+    return _start_parshall(folder, port, keys, [*command, "--listen", f"127.0.0.1:{port}"])
+
+
+def start_again(crashed: Contestant, folder: Path) -> Contestant:
+    """The same service on what it left."""
+    return _start_parshall(folder, crashed.port, crashed.keys, crashed.command)
+
+
+def _start_parshall(folder: Path, port: int, keys: Sequence[str], command: Sequence[str]) -> Contestant:
+    process, log = _start("parshall", command, folder)
+    contestant = Contestant("parshall", process, port, keys[0], "usage.counters", log, command, keys)
+    _wait(contestant, f"{contestant.url}/readyz")
     return contestant
 
 
@@ -76,7 +103,7 @@ def start_control(folder: Path, services: Services) -> Contestant:
     return contestant
 
 
-def _start(name: str, arguments: list[str], folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def _start(name: str, arguments: Sequence[str], folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
     path = folder / f"{name}.log"
     with open(path, "ab") as log:
         process = subprocess.Popen(
@@ -106,13 +133,13 @@ def _wait(contestant: Contestant, url: str) -> None:
             with urlopen(url, timeout=5):
                 return
         except (URLError, OSError):
-            time.sleep(0.05)
+            time.sleep(0.02)
     contestant.process.kill()
     raise RuntimeError(f"{contestant.name} did not start:\n{contestant.log.read_text()[-3000:]}")
 
 
-def _post(url: str, key: str) -> None:
-    with urlopen(Request(url, method="POST", headers={"Authorization": f"Bearer {key}"}), timeout=60):
+def _ask(method: str, url: str, key: str, body: bytes | None = None) -> None:
+    with urlopen(Request(url, body, method=method, headers={"Authorization": f"Bearer {key}"}), timeout=120):
         pass
 
 

@@ -13,19 +13,32 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import uvloop
 
-from bench.bodies import SUBJECTS, bodies
+from bench.bodies import SUBJECTS, Mix, bodies_of
+
+
+class Due(NamedTuple):
+    frame: bytes
+    due_ns: int  # 0: as soon as a connection is free
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+    latency_ns: int  # from when it was due
 
 
 class Connection(asyncio.Protocol):
-    """One request in flight; the next one goes out when its answer is complete."""
+    """One request in flight; the next one goes out when its answer is complete, and when it is due."""
 
-    def __init__(self, requests: Iterator[bytes], answers: list[tuple[int, bytes, int]], finished: asyncio.Future[None]) -> None:
+    def __init__(self, requests: Iterator[Due], answers: list[Answer], finished: asyncio.Future[None]) -> None:
         self._requests = requests
         self._answers = answers
         self._finished = finished
@@ -48,7 +61,7 @@ class Connection(asyncio.Protocol):
         end = head_end + 4 + length
         if len(self._buffer) < end:
             return
-        self._answers.append((int(head[9:12]), self._buffer[head_end + 4 : end], time.perf_counter_ns() - self._sent_ns))
+        self._answers.append(Answer(int(head[9:12]), self._buffer[head_end + 4 : end], time.perf_counter_ns() - self._sent_ns))
         self._buffer = self._buffer[end:]
         self._send_next()
 
@@ -63,8 +76,15 @@ class Connection(asyncio.Protocol):
                 self._finished.set_result(None)
             self._transport.close()
             return
-        self._sent_ns = time.perf_counter_ns()
-        self._transport.write(request)
+        now_ns = time.perf_counter_ns()
+        if request.due_ns > now_ns:
+            asyncio.get_running_loop().call_later((request.due_ns - now_ns) / 1e9, self._send, request.due_ns, request.frame)
+        else:
+            self._send(request.due_ns or now_ns, request.frame)
+
+    def _send(self, due_ns: int, framed: bytes) -> None:
+        self._sent_ns = due_ns  # a request that waits for a free connection waits for the server
+        self._transport.write(framed)
 
 
 def frame(body: bytes, port: int, key: str) -> bytes:
@@ -75,19 +95,20 @@ def frame(body: bytes, port: int, key: str) -> bytes:
     return head.encode() + body
 
 
-async def run(requests: list[bytes], port: int, connections: int) -> tuple[list[tuple[int, bytes, int]], int]:
+async def run(frames: Sequence[bytes], port: int, connections: int, rate: int = 0) -> tuple[list[Answer], int]:
+    """`rate`: requests a second, evenly spaced; 0: as many as are answered."""
     loop = asyncio.get_running_loop()
-    answers: list[tuple[int, bytes, int]] = []
-    queue = iter(requests)
+    answers: list[Answer] = []
     finished = [loop.create_future() for _ in range(connections)]
     start = time.perf_counter_ns()
+    queue = (Due(framed, start + number * 1_000_000_000 // rate if rate else 0) for number, framed in enumerate(frames))
     for future in finished:
         await loop.create_connection(partial(Connection, queue, answers, future), "127.0.0.1", port)
     await asyncio.gather(*finished)
     return answers, time.perf_counter_ns() - start
 
 
-def summary(answers: list[tuple[int, bytes, int]], wall_ns: int) -> dict[str, object]:
+def summary(answers: Sequence[Answer], wall_ns: int) -> dict[str, object]:
     statuses: Counter[int] = Counter()
     counts: Counter[str] = Counter()
     for status, body, _ in answers:
@@ -110,17 +131,28 @@ def summary(answers: list[tuple[int, bytes, int]], wall_ns: int) -> dict[str, ob
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load with fresh ids.")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--key", required=True)
+    parser.add_argument("--key", required=True, help="or @FILE of several: requests use them in turn")
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--events", type=int, required=True, help="events a request")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--subjects", type=int, default=SUBJECTS)
+    parser.add_argument("--rate", type=int, default=0, help="requests a second (default: as many as are answered)")
+    parser.add_argument("--duplicates", action="store_true", help="one event in ten was sent before: --earlier sends those")
+    parser.add_argument("--bad", action="store_true", help="one event in a hundred is bad")
+    parser.add_argument("--types", type=int, default=0, help="so many event types, type0 and on, in the place of the demo's")
+    parser.add_argument("--run", default="", help="what event ids begin with (default: chance)")
+    parser.add_argument("--now-us", type=int, default=time.time_ns() // 1000, help="event times lie a little before this")
+    parser.add_argument(
+        "--earlier", action="store_true", help="send what a run with --duplicates and the same --run and --now-us sends again"
+    )
     arguments = parser.parse_args()
-    requests = [
-        frame(body, arguments.port, arguments.key) for body in bodies(arguments.requests, arguments.events, subjects=arguments.subjects)
-    ]
-    answers, wall_ns = uvloop.run(run(requests, arguments.port, arguments.connections))
-    print(json.dumps(summary(answers, wall_ns)))
+    keys = Path(arguments.key[1:]).read_text().split() if arguments.key.startswith("@") else [arguments.key]
+    mix = Mix(arguments.requests, arguments.events, arguments.subjects, arguments.duplicates, arguments.bad, arguments.types, arguments.run)
+    mix = mix.earlier if arguments.earlier else mix
+    now = datetime.fromtimestamp(arguments.now_us // 1_000_000, UTC)
+    frames = [frame(body, arguments.port, keys[number % len(keys)]) for number, body in enumerate(bodies_of(mix, now))]
+    answers, wall_ns = uvloop.run(run(frames, arguments.port, min(arguments.connections, len(frames)), arguments.rate))
+    print(json.dumps(summary(answers, wall_ns) | {"expected": mix.expected()}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import uvloop
@@ -51,8 +51,9 @@ class NoHistory:
 class Caller:
     """Keeps calls in flight, as a writer does."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: Claims, clock_us: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
         self._claims = claims
+        self._clock_us = clock_us
         self._number = 0
         self._left: list[tuple[bytes, bytes]] = []
         self._in_flight = 0
@@ -72,7 +73,7 @@ class Caller:
         digests, fingerprints = self._left.pop()
         self._number += 1
         self._in_flight += 1
-        now_us = time.time_ns() // 1000
+        now_us = self._clock_us()
         self._claims.raise_mark(self._number - IN_FLIGHT)
         self._claims.send(Call(self._number, (Section(TENANT, digests, fingerprints),), now_us, now_us), self._on_reply)
 

@@ -1,11 +1,11 @@
-"""Redis and Kafka for the benchmarks, each with a port of its own, as the tests start them.
+"""Redis, Kafka and PostgreSQL for the benchmarks, each with a port of its own, as the tests start them.
 
 Belongs here: only that. How servers are configured is in tests/services.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -24,6 +24,33 @@ def real_redis() -> Iterator[tuple[str, int]]:
 
     with redis_server() as redis:
         yield redis.url, redis.pid
+
+
+@contextmanager
+def real_valkey() -> Iterator[tuple[str, int]]:
+    """(URL, process id)"""
+    from tests.services import valkey_server
+
+    with valkey_server() as valkey:
+        yield valkey.url, valkey.pid
+
+
+@contextmanager
+def mortal_redis() -> Iterator[tuple[str, int, Callable[[], None]]]:
+    """(URL, process id, what kills it)"""
+    from tests.services import redis_server
+
+    with redis_server() as redis:
+        yield redis.url, redis.pid, redis.kill
+
+
+@contextmanager
+def real_postgres() -> Iterator[str]:
+    """DSN of an empty database"""
+    from tests.services import postgres_server
+
+    with postgres_server() as postgres:
+        yield postgres.create_database("bench")
 
 
 @contextmanager

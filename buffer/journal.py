@@ -26,6 +26,7 @@ from buffer.journal_segments import (
     JournalDamaged,
     JournalError,
     JournalTooNew,
+    KeptClaims,
     OpenedJournal,
     Queued,
     SegmentFacts,
@@ -235,6 +236,11 @@ class Journal:
         return self._kept_bytes
 
     @property
+    def most_bytes(self) -> int:
+        """What it may grow to."""
+        return self._limits.max_bytes
+
+    @property
     def newest_us(self) -> int:
         """The newest event time among the claims that are kept; 0: none is."""
         return max(segment.newest_us for segment in self._segments)
@@ -282,8 +288,8 @@ class Journal:
             self._waiters.append((self._last, waiter))
             await waiter
 
-    def claims(self) -> Iterator[tuple[int, int, int, bytes, bytes]]:
-        """(tenant, generation, newest event time, digests, fingerprints) of all synced calls that are kept. `drain` first."""
+    def claims(self) -> Iterator[KeptClaims]:
+        """Of all synced calls that are kept. `drain` first."""
         return read_claims(self._disk, self._directory, self._firsts(), self.synced)
 
     def records(self) -> Iterator[Record]:

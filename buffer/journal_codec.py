@@ -236,6 +236,7 @@ class _CallHead(NamedTuple):
     newest_us: int
     claims: list[tuple[int, bytes, bytes]]
     tallies: Tallies
+    branch: bytes = b""
 
 
 class _PartHead(NamedTuple):
@@ -276,8 +277,8 @@ def encode_record(record: JournalRecord) -> Encoded:
 
 
 def _encode_call(record: CallRecord) -> Encoded:
-    number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected = record
-    head = _encode((number, generation, execution, horizon_us, newest_us, claims, tallies))
+    number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, branch = record
+    head = _encode((number, generation, execution, horizon_us, newest_us, claims, tallies, branch))
     if not deltas and not rejected:
         return Encoded(CALL, head, b"")
     return Encoded(CALL, head, _encode(([_columns(one) for one in deltas], rejected)))
@@ -331,8 +332,8 @@ def decode_outline(frame: Frame) -> JournalRecord:
 
 
 def _call(head: _CallHead, deltas: list[Deltas], rejected: list[Rejected]) -> CallRecord:
-    number, generation, execution, horizon_us, newest_us, claims, tallies = head
-    return CallRecord(number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected)
+    number, generation, execution, horizon_us, newest_us, claims, tallies, branch = head
+    return CallRecord(number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, branch)
 
 
 def _body(frame: Frame) -> bytes | memoryview:

@@ -44,6 +44,7 @@ class CallRecord(NamedTuple):
     deltas: Sequence[Deltas]  # what was granted, folded
     tallies: Tallies  # verdicts given in this call
     rejected: Sequence[Rejected]
+    branch: bytes = b""  # of the claim store's life, within which executions count
 
 
 class FlushBegin(NamedTuple):

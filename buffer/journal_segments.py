@@ -25,6 +25,7 @@ from buffer.journal_codec import (
     FLUSH_COMMIT,
     FLUSH_PART,
     HEADER_BYTES,
+    OPENED,
     SNAPSHOT,
     BadHeader,
     Encoded,
@@ -42,7 +43,7 @@ from buffer.journal_codec import (
     seal,
     seed_of,
 )
-from buffer.journal_records import CallRecord, FlushBegin, FlushCommit, FlushPart, JournalRecord, Snapshot
+from buffer.journal_records import CallRecord, FlushBegin, FlushCommit, FlushPart, JournalRecord, Opened, Snapshot
 from buffer.journal_state import BEFORE_ALL, Details, Position, Replayed, Standing
 
 _SUFFIX = ".journal"
@@ -206,6 +207,12 @@ def read_journal(directory: str, disk: Disk) -> Iterator[JournalRecord]:
     """Every record that is kept, without the lock, also while a writer appends; stops at a torn tail. For audit."""
     for frame in Walk(disk, directory, kept_segments(directory, disk), vanishing=True):
         yield decode_record(frame)
+
+
+def read_outlines(directory: str, disk: Disk) -> Iterator[JournalRecord]:
+    """As `read_journal`, but without the bodies of records: calls have their claims and no deltas."""
+    for frame in Walk(disk, directory, kept_segments(directory, disk), vanishing=True):
+        yield decode_outline(frame)
 
 
 def kept_segments(directory: str, disk: Disk) -> list[int]:
@@ -403,16 +410,27 @@ def _second_pass(disk: Disk, directory: str, segments: Sequence[SegmentFacts], s
 # ---- what is kept, for others
 
 
-def read_claims(disk: Disk, directory: str, firsts: Sequence[int], last: int) -> Iterator[tuple[int, int, int, bytes, bytes]]:
-    """(tenant, generation, newest event time, digests, fingerprints) of each call up to the sequence `last`."""
+# (tenant, generation, newest event time, digests, fingerprints, incarnation, call, execution, branch)
+KeptClaims = tuple[int, int, int, bytes, bytes, bytes, int, int, bytes]
+
+
+def read_claims(disk: Disk, directory: str, firsts: Sequence[int], last: int) -> Iterator[KeptClaims]:
+    """Of each call up to the sequence `last`."""
+    incarnation = b""
     for frame in Walk(disk, directory, firsts, vanishing=True):
         if frame.sequence > last:
             return
-        if frame.kind == CALL:
-            record = decode_outline(frame)
-            assert isinstance(record, CallRecord)
+        if frame.kind not in (CALL, OPENED, SNAPSHOT):
+            continue
+        record = decode_outline(frame)
+        if isinstance(record, Opened):
+            incarnation = record.incarnation
+        elif isinstance(record, Snapshot) and record.incarnations:
+            incarnation = record.incarnations[-1][0]
+        elif isinstance(record, CallRecord):
+            of_call = (incarnation, record.number, record.execution, record.branch)
             for tenant, digests, fingerprints in record.claims:
-                yield tenant, record.generation, record.newest_us, digests, fingerprints
+                yield tenant, record.generation, record.newest_us, digests, fingerprints, *of_call
 
 
 def read_flushed(disk: Disk, directory: str, firsts: Sequence[int], last: int, last_flush: int) -> Iterator[Record]:

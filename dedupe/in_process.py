@@ -48,9 +48,11 @@ class InProcessClaims:
         self._entropy = entropy
         self._most_claims = most_claims
         self._serving = False
+        self.accepted = False
         self._rebuilding = False
         self._session = 0
         self._known_in = ""
+        self._branch = b""
         self._context: Context | None = None
         self._unanswered: deque[tuple[Call, OnReply]] = deque()
         self._scheduled = False
@@ -78,7 +80,7 @@ class InProcessClaims:
     async def _enter(self, history: History) -> None:
         self._session += 1
         self._context = context_of(self._identity, history.writer, history.incarnation, self._session)
-        self._known_in = await enter(
+        self._known_in, self._branch = await enter(
             self._ask,
             history,
             clock_us=self._clock_us,
@@ -93,6 +95,7 @@ class InProcessClaims:
         self._ended = loop.create_future()
         self._unanswered = deque(sorted(self._unanswered, key=lambda waiting: waiting[0].number))
         self._serving, self._rebuilding, self.reason = True, False, ""
+        self.accepted = True
         self._publish_mark()
         self._schedule()
         while not self._closing:
@@ -144,7 +147,7 @@ class InProcessClaims:
         reply = self.table.claim(self._context, call.number, self._mark, self._clock_us(), call.oldest_us, call.newest_us, call.sections)
         if reply[0] == b"verdicts":
             self._unanswered.popleft()
-            on_reply(Verdicts(call.number, *cast(tuple[int, int, int, bytes], reply[1:])))
+            on_reply(Verdicts(call.number, *cast(tuple[int, int, int, bytes], reply[1:]), self._branch))
         elif reply[0] == b"late":
             self._unanswered.popleft()
             on_reply(Refused(call.number, cast(int, reply[1])))

@@ -44,6 +44,7 @@ class Verdicts(NamedTuple):
     execution: int  # how many calls of this incarnation the store had executed, this one included; the journal keeps it
     horizon_us: int  # no event at or below this time is ever claimed again; the journal keeps it
     codes: bytes  # one of GRANTED, DUPLICATE, PENDING, CONFLICT an event, in the order of the sections; b"" when all are granted
+    branch: bytes = b""  # of the store's life, within which executions count; the journal keeps it
 
 
 class Refused(NamedTuple):
@@ -64,6 +65,10 @@ class Claimed(NamedTuple):
     newest_us: int  # the newest event time of the record
     digests: bytes
     fingerprints: bytes
+    incarnation: bytes = b""  # which called; the faster join skips what the store has of it
+    call: int = 0
+    execution: int = 0  # as in `Verdicts`, like the branch
+    branch: bytes = b""
 
 
 class History(Protocol):
@@ -143,6 +148,10 @@ class Claims(Protocol):
 
     @property
     def state(self) -> State: ...
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the store has once taken this journal for what it claims to be: no old copy, and the writer's newest opening."""
 
     async def run(self, history: History) -> None:
         """Connect, publish what `history` closed, join where that is needed, reconnect and rejoin for ever; until cancelled.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
 
 from dedupe.port import Claimed, History, StaleJournal, WrongLog, Zombie
 from dedupe.scripts import Reclaim
@@ -20,6 +20,11 @@ Ask = Callable[..., Awaitable[Sequence[object]]]  # (name of the script, *its ar
 
 CLAIMS_A_CHUNK = 4000
 FIRST_POLL_S, SLOWEST_POLL_S = 0.05, 1.0
+
+
+class Entered(NamedTuple):
+    replication_id: str
+    branch: bytes  # of the store's life, for the journal to keep with each call
 
 
 class StartOver(Exception):
@@ -59,36 +64,41 @@ async def enter(
     known_in: str,
     on_rebuilding: Callable[[str], None],
     on_joined: Callable[[], None],
-) -> str:
-    """Return the replication id of the store once calls may be sent to it.
+) -> Entered:
+    """Return once calls may be sent to the store.
 
     `on_joined`: everything of this journal is claimed there, though others may still be missing.
 
     `known_in` is the replication id that this incarnation entered before: if the store has forgotten it since, it joins again.
     """
     reply = await _expect(ask, b"hello", "hello", clock_us())
-    _, replication_id, is_open, is_joined, unknown, _ = reply
+    _, replication_id, is_open, is_joined, unknown, _, branch = reply
     entered = _text(replication_id)
     await _expect(ask, b"published", "publish", history.mark, list(history.closed))
     if is_open and is_joined and not (unknown and known_in == entered):
         on_joined()
-        return entered
+        return Entered(entered, cast(bytes, branch))
     on_rebuilding("claiming the journal again")
-    agreed = await _join(ask, history, clock_us, era)
+    agreed, branch = await _join(ask, history, clock_us, era)
     await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open))
-    return entered
+    return Entered(entered, branch)
 
 
-async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> bytes:
-    """The era that the joiners agreed on."""
+async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> tuple[bytes, bytes]:
+    """The era and the branch that the joiners agreed on."""
     await history.drain()
-    _, agreed, _ = await _expect(ask, b"joining", "join", era)
+    incarnations = [incarnation for incarnation, _ in history.closed] + [history.incarnation]
+    _, agreed, _, branch, faster, *known = await _expect(ask, b"joining", "join", era, incarnations)
+    claims = history.claims()
+    if faster:
+        found, *counts = known
+        claims = lacking(claims, incarnations, cast(bytes, found), cast(Sequence[int], counts))
     count = 0
-    for sections in chunks(history.claims(), CLAIMS_A_CHUNK):
+    for sections in chunks(claims, CLAIMS_A_CHUNK):
         await _expect(ask, b"reclaimed", "reclaim", agreed, clock_us(), sections)
         count += sum(len(section.digests) for section in sections) // 12
-    log.info("claimed %d digests of the journal again", count)
-    return cast(bytes, agreed)
+    log.info("claimed %d digests of the journal again%s", count, ", the others are there" if faster else "")
+    return cast(bytes, agreed), cast(bytes, branch)
 
 
 async def _wait_until_open(
@@ -118,6 +128,27 @@ async def _expect(ask: Ask, status: bytes, name: str, *arguments: object) -> Seq
     return reply
 
 
+def lacking(claims: Iterable[Claimed], incarnations: Sequence[bytes], branch: bytes, known: Sequence[int]) -> Iterator[Claimed]:
+    """What a store lacks that is as it was at some earlier moment of a branch.
+
+    `known`: per incarnation, oldest first, its executions in the store, and the call up to which it had claimed its whole journal there,
+    or -1. What lies up to the last such call was claimed into this store at once; beyond it executions in the same branch count, in the
+    order in which calls were executed: by call numbers an earlier call that was executed later would be missed.
+    """
+    executions, bases = known[0::2], known[1::2]
+    place = {incarnation: number for number, incarnation in enumerate(incarnations)}
+    last_base = max((number for number, base in enumerate(bases) if base >= 0), default=-1)
+    for claimed in claims:
+        number = place.get(claimed.incarnation)
+        if number is not None and (
+            number < last_base
+            or (number == last_base and claimed.call <= bases[number])
+            or (claimed.branch == branch and claimed.execution <= executions[number])
+        ):
+            continue
+        yield claimed
+
+
 def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
     """The claims in groups of about `most` digests; neighbours of one tenant and generation become one section."""
     group: list[Reclaim] = []
@@ -126,7 +157,7 @@ def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
         if size + len(claimed.digests) // 12 > most and group:
             yield _joined_up(group)
             group, size = [], 0
-        group.append(Reclaim(*claimed))
+        group.append(Reclaim(*claimed[:5]))
         size += len(claimed.digests) // 12
     if group:
         yield _joined_up(group)
@@ -134,7 +165,7 @@ def chunks(claims: Iterable[Claimed], most: int) -> Iterator[list[Reclaim]]:
 
 def _pieces(claims: Iterable[Claimed], most: int) -> Iterator[Claimed]:
     for claimed in claims:
-        tenant, generation, newest_us, digests, fingerprints = claimed
+        tenant, generation, newest_us, digests, fingerprints = claimed[:5]
         for first in range(0, len(digests) // 12, most):
             last = first + most
             yield Claimed(tenant, generation, newest_us, digests[12 * first : 12 * last], fingerprints[4 * first : 4 * last])

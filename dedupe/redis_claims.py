@@ -47,7 +47,8 @@ class RedisClaims:
         timeout_s: float = 5.0,
     ) -> None:
         self.reason = "not connected yet"
-        self.joined = False
+        self.joined = self.accepted = False
+        self.accepted = False
         self._address = address
         self._identity = identity
         self._clock_us = clock_us
@@ -58,6 +59,7 @@ class RedisClaims:
         self._state = State.DISCONNECTED
         self._session = 0
         self._known_in = ""  # the replication id that was entered last
+        self._branch = b""
         self._connection: OrderedConnection | None = None
         self._context: Context | None = None
         self._unanswered: deque[tuple[Call, OnReply]] = deque()
@@ -98,7 +100,7 @@ class RedisClaims:
         self._context = context_of(self._identity, history.writer, history.incarnation, self._session)
         self._headers = []
         self._marked = 0
-        self._known_in = await enter(
+        self._known_in, self._branch = await enter(
             self._ask,
             history,
             clock_us=self._clock_us,
@@ -150,7 +152,7 @@ class RedisClaims:
             log.info("claims: %s", reason)
 
     def _on_joined(self) -> None:
-        self.joined = True
+        self.joined = self.accepted = True
 
     def _drop_connection(self, reason: str) -> None:
         self.joined = False
@@ -203,7 +205,7 @@ class RedisClaims:
             if status == b"verdicts":
                 self._served = True
                 call, on_reply = self._unanswered.popleft()
-                on_reply(Verdicts(call.number, reply[1], reply[2], reply[3], reply[4]))
+                on_reply(Verdicts(call.number, reply[1], reply[2], reply[3], reply[4], self._branch))
                 return
             if status == b"late":
                 call, on_reply = self._unanswered.popleft()

@@ -87,8 +87,8 @@ def _publish(mark: int, closed: Iterable[tuple[bytes, int]]) -> list[bytes]:
     return arguments
 
 
-def _join(era: bytes) -> list[bytes]:
-    return [era]
+def _join(era: bytes, incarnations: Sequence[bytes]) -> list[bytes]:
+    return [era, *(incarnation.hex().encode() for incarnation in incarnations)]
 
 
 def _reclaim(era: bytes, clock_us: int, sections: Sequence[Reclaim]) -> list[bytes]:

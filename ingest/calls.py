@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 class Request:
     """One batch on its way: what has been decided so far, and who waits for it."""
 
-    __slots__ = ("accepted", "answer", "batch", "deadline_s", "duplicate", "open_positions", "rejections", "tallied")
+    __slots__ = ("accepted", "answer", "batch", "coming", "deadline_s", "duplicate", "open_positions", "rejections", "tallied")
 
     def __init__(self, batch: Batch, deadline_s: float, answer: asyncio.Future[Outcome]) -> None:
         self.batch = batch
@@ -38,6 +38,7 @@ class Request:
         self.accepted = 0
         self.duplicate = 0
         self.rejections: list[Rejection] | None = None  # None: just those of the decoder
+        self.coming = 0  # counters that it may add, until it does
         self.tallied = False  # whether what the decoder rejected is in a call record
 
     @property

@@ -9,6 +9,7 @@ or an unknown outcome the same bytes go out again under the same numbers.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
+_FREED_A_STEP = 5_000
 
 
 class Flusher:
@@ -48,6 +50,7 @@ class Flusher:
         self._clock_us = clock_us
         self.live: Deltas = state.deltas
         self.tallies: Tallies = state.tallies
+        self.merged_deltas: Counter[int] = Counter()  # by tenant, since the last flush: tells who fills the live counters
         self._rejected: list[Rejected] = list(state.rejected)
         self.through = Through(*state.incarnations[-1]) if state.incarnations else Through(b"", 0)
         self._outstanding = state.flush
@@ -55,6 +58,9 @@ class Flusher:
         self._next_n = dict(state.next_n)
         self._next_flush = state.next_flush
         self._wake = asyncio.Event()
+        # Set once the claim store has accepted the journal: an old copy of it, which nobody has found out yet, would number other bytes
+        # anew. A flush that was committed before has the bytes that it always had, and does not wait.
+        self.allowed = asyncio.Event()
         self._wanted: list[asyncio.Future[None]] = []  # callers of `now`
         self.last_flush_us = 0
         self.last_duration_us = 0
@@ -112,6 +118,7 @@ class Flusher:
         if self._outstanding is not None:
             await self._finish(self._outstanding.flush, self._outstanding.records, self._outstanding.rejected)
             self._outstanding = None
+        await self.allowed.wait()
         while True:
             await self._until_due()
             wanted, self._wanted = self._wanted, []
@@ -143,6 +150,7 @@ class Flusher:
         self.unflushed_since_us = 0
         self.live, self.tallies, self._rejected = {}, {}, []
         self.outstanding_tallies = tallies
+        self.merged_deltas.clear()
         self._next_flush += 1
         self._journal.append(FlushBegin(flush, through))
         records = await self._encode(flush, through, deltas, tallies)
@@ -169,6 +177,7 @@ class Flusher:
                 records += piece
             await asyncio.sleep(0)  # requests get their turn between pieces
         self._next_n = encoder.next_n
+        await _free(deltas)
         return records
 
     async def _finish(self, flush: int, records: Sequence[Record], rejected: Sequence[Rejected]) -> None:
@@ -188,3 +197,12 @@ class Flusher:
                 wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
         self._journal.append(Flushed(flush))
         self.outstanding_tallies = {}
+
+
+async def _free(deltas: Deltas) -> None:
+    """Let go of encoded counters in steps: a million of them at once would hold up the event loop for a tenth of a second."""
+    for counters in deltas.values():
+        while counters:
+            for _ in range(min(_FREED_A_STEP, len(counters))):
+                counters.popitem()
+            await asyncio.sleep(0)

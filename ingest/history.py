@@ -50,8 +50,8 @@ class JournalHistory:
         await self._journal.drain()
 
     def claims(self) -> Iterator[Claimed]:
-        for tenant, generation, newest_us, digests, fingerprints in self._journal.claims():
-            yield Claimed(tenant, generation, newest_us, digests, fingerprints)
+        for kept in self._journal.claims():
+            yield Claimed(*kept)
 
     async def members(self) -> frozenset[bytes]:
         """Waits for the registry: to open claims without a member would count its events twice.

@@ -9,8 +9,9 @@ The hot route comes first, without router or middleware. Every other route is in
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 from aiohttp import web
@@ -19,6 +20,7 @@ from ingest import request_body
 from ingest.auth import INGEST, Keys, Principal
 from ingest.cloudevents import STRUCTURED_TYPES, Form, form_of, structured
 from ingest.decode import Decoder, Unusable, check_one
+from ingest.fair_shares import Shares
 from ingest.sink import Outcome, Sink, Unavailable
 from ingest.verdict import answer, problem
 
@@ -27,7 +29,6 @@ log = structlog.get_logger()
 EVENTS = "/v1/events"
 SERVER = "Parshall"
 _MOST_ECHOED = 255
-_IDLE_S = 75.0  # how long a connection may stay open without a request
 _READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
 _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
 _UNEXPECTED = "Something unexpected went wrong here; it is in the log. Sending the same bytes again is safe."
@@ -47,6 +48,10 @@ class HttpLimits(NamedTuple):
     max_body_bytes: int = 16 * 1024 * 1024
     deadline_ms: int = 10_000
     body_s: float = 60.0  # how long a body may take to arrive
+    idle_s: float = 75.0  # how long a connection may stay without a whole request head
+    answer_s: float = 60.0  # how long an answer may wait for its reader
+    connections: int = 10_000
+    in_flight_bytes: int = 512 * 1024 * 1024  # bodies of requests that are not answered, unpacked
 
 
 class Problem(Exception):
@@ -87,9 +92,14 @@ class Edge:
             ("GET", "/readyz"): Route(self._ready, None),
         }
         self.statuses: dict[int, int] = {}  # answers by status, for the metrics
+        self.refused: dict[int, int] = {}  # requests by tenant, because of what is in flight
+        self.connections = 0
+        self.refused_connections = 0
+        self.displaced_connections = 0  # closed for others when there were too many: no key had come over them
+        self.in_flight = Shares(limits.in_flight_bytes)
         self.closing = False  # draining: every answer says `Connection: close`
         self._sink = sink
-        self._limits = limits
+        self.limits = limits
         self._deadline_s = limits.deadline_ms / 1000
         self._clock_us = clock_us
         self._not_ready = not_ready
@@ -127,8 +137,12 @@ class Edge:
             form = form_of(headers.get("Content-Type"), headers)
             if form is None:
                 raise _unknown_media_type(headers.get("Content-Type"))
-            body = await self._body(request)
-            outcome = await self._outcome(principal.tenant, _one_event(headers, body) if form is Form.BINARY else body)
+            room = _Room(self, principal.tenant)
+            try:
+                body = await self._body(request, room)
+                outcome = await self._outcome(principal.tenant, _one_event(headers, body) if form is Form.BINARY else body)
+            finally:
+                room.give_back()
         except Problem as refusal:
             if echo:
                 refusal.headers = {**(refusal.headers or {}), **echo}
@@ -136,9 +150,18 @@ class Edge:
         status, content = answer(outcome)
         return web.Response(body=content, status=status, headers={"Content-Type": _JSON, "Server": SERVER, **echo})
 
+    def full(self, tenant: int) -> Problem:
+        """What a request is told for which there is no room."""
+        refusals = self.refused[tenant] = self.refused.get(tenant, 0) + 1
+        retry = {"Retry-After": str(1 + refusals % 3)}  # senders that were refused together come again apart
+        if self.in_flight.crowded(tenant):
+            return Problem(429, "Too much of this tenant is in flight: send the same again, later.", retry)
+        return Problem(503, "Too much is in flight: send the same again, later.", retry)
+
     async def _outcome(self, tenant: int, body: bytes) -> Outcome:
         deadline_s = asyncio.get_running_loop().time() + self._deadline_s
         try:
+            self._sink.check(tenant)
             batch = self.decoder.decode_batch(tenant, body, self._clock_us())
             if not batch.received:
                 return Outcome(0, 0, 0, ())
@@ -148,20 +171,24 @@ class Edge:
         except Unavailable as error:
             raise _not_now(error) from None
 
-    async def _body(self, request: web.BaseRequest) -> bytes:
+    async def _body(self, request: web.BaseRequest, room: _Room) -> bytes:
         headers = request.headers
-        limits = self._limits
+        limits = self.limits
         content = request.content
         try:
             if not content.is_eof():
                 length = request.content_length
                 if length is not None and length > limits.max_body_bytes:
                     raise request_body.too_large(limits.max_body_bytes)
+                room.cover(length or 0)  # before it is read
                 if "Expect" in headers:
                     await _send_continue(request)
-            body = await request_body.read(content, limits.max_body_bytes, limits.body_s)
+            body = await request_body.read(content, limits.max_body_bytes, limits.body_s, room.cover)
             encoding = headers.get("Content-Encoding")
-            return body if encoding is None else request_body.unpack(body, encoding, limits.max_body_bytes)
+            if encoding is not None:
+                body = request_body.unpack(body, encoding, limits.max_body_bytes)
+            room.cover(len(body))
+            return body
         except request_body.Refused as refused:
             headers_of_it = {"Accept-Encoding": "gzip"} if refused.status == 415 else None
             raise Problem(refused.status, refused.detail, headers_of_it, close=not content.is_eof()) from None
@@ -183,6 +210,7 @@ class Edge:
         if principal is None:
             detail = "No API key that is known here: send `Authorization: Bearer KEY`."
             raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
+        cast(_Connection, request.protocol).known = True
         if scope not in principal.scopes:
             raise Problem(403, f'This key lacks the scope "{scope}"; it has: {", ".join(sorted(principal.scopes))}.')
         return principal
@@ -201,6 +229,29 @@ class Edge:
         if reasons:
             raise Problem(503, " ".join(reasons), {"Retry-After": "1"})
         return json_response(b'{"status":"ready"}')
+
+
+class _Room:
+    """What one request holds of the bound on bodies in flight, until it is answered."""
+
+    __slots__ = ("_edge", "_held", "_tenant")
+
+    def __init__(self, edge: Edge, tenant: int) -> None:
+        self._edge = edge
+        self._tenant = tenant
+        self._held = 0
+
+    def cover(self, size: int) -> None:
+        """Hold so much altogether. Raises Problem when it does not fit."""
+        more = size - self._held
+        if more > 0:
+            if not self._edge.in_flight.fits(self._tenant, more):
+                raise self._edge.full(self._tenant)
+            self._edge.in_flight.take(self._tenant, more)
+            self._held = size
+
+    def give_back(self) -> None:
+        self._edge.in_flight.give(self._tenant, self._held)
 
 
 def _not_now(error: Unavailable) -> Problem:
@@ -259,7 +310,70 @@ async def _send_continue(request: web.BaseRequest) -> None:
 class _Connection(web.RequestHandler):
     """aiohttp's connection, with our answers to what is not HTTP."""
 
-    __slots__ = ()
+    __slots__ = ("_edge", "_unread", "_wire", "known")
+
+    known: bool  # a key has come over it: it does not give way to others
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = cast(_Server, self._manager)
+        edge = server.edge
+        self.known = False
+        self._unread: asyncio.TimerHandle | None = None
+        self._wire = cast(asyncio.Transport, transport)
+        if edge.connections < edge.limits.connections or server.displace():
+            self._edge: Edge | None = edge  # None: it does not count, or no longer
+            edge.connections += 1
+            server.unknown[self] = None
+            super().connection_made(transport)
+            return
+        self._edge = None
+        edge.refused_connections += 1
+        self._force_close = True  # whatever it sends is not read
+        self._wire.write(_FULL)
+        self._wire.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._manager is not None:
+            cast(_Server, self._manager).unknown.pop(self, None)
+        self._uncount()
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def displace(self) -> None:
+        self._uncount()
+        self.force_close()
+
+    def _uncount(self) -> None:
+        if self._edge is not None:
+            self._edge.connections -= 1
+            self._edge = None
+
+    # An answer that nobody reads holds its connection, closed or not, for as long as the peer's system is alive: aiohttp waits for ever.
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        finally:
+            if self._wire.get_write_buffer_size():
+                self._wait_for_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._wire.is_closing():
+            self._stop_waiting()
+
+    def _wait_for_reader(self) -> None:
+        if self._unread is None and self._manager is not None:
+            self._unread = self._loop.call_later(cast(_Server, self._manager).edge.limits.answer_s, self._wire.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -289,9 +403,33 @@ class _Connection(web.RequestHandler):
         return response
 
 
+def _full() -> bytes:
+    body = problem(503, "Too many connections are open here: try again, later.")
+    head = f"HTTP/1.1 503 Service Unavailable\r\nServer: {SERVER}\r\nContent-Type: {_PROBLEM}\r\nRetry-After: 2\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+_FULL = _full()
+
+
 class _Server(web.Server):
+    def __init__(self, edge: Edge, **settings: Any) -> None:
+        super().__init__(edge.handle, **settings)
+        self.edge = edge
+        self.unknown: OrderedDict[_Connection, None] = OrderedDict()  # no key had come over them when last looked at; oldest first
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
+
+    def displace(self) -> bool:
+        """Close the oldest connection over which no key has come, so that strangers cannot keep customers out. Whether there was one."""
+        while self.unknown:
+            oldest, _ = self.unknown.popitem(last=False)
+            if not oldest.known:
+                self.edge.displaced_connections += 1
+                oldest.displace()
+                return True
+        return False
 
 
 def make_server(edge: Edge) -> web.Server:
@@ -299,8 +437,8 @@ def make_server(edge: Edge) -> web.Server:
     settings: dict[str, Any] = {
         "access_log": None,
         "auto_decompress": False,
-        "keepalive_timeout": _IDLE_S,
+        "keepalive_timeout": edge.limits.idle_s,
         "lingering_time": _LINGER_S,
         "read_bufsize": _READ_BYTES,
     }
-    return _Server(edge.handle, **settings)
+    return _Server(edge, **settings)

@@ -5,7 +5,7 @@ Belongs here: names, kinds, what each one means. Must not know: where the number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from aiohttp import web
@@ -103,6 +103,50 @@ SPECS: Sequence[Spec] = (
         "HTTP answers, by status.",
         ("status",),
         lambda snapshot, _now_us: [((str(status),), answers) for status, answers in snapshot.answers.items()],
+    ),
+    Spec(
+        "parshall_requests_refused_total",
+        CounterMetricFamily,
+        "Requests answered 429 or 503, by tenant and reason.",
+        ("tenant", "reason"),
+        lambda snapshot, _now_us: [
+            ((tenant, reason), requests) for tenant, reasons in snapshot.refused.items() for reason, requests in reasons.items()
+        ],
+    ),
+    Spec(
+        "parshall_connections",
+        GaugeMetricFamily,
+        "Open connections.",
+        (),
+        _one(lambda snapshot: snapshot.connections),
+    ),
+    Spec(
+        "parshall_connections_refused_total",
+        CounterMetricFamily,
+        "Connections closed at once because too many were open.",
+        (),
+        _one(lambda snapshot: snapshot.connections_refused),
+    ),
+    Spec(
+        "parshall_connections_displaced_total",
+        CounterMetricFamily,
+        "Connections closed to make room for new ones: no valid key had come over them.",
+        (),
+        _one(lambda snapshot: snapshot.connections_displaced),
+    ),
+    Spec(
+        "parshall_in_flight_bytes",
+        GaugeMetricFamily,
+        "Bodies of requests that are not answered, unpacked.",
+        (),
+        _one(lambda snapshot: snapshot.in_flight_bytes),
+    ),
+    Spec(
+        "parshall_bound",
+        GaugeMetricFamily,
+        "The most that there may be of what another metric shows, by its name: connections, live_counters, and so on.",
+        ("of",),
+        lambda snapshot, _now_us: [((of,), most) for of, most in snapshot.bounds.items()],
     ),
     Spec("parshall_ready", GaugeMetricFamily, "1 while requests can be served.", (), _one(lambda snapshot: int(snapshot.ready))),
     Spec(
@@ -229,12 +273,15 @@ def _buckets(latency: Latency) -> list[tuple[str, float]]:
     return buckets
 
 
-def metrics_routes(collector: Collector) -> Mapping[tuple[str, str], Route]:
-    """To add to `Edge.routes`. Open: what scrapes has no key."""
+def metrics_routes(*collectors: Collector, refresh: Callable[[], Awaitable[None]] | None = None) -> Mapping[tuple[str, str], Route]:
+    """To add to `Edge.routes`. Open: what scrapes has no key. `refresh` comes before each reading."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    for collector in collectors:
+        registry.register(collector)
 
     async def show(request: web.BaseRequest, _principal: Principal | None) -> web.Response:
+        if refresh is not None:
+            await refresh()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type, "Server": SERVER})
 

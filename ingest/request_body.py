@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 
 from aiohttp import StreamReader
 from aiohttp.web import RequestPayloadError
@@ -28,8 +29,11 @@ def too_large(most: int) -> Refused:
     return Refused(413, f"The body is larger than {most} bytes: send fewer events in one request.")
 
 
-async def read(content: StreamReader, most: int, most_s: float) -> bytes:
-    """The whole body. Raises Refused; what was not read is still to come then."""
+async def read(content: StreamReader, most: int, most_s: float, on_size: Callable[[int], None] | None = None) -> bytes:
+    """The whole body. Raises Refused; what was not read is still to come then.
+
+    `on_size` is told how much has arrived, each time that more has; what it raises ends the reading.
+    """
     try:
         if content.is_eof():  # all of it arrived with its headers
             body = await content.readany()
@@ -37,20 +41,22 @@ async def read(content: StreamReader, most: int, most_s: float) -> bytes:
                 raise too_large(most)
             return body
         async with asyncio.timeout(most_s):
-            return await _read_on(content, most)
+            return await _read_on(content, most, on_size)
     except TimeoutError:
         raise Refused(408, f"The body did not arrive within {most_s:g} s.") from None
     except RequestPayloadError:
         raise Refused(400, "The body is not framed as its headers say.") from None
 
 
-async def _read_on(content: StreamReader, most: int) -> bytes:
+async def _read_on(content: StreamReader, most: int, on_size: Callable[[int], None] | None) -> bytes:
     parts: list[bytes] = []
     size = 0
     while part := await content.readany():
         size += len(part)
         if size > most:
             raise too_large(most)
+        if on_size is not None:
+            on_size(size)
         parts.append(part)
     return b"".join(parts)
 

@@ -25,5 +25,8 @@ class Unavailable(Exception):
 
 
 class Sink(Protocol):
+    def check(self, tenant: int) -> None:
+        """Before a request is decoded. Raises Unavailable when one of this tenant would be refused now, however small."""
+
     def submit(self, batch: Batch, deadline_s: float) -> Awaitable[Outcome]:
         """Ends with the outcome once all of it is journalled, or raises Unavailable. `deadline_s` is by the event loop's clock."""

@@ -58,6 +58,12 @@ class WriterSnapshot(Struct, kw_only=True):
     last_flush_duration_us: int = 0
     unflushed_since_us: int = 0  # when the oldest counter that is not handed over was counted, 0: there is none
     answers: dict[int, int] = field(default_factory=dict)  # HTTP answers by status
+    refused: dict[str, dict[str, int]] = field(default_factory=dict)  # requests answered 429 or 503, by tenant and reason
+    connections: int = 0
+    connections_refused: int = 0
+    connections_displaced: int = 0
+    in_flight_bytes: int = 0  # bodies of requests that are not answered
+    bounds: dict[str, int] = field(default_factory=dict)  # of what is bounded: name of the field above -> most
     claim_call: Latency = field(default_factory=Latency)  # from sending a call to its reply
     journal_sync: Latency = field(default_factory=Latency)
     flush: Latency = field(default_factory=Latency)

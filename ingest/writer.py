@@ -19,13 +19,14 @@ import msgspec
 import structlog
 
 from buffer.counter_log import CounterLog, LogUnavailable, Rejected, Retired
-from buffer.counters import MeterDefinition
+from buffer.counters import MeterDefinition, count
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import CallRecord, Closed, Opened, Through
 from dedupe.port import Claims, Refused, Reply, State, Verdicts
 from ingest.batch import Batch, Rejection
 from ingest.calls import Outcome, PlannedCall, Request, plan, refuse, settle
+from ingest.fair_shares import Shares, TurnQueue, fits
 from ingest.flusher import Flusher
 from ingest.history import JournalHistory
 from ingest.sink import Unavailable
@@ -87,8 +88,9 @@ class Writer:
         self.meters: dict[int, MeterDefinition] = dict(journal.state.meters)
         self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=tenants, clock_us=clock_us)
         self._ask_now: deque[Request] = deque()
-        self._waiting: deque[Request] = deque()
-        self._waiting_events = 0
+        self._waiting: TurnQueue[Request] = TurnQueue()
+        self._waiting_events = Shares(limits.waiting_events)
+        self._coming_counters = Shares(limits.live_counters)  # of requests that are not in a record yet: they may all become live
         self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
         self._calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
         self._sent_s: dict[int, float] = {}
@@ -102,6 +104,8 @@ class Writer:
         self.claim_call = Latency()
         self.journal_sync = Latency()
         self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
+        self.refused: dict[tuple[int, str], int] = {}  # requests by tenant and why
+        self._refusals = 0
         self._sending = False
         self._draining = False
         self._idle = asyncio.Event()
@@ -110,11 +114,15 @@ class Writer:
 
     @property
     def waiting_requests(self) -> int:
-        return len(self._waiting) + len(self._ask_now)
+        return self._waiting.length + len(self._ask_now)
 
     @property
     def waiting_events(self) -> int:
-        return self._waiting_events
+        return self._waiting_events.total
+
+    @property
+    def limits(self) -> WriterLimits:
+        return self._limits
 
     @property
     def calls_in_flight(self) -> int:
@@ -203,6 +211,12 @@ class Writer:
             tasks.create_task(self.claims.run(self._history))
             tasks.create_task(self.flusher.run())
             tasks.create_task(self._sweep())
+            tasks.create_task(self._allow_flushes())
+
+    async def _allow_flushes(self) -> None:
+        while not self.claims.accepted:
+            await asyncio.sleep(_SWEEP_S)
+        self.flusher.allowed.set()
 
     async def _watch_journal(self) -> None:
         await asyncio.shield(self.journal.failed)
@@ -232,12 +246,15 @@ class Writer:
 
     def submit(self, batch: Batch, deadline_s: float) -> asyncio.Future[Outcome]:
         """Take a request; the future ends with its outcome or with Unavailable. Raises Unavailable at once when it cannot be taken."""
-        self._admit(batch)
+        counters = count(batch.deltas)
+        self._admit(batch.tenant, events=batch.received, counters=counters, room=_room_for(batch), decoded=batch.received)
         request = Request(batch, deadline_s, asyncio.get_running_loop().create_future())
         self._open[request] = None
+        request.coming = counters
+        self._coming_counters.take(batch.tenant, counters)
         self._idle.clear()
-        self._waiting.append(request)
-        self._waiting_events += batch.received
+        self._waiting.push(batch.tenant, request)
+        self._waiting_events.take(batch.tenant, batch.received)
         if not self._sending:  # once this turn of the loop is over: what arrives within it shares a call
             self._sending = True
             asyncio.get_running_loop().call_soon(self._send_what_came)
@@ -247,21 +264,43 @@ class Writer:
         self._sending = False
         self._send_calls()
 
-    def _admit(self, batch: Batch) -> None:
-        if self._draining:
-            raise self._refusal(batch, "This node is shutting down.")
-        if self.claims.state is not State.OPEN:
-            raise self._refusal(batch, f"The claims are not ready ({self.claims.state.value}).")
-        if self._waiting_events > self._limits.waiting_events:
-            raise self._refusal(batch, "Too many events are waiting.", overloaded=True)
-        if self.flusher.live_counters > self._limits.live_counters:
-            raise self._refusal(batch, "Too many counters wait for the counter log.")
-        if not self.journal.has_room(_room_for(batch)):
-            raise self._refusal(batch, "The journal has no room left on its disk.", retry_after_s=5)
+    def check(self, tenant: int) -> None:
+        """Would a request of this tenant be taken now, the smallest one? Costs little, so that refusing costs less than serving."""
+        self._admit(tenant, events=1, counters=1, room=0, decoded=0)
 
-    def _refusal(self, batch: Batch, reason: str, *, retry_after_s: int = 1, overloaded: bool = False) -> Unavailable:
-        self._count_unanswered(batch.tenant, batch.received)
-        return Unavailable(reason, retry_after_s, overloaded=overloaded)
+    def _admit(self, tenant: int, *, events: int, counters: int, room: int, decoded: int) -> None:
+        """`decoded`: events that are known to be in the request."""
+        if self._draining:
+            raise self._refusal(tenant, decoded, "draining", "This node is shutting down.")
+        if self.claims.state is not State.OPEN:
+            raise self._refusal(tenant, decoded, "claims", f"The claims are not ready ({self.claims.state.value}).")
+        waiting = self._waiting_events
+        if not waiting.fits(tenant, events):
+            if waiting.crowded(tenant):
+                raise self._refusal(tenant, decoded, "waiting", "Too many events of this tenant are waiting.", overloaded=True)
+            raise self._refusal(tenant, decoded, "waiting", "Too many events are waiting.")
+        if not self._fits_counters(tenant, counters):
+            raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
+        if not self.journal.has_room(room):
+            raise self._refusal(tenant, decoded, "journal", "The journal has no room left on its disk.", least_s=5)
+
+    def _fits_counters(self, tenant: int, more: int) -> bool:
+        """Of the live counters a tenant is taken to hold as large a part as of all deltas that were merged since the last flush."""
+        live, coming, limit = self.flusher.live_counters, self._coming_counters, self._limits.live_counters
+        total = live + coming.total
+        if total + more <= limit - limit // 4:
+            return True
+        merged = self.flusher.merged_deltas
+        mine = coming.held(tenant) + live * merged[tenant] // max(1, merged.total())
+        return fits(more, total=total, mine=mine, tenants=max(1, len(merged)), limit=limit)
+
+    def _refusal(self, tenant: int, decoded: int, why: str, reason: str, *, least_s: int = 1, overloaded: bool = False) -> Unavailable:
+        if decoded:
+            self._count_unanswered(tenant, decoded)
+        self.refused[tenant, why] = self.refused.get((tenant, why), 0) + 1
+        self._refusals += 1
+        spread_s = self._refusals % (3 * least_s)  # senders that were refused together come again apart
+        return Unavailable(reason, least_s + spread_s, overloaded=overloaded)
 
     def _count_unanswered(self, tenant: int, events: int) -> None:
         self.unanswered[tenant] = self.unanswered.get(tenant, 0) + events
@@ -276,11 +315,20 @@ class Writer:
             for request in late:
                 self._finish(request)
                 self._count_unanswered(request.batch.tenant, request.undecided)
+                why = (request.batch.tenant, "deadline")
+                self.refused[why] = self.refused.get(why, 0) + 1
                 if not request.answer.done():
                     request.answer.set_exception(Unavailable("The events could not be settled before the deadline."))
 
+    def _came(self, request: Request) -> None:
+        """Its counters are live, or will never be."""
+        if request.coming:
+            self._coming_counters.give(request.batch.tenant, request.coming)
+            request.coming = 0
+
     def _finish(self, request: Request) -> None:
         self._open.pop(request, None)
+        self._came(request)
         if not self._open and not self._calls and not self._unsynced:
             self._idle.set()
 
@@ -307,16 +355,18 @@ class Writer:
 
     def _next_requests(self) -> list[Request]:
         requests: list[Request] = []
-        events = 0
-        for queue in (self._ask_now, self._waiting):
-            while queue and (not requests or events + queue[0].undecided <= self._limits.events_per_call):
-                request = queue.popleft()
-                if request.open_positions is None:
-                    self._waiting_events -= request.batch.received
-                if request not in self._open:
-                    continue  # its deadline passed while it waited: nothing of it is under way
+        room = self._limits.events_per_call
+        while self._ask_now and (not requests or self._ask_now[0].undecided <= room):
+            request = self._ask_now.popleft()
+            if request in self._open:
                 requests.append(request)
-                events += request.undecided
+                room -= request.undecided
+        while (first := self._waiting.first()) is not None and (not requests or first.undecided <= room):
+            request = self._waiting.pop()
+            self._waiting_events.give(request.batch.tenant, request.batch.received)
+            if request in self._open:  # else its deadline passed while it waited: nothing of it is under way
+                requests.append(request)
+                room -= request.undecided
         return requests
 
     def _on_reply(self, reply: Reply) -> None:
@@ -352,10 +402,14 @@ class Writer:
             deltas=result.deltas,
             tallies=result.tallies,
             rejected=rejected,
+            branch=verdicts.branch if verdicts else b"",
         )
         sequence = self.journal.append(record)
         assert self._history is not None
         self._history.horizon_us = max(self._history.horizon_us, record.horizon_us)  # what a later joining publishes
+        for part in call.parts:
+            self.flusher.merged_deltas[part.request.batch.tenant] += part.request.coming
+            self._came(part.request)
         self.flusher.merge(result.deltas, result.tallies, rejected, Through(self.incarnation, number))
         self._unsynced.append(_Unsynced(sequence, number, now_s, result.decided))
         self._ask_now.extend(result.ask_now)

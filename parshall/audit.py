@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -25,7 +26,7 @@ from parshall.roles import options, settings_given
 if TYPE_CHECKING:
     from buffer.counter_log import Retired
     from parshall.audit_journal import JournalSide
-    from parshall.audit_records import RecordKey
+    from parshall.audit_records import Difference, RecordKey
     from parshall.audit_rules import LogSide, RatedSide, Verdict
     from parshall.data_folder import DataFolder
     from parshall.settings import Settings
@@ -112,7 +113,9 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
         if lent is not None:
             counted.lend((bytes.fromhex(key[0]), *key[1:]), lent)
     rated.differences = [Difference(*finding) for finding in counted.findings()]
-    return compare(journals, log, rated)
+    verdict = compare(journals, log, rated)
+    verdict.differences.extend(await asyncio.to_thread(_counted_twice, settings, directories))
+    return verdict
 
 
 # ---- each store
@@ -189,6 +192,23 @@ def _read_journal(settings: Settings, directory: str, wanted: frozenset[RecordKe
     except OSError as error:
         raise Stop(f"The journal in {directory} cannot be read: {error.strerror}.", USAGE) from error
     raise Stop(f"The journal in {directory} changes faster than it can be read: audit again when less is sent.", UNAVAILABLE)
+
+
+def _counted_twice(settings: Settings, directories: Iterable[str]) -> list[Difference]:
+    """What two journals, or one, granted twice."""
+    from buffer.disk import RealDisk
+    from buffer.journal import JournalError
+    from buffer.journal_segments import read_outlines
+    from parshall.audit_digests import granted_twice
+
+    disk = RealDisk()
+    names = {tenant.number: tenant.name for tenant in settings.tenants}
+    journals = {os.path.realpath(directory): partial(read_outlines, directory, disk) for directory in directories}
+    size = sum(entry.stat().st_size for directory in journals for entry in os.scandir(directory))
+    try:
+        return list(granted_twice(journals.items(), size, lambda number: names.get(number, str(number))))
+    except JournalError as error:
+        raise Stop(str(error), FAILED) from error
 
 
 async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, Retired | None]:

@@ -20,6 +20,7 @@ COMMANDS = {  # name -> (where it is, what it does)
     "flush": ("parshall.flush_commands:flush", "Read and change the flush interval of a running service."),
     "writer": ("parshall.writer_commands:writer", "See the writers, and finish those that will not come back."),
     "audit": ("parshall.audit:audit", "Prove from the stores that every event is where it should be."),
+    "held": ("parshall.held_commands:held", "See what could not be rated, and go on."),
     "resend": ("parshall.resend:resend", "Produce counter records again that the counter log has lost."),
     "check": ("parshall.check:check", "Check a configuration, or print one with every setting."),
     "key": ("parshall.key:key", "Make an API key."),

@@ -96,10 +96,21 @@ class Child:
                 stdin=order,
                 start_new_session=True,  # Ctrl-C is for the supervisor alone, which stops the children in order
                 pass_fds=self._inherited,
-                preexec_fn=lambda: die_with_parent(signal.SIGTERM, parent),
+                preexec_fn=lambda: _before_exec(parent),
             )
         finally:
             os.close(order)
+
+
+def _before_exec(parent: int) -> None:
+    """SIGTERM waits until the child can heed it: ended while it still imports, it would leave undone what it does at its stop."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    die_with_parent(signal.SIGTERM, parent)
+
+
+def heed_signals() -> None:
+    """In the child, once its handlers are there."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def read_order() -> Any:

@@ -23,9 +23,12 @@ from aiohttp import web
 from buffer.counter_log import UnfitLog
 from ingest.auth import Keys
 from ingest.http import Edge, HttpLimits, Problem, make_server
+from ingest.metrics import metrics_routes
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
+from parshall.processes import heed_signals
+from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
 from parshall.settings import Address, Settings
 from parshall.wiring import REAL, World, late_s, make_keys, make_rater
@@ -33,6 +36,7 @@ from rater.api import Api
 from rater.consume import Rater
 from rater.postgres import open_pool
 from rater.rerate import BookRefused
+from rater.source import Source
 
 log = structlog.get_logger()
 
@@ -73,7 +77,7 @@ async def _run(order: RaterOrder, world: World) -> int:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
         if order.address is not None:
-            await _serve(order.settings, order.address, rater, world, cleanup)
+            await _serve(order.settings, order.address, rater, source, world, cleanup)
         rating = asyncio.ensure_future(rater.run())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait([rating, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -89,9 +93,11 @@ async def _run(order: RaterOrder, world: World) -> int:
 
 async def _catch_up(rater: Rater, rating: asyncio.Future[None], until_us: int) -> None:
     """Until all that stood in the log at `until_us` is rated; not while the database is away, and not for long."""
+    counts = rater.counts
     try:
         async with asyncio.timeout(_CATCH_UP_S):
-            while rater.counts.as_of_us < until_us and rater.counts.ready and not rating.done():
+            # It may not have begun yet, which is no failure.
+            while counts.as_of_us < until_us and (counts.ready or not counts.failures) and not rating.done():
                 await asyncio.sleep(0.02)
     except TimeoutError:
         log.warning("the rater stops before it has caught up; it goes on from there at the next start")
@@ -107,6 +113,7 @@ def _stop_signal() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
+    heed_signals()
     return stop
 
 
@@ -124,6 +131,9 @@ class _ReadEdge(Edge):
 
 
 class _NoSink:
+    def check(self, tenant: int) -> None:
+        raise AssertionError("a node that rates decodes no events")
+
     async def submit(self, batch: object, deadline_s: float) -> object:
         raise AssertionError("a node that rates decodes no events")
 
@@ -132,7 +142,7 @@ def _not_ready(rater: Rater) -> Sequence[str]:
     return [] if rater.counts.ready else [f"The rater is not ready. {rater.counts.last_failure}".rstrip()]
 
 
-async def _serve(settings: Settings, address: Address, rater: Rater, world: World, cleanup: AsyncExitStack) -> None:
+async def _serve(settings: Settings, address: Address, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack) -> None:
     assert settings.postgres.dsn is not None
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
@@ -140,6 +150,8 @@ async def _serve(settings: Settings, address: Address, rater: Rater, world: Worl
     edge = _ReadEdge(make_keys(settings), world, rater)
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
+    collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")
+    edge.routes.update(metrics_routes(collector, refresh=collector.refresh))
     server = make_server(edge)
     public = await asyncio.get_running_loop().create_server(server, address.host, address.port, reuse_port=True)
     cleanup.push_async_callback(server.shutdown, 1.0)

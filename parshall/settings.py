@@ -104,6 +104,24 @@ class IngestSettings(Section):
     max_age_s: Whole = Field(86_400, ge=60, le=30 * 86_400, description="An event whose time is older than this is too_late.")
     max_skew_s: Whole = Field(300, ge=0, le=86_400, description="An event whose time is further ahead than this is too_early.")
     deadline_ms: Whole = Field(10_000, ge=100, le=600_000, description="A request that cannot be answered in this time is answered 503.")
+    max_connections: Whole = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Most connections of a worker; beyond it, one without a key is closed for the new one, or the new one is answered 503.",
+    )
+    max_in_flight_bytes: Whole = Field(
+        512 << 20,
+        ge=1 << 20,
+        le=1 << 40,
+        description="Most bytes of unanswered requests in a worker; beyond it, 503, or 429 for who has most.",
+    )
+    max_waiting_events: Whole = Field(
+        200_000, ge=1, le=100_000_000, description="Most events of a worker that wait for their claims; beyond it, 503 or 429."
+    )
+    max_live_counters: Whole = Field(
+        4_000_000, ge=1, le=1_000_000_000, description="Most counters of a worker that wait for the counter log; beyond it, 429."
+    )
     drain_s: Whole = Field(30, ge=1, le=3600, description="How long a worker may take to finish and flush when it is told to stop.")
 
 

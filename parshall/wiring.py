@@ -85,7 +85,8 @@ class WorkerParts:
 async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush_interval_ms: int, world: World = REAL) -> WorkerParts:
     """Open the journal and connect. What it may raise is what `why_stopped` of worker.py knows."""
     catalogue = read_catalogue(settings.meters)
-    tuner = FlushTuner(flush_interval_ms, settings.flush.max_counters)
+    # A flush makes room long before the bound on live counters refuses anybody.
+    tuner = FlushTuner(flush_interval_ms, min(settings.flush.max_counters, max(1, settings.ingest.max_live_counters // 2)))
     writer, counter_log = await make_writer(settings, folder, folder.journal(worker), tuner, world)
     await writer.open()
     return WorkerParts(writer.journal, counter_log, writer, tuner, catalogue)
@@ -111,7 +112,7 @@ async def make_writer(
         counter_log,
         tuner,
         tenants={tenant.number: tenant.name for tenant in settings.tenants},
-        limits=WriterLimits(),
+        limits=WriterLimits(waiting_events=settings.ingest.max_waiting_events, live_counters=settings.ingest.max_live_counters),
         clock_us=world.clock_us,
         entropy=world.entropy,
     )

@@ -11,21 +11,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
 import structlog
 import uvloop
-from aiohttp import web
+from prometheus_client.registry import Collector
 
 from buffer.counter_log import UnfitLog
 from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
-from ingest.auth import Principal
 from ingest.http import Edge, HttpLimits, Route, make_server
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.snapshot import WriterSnapshot
@@ -34,6 +34,8 @@ from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
 from parshall.logs import configure_logs
+from parshall.processes import heed_signals
+from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.settings import Address, Settings
 from parshall.wiring import REAL, WorkerParts, World, late_s, make_decoder, make_keys, open_worker
@@ -44,6 +46,7 @@ from rater.postgres import open_pool
 log = structlog.get_logger()
 
 _DEFAULT_INTERVAL_MS = 10_000
+_OWN_DESCRIPTORS = 200  # for files, Redis, Kafka, PostgreSQL
 _LAST_ANSWERS_S = 1.0  # how long answers that are ready may take to leave
 
 
@@ -67,6 +70,23 @@ def spare_the_collector() -> None:
     """What is here by now stays for ever, and the hot path makes no cycles: look for garbage rarely, and only among what is new."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    """A connection needs a descriptor: as many are asked of the system as it gives, and those that files need are left over."""
+    ingest = settings.ingest
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ingest.max_connections + _OWN_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    connections = ingest.max_connections if soft == resource.RLIM_INFINITY else min(ingest.max_connections, max(1, soft - _OWN_DESCRIPTORS))
+    return HttpLimits(
+        max_body_bytes=ingest.max_body_bytes,
+        deadline_ms=ingest.deadline_ms,
+        connections=connections,
+        in_flight_bytes=ingest.max_in_flight_bytes,
+    )
 
 
 def run(order: WorkerOrder, world: World = REAL, on_ready: Callable[[], None] | None = None) -> int:
@@ -118,7 +138,7 @@ class Worker:
         spare_the_collector()
         pool = await open_pool(self._settings.postgres.dsn) if self._settings.postgres.dsn else None
         try:
-            await self._serve(parts, None if pool is None else self._api(pool, parts))
+            await self._serve(parts, pool)
         finally:
             if pool is not None:
                 pool.terminate()  # a query under way is of no more use
@@ -145,6 +165,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        heed_signals()
 
     def _signalled(self) -> None:
         if self._stop.is_set():
@@ -153,13 +174,13 @@ class Worker:
 
     # ---- serving
 
-    async def _serve(self, parts: WorkerParts, api: Api | None) -> None:
+    async def _serve(self, parts: WorkerParts, pool: asyncpg.Pool | None) -> None:
         writer = parts.writer
         edge = Edge(
             writer,
             make_decoder(self._settings, parts.catalogue, writer),
             make_keys(self._settings),
-            HttpLimits(max_body_bytes=self._settings.ingest.max_body_bytes, deadline_ms=self._settings.ingest.deadline_ms),
+            http_limits(self._settings),
             clock_us=self._world.clock_us,
             not_ready=lambda: _not_ready(parts, draining=self._stop.is_set()),
         )
@@ -167,22 +188,23 @@ class Worker:
         local = peers.Local(
             self._order.worker,
             writer.flusher,
-            lambda: take_snapshot(self._order.worker, writer, tenants, edge.statuses),
+            lambda: take_snapshot(self._order.worker, writer, tenants, edge),
             lambda: _not_ready(parts, draining=self._stop.is_set()),
         )
-        self._add_routes(edge, api, local)
+        self._add_routes(edge, pool, parts, local)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(writer.run())
             tasks.create_task(self._until_stopped(parts, edge, local, running))
 
-    def _add_routes(self, edge: Edge, api: Api | None, local: peers.Local) -> None:
+    def _add_routes(self, edge: Edge, pool: asyncpg.Pool | None, parts: WorkerParts, local: peers.Local) -> None:
+        api = None if pool is None else self._api(pool, parts)
         others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}
         files = self._world.background("files")
         workers = peers.AllWorkers(local, others, self._folder.flush_file, self._world.disk, files)
         edge.routes.update(rated_routes(api))
         edge.routes.update(ledger_routes(api, workers.snapshots))
         edge.routes.update(admin_routes(workers))
-        edge.routes.update(metrics_of_all(workers, self._world.clock_us))
+        edge.routes.update(metrics_of_all(workers, pool, self._world.clock_us))
 
     async def _until_stopped(self, parts: WorkerParts, edge: Edge, local: peers.Local, running: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -220,17 +242,21 @@ def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
     return [f"The claims are not ready ({getattr(parts.writer.claims, 'reason', parts.writer.claims.state.value)})."]
 
 
-def metrics_of_all(workers: peers.AllWorkers, clock_us: Callable[[], int]) -> dict[tuple[str, str], Route]:
-    """A scrape reaches one worker, which answers for all."""
+def metrics_of_all(workers: peers.AllWorkers, pool: asyncpg.Pool | None, clock_us: Callable[[], int]) -> Mapping[tuple[str, str], Route]:
+    """A scrape reaches one worker, which answers for all, and for PostgreSQL where it has one to ask."""
     latest: list[WriterSnapshot] = []
-    ((place, route),) = metrics_routes(SnapshotCollector(lambda: latest, clock_us)).items()
+    collectors: list[Collector] = [SnapshotCollector(lambda: latest, clock_us)]
+    rating = None if pool is None else RatingCollector(pool)
+    if rating is not None:
+        collectors.append(rating)
 
-    async def show(request: web.BaseRequest, principal: Principal | None) -> web.StreamResponse:
+    async def refresh() -> None:
         found = await workers.snapshots()
         latest[:] = [snapshot for snapshot in found.values() if snapshot is not None]
-        return await route.handler(request, principal)
+        if rating is not None:
+            await rating.refresh()
 
-    return {place: Route(show, route.scope)}
+    return metrics_routes(*collectors, refresh=refresh)
 
 
 if __name__ == "__main__":

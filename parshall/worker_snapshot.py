@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ingest.http import Edge
 from ingest.snapshot import TenantLedger, WriterSnapshot
 from ingest.writer import Writer
 
 _NOT_REJECTED = ("received", "accepted", "duplicate")
 
 
-def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], answers: Mapping[int, int]) -> WriterSnapshot:
+def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], edge: Edge) -> WriterSnapshot:
     flusher = writer.flusher
     return WriterSnapshot(
         writer=writer.journal.writer.hex(),
@@ -35,11 +36,31 @@ def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], answe
         last_flush_us=flusher.last_flush_us,
         last_flush_duration_us=flusher.last_duration_us,
         unflushed_since_us=flusher.unflushed_since_us,
-        answers=dict(answers),
+        answers=dict(edge.statuses),
+        refused=_refused(writer, edge, tenants),
+        connections=edge.connections,
+        connections_refused=edge.refused_connections,
+        connections_displaced=edge.displaced_connections,
+        in_flight_bytes=edge.in_flight.total,
+        bounds={
+            "connections": edge.limits.connections,
+            "in_flight_bytes": edge.in_flight.limit,
+            "waiting_events": writer.limits.waiting_events,
+            "live_counters": writer.limits.live_counters,
+            "journal_bytes": writer.journal.most_bytes,
+        },
         claim_call=writer.claim_call,
         journal_sync=writer.journal_sync,
         flush=flusher.duration,
     )
+
+
+def _refused(writer: Writer, edge: Edge, tenants: Mapping[int, str]) -> dict[str, dict[str, int]]:
+    """Tenant -> reason -> requests."""
+    refused: dict[str, dict[str, int]] = {}
+    for (tenant, why), requests in [*writer.refused.items(), *(((tenant, "in_flight"), n) for tenant, n in edge.refused.items())]:
+        refused.setdefault(tenants.get(tenant, str(tenant)), {})[why] = requests
+    return refused
 
 
 def _ledgers(writer: Writer, tenants: Mapping[int, str]) -> dict[str, TenantLedger]:

@@ -80,16 +80,16 @@ async def _finish(settings: Settings, writer: Writer, log: CounterLog, directory
 
     claims: RedisClaims = writer.claims  # type: ignore[assignment]  # the command demands Redis
     name = writer.journal.writer.hex()
+    joined = await _until(lambda: claims.joined, settings.ingest.drain_s)
+    if not joined:
+        return Told(f"Its claims could not be published ({claims.reason}), and nothing was flushed: run this again.", UNAVAILABLE)
     await writer.flusher.now()
     say(f"Writer {name}: everything it counted is in the counter log.")
-    joined = await _until(lambda: claims.joined, settings.ingest.drain_s)
-    complete = joined and await _until(lambda: writer.ready, _OPEN_S)
+    complete = await _until(lambda: writer.ready, _OPEN_S)
     reason = claims.reason
     horizon_us = await writer.learn_horizon() if complete else 0
     newest_us = writer.journal.newest_us
     await writer.drain(settings.ingest.drain_s)
-    if not joined:
-        return Told(f"Its claims could not be published ({reason}), and events of it stay pending: run this again.", UNAVAILABLE)
     if complete and newest_us <= horizon_us:
         await log.retire(writer.journal.writer, Retired(horizon_us))
         return Told(f"Writer {name} is drained and retired: {directory} can be deleted.", OK)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rater.postgres import DatabaseFailed, Ledger, Unstorable
@@ -27,6 +27,7 @@ class RaterLimits(NamedTuple):
     batch_bytes: int = 4 << 20  # of record values in one transaction, about: the last record may go beyond
     poll_timeout_s: float = 0.5
     progress_every_s: float = 0.5
+    due_every_s: float = 5.0  # how soon it is noticed that an operator has released something
     first_backoff_s: float = 0.1
     last_backoff_s: float = 5.0
 
@@ -45,6 +46,7 @@ class RaterCounts:
     failures: int = 0
     as_of_us: int = 0  # 0: not known yet
     last_failure: str = ""
+    ends: Mapping[str, int] = field(default_factory=dict)  # of every stream, as they were seen last
     ready: bool = False  # connected, books in force, nothing failing
 
     def add(self, applied: Applied) -> None:
@@ -75,9 +77,16 @@ class Rater:
         self._must_rewind = False
         self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
         self._goal_looked_at_s = 0.0
+        self._due_looked_at_s = 0.0
 
     async def run(self) -> None:
         """Until cancelled. Raises BookRefused, or whatever is no passing failure of the database or the log."""
+        try:
+            await self._run()
+        finally:
+            self._must_rewind = True  # what was polled last may not be committed; to be run again is safe
+
+    async def _run(self) -> None:
         backoff_s = self._limits.first_backoff_s
         started = False
         while True:
@@ -118,6 +127,7 @@ class Rater:
         for batch in _slices(polled, self._limits.batch_bytes):
             await self._apply(batch)
         await self._note_progress(idle=not polled)
+        await self._look_for_due()
 
     async def _apply(self, batch: Sequence[Received]) -> None:
         try:
@@ -147,10 +157,17 @@ class Rater:
             except Unstorable as error:
                 log.error("PostgreSQL refuses a parked record of writer %s in partition %s: %s", chain[0].hex(), chain[1], error)
 
+    async def _look_for_due(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._due_looked_at_s >= self._limits.due_every_s:
+            self._due_looked_at_s = now_s
+            await self._apply_parked()
+
     async def _set_goal(self) -> None:
         if self._goal is None:
             now_us = self._clock_us()
-            self._goal = (now_us, dict(await self._source.ends()))  # the time first: what comes in between is in the ends
+            self.counts.ends = dict(await self._source.ends())
+            self._goal = (now_us, self.counts.ends)  # the time first: what comes in between is in the ends
 
     async def _note_progress(self, *, idle: bool) -> None:
         now_s = asyncio.get_running_loop().time()

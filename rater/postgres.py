@@ -6,8 +6,9 @@ Belongs here: connecting, beginning and ending transactions, what kind of failur
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import asyncpg
 from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, PostgresError, ProgramLimitExceededError
@@ -32,6 +33,11 @@ class Unstorable(DatabaseFailed):
     """PostgreSQL refuses the data itself: trying the same again ends the same."""
 
 
+class Released(NamedTuple):
+    done: bool
+    choices: list[int]  # not done because both sides of the fork are parked: name one of these
+
+
 async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
     """Connections for queries (rater/api.py). Plans are made for the values asked for: tenants differ by orders of magnitude."""
     settings = {"plan_cache_mode": "force_custom_plan", "application_name": "parshall api"}
@@ -41,10 +47,14 @@ async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
 class Ledger:
     """Used by one task at a time, or by several that wait for each other. Connects when it is needed."""
 
-    def __init__(self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    def __init__(
+        self, dsn: str, *, command_timeout_s: float = COMMAND_TIMEOUT_S, connect: Callable[..., Awaitable[Connection]] = asyncpg.connect
+    ) -> None:
+        """`connect`: makes a connection; it takes what `asyncpg.connect` takes."""
         self._dsn = dsn
         self._command_timeout_s = command_timeout_s
-        self._connection: asyncpg.Connection | None = None
+        self._connect = connect
+        self._connection: Connection | None = None
         self._known = Known()
         self._turn = asyncio.Lock()
 
@@ -79,12 +89,22 @@ class Ledger:
         transaction.learn()
         return applied
 
-    async def release(self, writer: bytes, partition: int) -> bool:
-        """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained."""
+    async def release(self, writer: bytes, partition: int, right: int | None = None) -> Released:
+        """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained.
+
+        `right`: the id of a parked record that is to be applied, where both sides of a fork are parked: once for each such number.
+        """
         async with self._transaction() as connection:
+            rivals = {row["id"]: row["n"] for row in await connection.fetch(CHAINS["parked_rivals"], writer, partition)}
+            if right in rivals:
+                wrong = [number for number, n in rivals.items() if n == rivals[right] and number != right]
+                await connection.execute(CHAINS["parked_reject"], wrong)
+                rivals = {number: n for number, n in rivals.items() if n != rivals[right]}
+            if rivals:
+                return Released(False, list(rivals))
             await connection.execute(CHAINS["parked_accept"], writer, partition)
             done: str = await connection.execute(CHAINS["chain_release"], writer, partition)
-        return done == "UPDATE 1"
+        return Released(done == "UPDATE 1", [])
 
     async def note_progress(self, log: str, as_of_us: int, ends: Mapping[str, int]) -> int | None:
         """Record that all that stood in the log at `as_of_us`, up to these ends, is rated. None: not yet, or something is parked."""
@@ -128,15 +148,18 @@ class Ledger:
                 self._forget()
                 raise
 
-    async def _connected(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
+    async def _connected(self) -> Connection:
+        if self._connection is not None and self._connection.is_closed():
             self._forget()
+            # Behind a new connection may be an older state (a backup, a replica that lagged): what was read since must be read again.
+            raise DatabaseFailed("the connection to PostgreSQL has ended")
+        if self._connection is None:
             settings = {
                 "application_name": "parshall rater",
                 "default_transaction_isolation": "read committed",
                 "idle_in_transaction_session_timeout": "60s",  # a rater that stands still does not keep the others waiting
             }
-            connection = await asyncpg.connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
+            connection = await self._connect(self._dsn, command_timeout=self._command_timeout_s, server_settings=settings)
             self._connection = connection
             await connection.execute(USAGE["folded_make"])
         return self._connection

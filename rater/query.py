@@ -70,11 +70,47 @@ class ParkedRecord(NamedTuple):
     n: int | None
     reason: str
     missing: bool
+    sound: bool
     log: str
     stream: str
     next_position: int
     bytes: int
     parked_at: datetime
+
+
+class Held(NamedTuple):
+    """A writer in a partition of which something that should be rated is not."""
+
+    writer: bytes
+    partition: int
+    last_n: int  # the last record that is rated
+    held: str | None  # why no record is taken at all; None: one that has to come first is missing, or cannot be rated
+    waiting: int  # parked records
+    since: datetime | None
+    id: int | None  # of the parked record with the lowest number, like the next three
+    n: int | None
+    sound: bool | None
+    reason: str | None
+
+
+class Stray(NamedTuple):
+    """A parked record whose headers do not tell its place."""
+
+    id: int
+    stream: str
+    next_position: int
+    reason: str
+    parked_at: datetime
+
+
+class Rating(NamedTuple):
+    """How far rating has come, in numbers."""
+
+    as_of_us: int | None
+    parked: int  # records, explained ones included
+    missing: int  # of them those whose usage is not rated
+    held: int  # (writer, partition) pairs that take nothing more until a person decides
+    waiting: int  # pairs in which something that should be rated is not
 
 
 async def meter_named(pool: asyncpg.Pool, name: str) -> tuple[int, MeterDefinition] | None:
@@ -151,6 +187,30 @@ async def tallies(pool: asyncpg.Pool, tenant: str | None = None) -> list[Tally]:
 async def chains(pool: asyncpg.Pool) -> list[ChainState]:
     """How far each writer is rated in each partition: compare with what the writers' journals say they flushed."""
     return [ChainState(*row) for row in await pool.fetch(QUERY["chains"])]
+
+
+async def held(pool: asyncpg.Pool) -> list[Held]:
+    return [Held(*row) for row in await pool.fetch(QUERY["held"])]
+
+
+async def strays(pool: asyncpg.Pool, most: int = 1000) -> list[Stray]:
+    return [Stray(*row) for row in await pool.fetch(QUERY["strays"], most)]
+
+
+async def parked_record(pool: asyncpg.Pool, number: int) -> tuple[dict[str, bytes], bytes] | None:
+    """Headers and value of a parked record."""
+    row = await pool.fetchrow(QUERY["parked_numbered"], number)
+    return None if row is None else (dict(zip(row[0], row[1], strict=True)), row[2])
+
+
+async def rating(pool: asyncpg.Pool) -> Rating:
+    row = await pool.fetchrow(QUERY["rating"])
+    assert row is not None, "a query of aggregates has one row"
+    return Rating(*row)
+
+
+async def positions(pool: asyncpg.Pool, log: str) -> dict[str, int]:
+    return {row["stream"]: row["next_position"] for row in await pool.fetch(QUERY["positions"], log)}
 
 
 async def parked(pool: asyncpg.Pool, most: int = 1000) -> list[ParkedRecord]:

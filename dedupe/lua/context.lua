@@ -4,16 +4,17 @@
 --   namespace, writer (hex), incarnation (hex), session, log, identity hash, length of a generation in us, lifetime of a claim in us
 --
 -- Keys, all below the namespace; none has a TTL:
---   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to; era
---   join               hash: replid, log, identity and era (random) of the join under way, or of the last one
+--   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to; era, branch
+--   join               hash: replid, log, identity, era and branch (random) of the join under way, or of the last one; faster: whether it
+--                      keeps what it found, found: the branch of that
 --   joined:{replid}    set of the writers that have claimed everything again into this Redis
 --   gen, low, horizon  current generation, lowest live generation, time at or below which nothing is ever claimed again
 --   newest             hash: generation -> newest event time claimed in it; only generations with claims are in it
 --   tenants:{g}        set of the tenants with claims in generation g
 --   claims:{g}:{t}     hash: 12 bytes of digest -> 4 bytes incarnation number, 4 bytes call (big endian), 4 bytes fingerprint
 --   incarnations       hash: number -> incarnation, for the tags of the claims, and as old as they
---   w:{incarnation}    hash: writer, session, mark, executions, closed (the last call; absent while it is open), and number, which
---                      holds only in the era it was given in
+--   w:{incarnation}    hash: writer, session, mark, executions, closed (the last call; absent while it is open), base (the call up to
+--                      which it has claimed its journal here), and number, which holds only in the era it was given in
 --   writer:{id}        the last incarnation opened
 --
 -- Times are microseconds since 1970, so Lua's numbers hold them exactly (below 2^53). As arguments of redis.call they keep all digits; ..

@@ -7,7 +7,7 @@
 --
 -- ARGV[9]  caller's clock in us
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'zombie'}, {'stale'}
---          {'hello', replication id, open (1 or 0), this writer joined (1 or 0), incarnation was unknown (1 or 0), horizon}
+--          {'hello', replication id, open (1 or 0), this writer joined (1 or 0), incarnation was unknown (1 or 0), horizon, branch or ''}
 --@include context.lua
 --@include numbers.lua
 --@include generations.lua
@@ -17,7 +17,7 @@ local elsewhere = belongs_elsewhere(replid)
 if elsewhere then
   return elsewhere
 end
-local open = redis.call('HMGET', open_key, 'replid', 'era')
+local open = redis.call('HMGET', open_key, 'replid', 'era', 'branch')
 local is_open = open[1] == replid and 1 or 0
 local refusal, _, _, number = admit(open[2])
 if refusal and refusal[1] ~= 'rejoin' then
@@ -31,4 +31,4 @@ if is_open == 1 then
 end
 local horizon = tonumber(redis.call('GET', namespace .. 'horizon')) or 0
 local joined = redis.call('SISMEMBER', namespace .. 'joined:' .. replid, writer)
-return {'hello', replid, is_open, joined, number and 0 or 1, horizon}
+return {'hello', replid, is_open, joined, number and 0 or 1, horizon, is_open == 1 and open[3] or ''}

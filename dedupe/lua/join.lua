@@ -1,13 +1,24 @@
 #!lua
 -- A writer begins to claim its whole journal again into this Redis. The first to come deletes every claim it finds, the numbers in
 -- their tags and the newest times, and names the join with its era; the others learn the era. Whoever carries another era (Redis lost
--- its data in between) starts over. gen, low, horizon, w: and writer: stay: they are right whenever they are there.
+-- its data in between) starts over. gen, low, horizon, w: and writer: stay: they are right whenever they are there, but for what w: says
+-- of the claims that were here.
 --
 -- It looks through the keyspace, because after a failover the sets that name the claims may be among what was lost.
 --
--- ARGV[9]  era, random, used if this is the first to join
+-- The faster way: what is here is a Redis as it was at some moment when claims were complete (a promoted replica, a restart from disk): it
+-- lacks an end and nothing else. Then everything stays, the era too, for numbers in tags hold; each joiner is told how many executions of
+-- its incarnations are in here, and claims again only what its journal has beyond them. Counts compare within a branch alone, which begins
+-- with each join and gets the name that its first joiner brought: what was executed in another Redis that came from the same past is
+-- not in here, however low its number. A Redis that was taken in the middle of a join, or
+-- is empty, does not say that its claims were complete: `open` names no replication id then, or not that of the last join. Nor is it
+-- believed when its keys do not fit together, as when somebody deleted some.
+--
+-- ARGV[9]    era and branch, random, used if this is the first to join
+-- ARGV[10..] incarnations (hex) of this journal, oldest first
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'rejoin'}, {'zombie'}, {'stale'}
---          {'joining', era, first (1 or 0)}
+--          {'joining', era, first (1 or 0), branch, faster (1 or 0)}, in the faster way followed by the branch of what was found, and per
+--            incarnation by its executions there, and the call up to which it had claimed its whole journal, or -1
 --@include context.lua
 --@include numbers.lua
 
@@ -21,27 +32,71 @@ if refusal then
   return refusal
 end
 
-local function wipe(pattern)
+local function each(pattern, command, ...)
   local cursor = '0'
   repeat
     local found = redis.call('SCAN', cursor, 'MATCH', namespace .. pattern, 'COUNT', 1000)
     cursor = found[1]
     for _, key in ipairs(found[2]) do
-      redis.call('UNLINK', key)
+      redis.call(command, key, ...)
     end
   until cursor == '0'
 end
 
-local join = redis.call('HMGET', join_key, 'replid', 'era')
+local function fits_together()
+  local newest = redis.call('HKEYS', namespace .. 'newest')
+  if #newest > 0 and redis.call('EXISTS', namespace .. 'gen', namespace .. 'low') < 2 then
+    return false
+  end
+  local named, found = 0, 0
+  for _, generation in ipairs(newest) do
+    local tenants = redis.call('SMEMBERS', namespace .. 'tenants:' .. generation)
+    for _, tenant in ipairs(tenants) do
+      if redis.call('EXISTS', namespace .. 'claims:' .. generation .. ':' .. tenant) == 0 then
+        return false
+      end
+    end
+    if #tenants == 0 then
+      return false
+    end
+    named = named + #tenants
+  end
+  local cursor = '0'
+  repeat
+    local page = redis.call('SCAN', cursor, 'MATCH', namespace .. 'claims:*', 'COUNT', 1000)
+    cursor, found = page[1], found + #page[2]
+  until cursor == '0'
+  return found == named
+end
+
+local function faster(era, first, branch, found)
+  local reply = {'joining', era, first, branch, 1, found}
+  for at = 10, #ARGV do
+    local w = redis.call('HMGET', namespace .. 'w:' .. ARGV[at], 'executions', 'base')
+    reply[#reply + 1] = tonumber(w[1]) or 0
+    reply[#reply + 1] = tonumber(w[2]) or -1
+  end
+  return reply
+end
+
+local join = redis.call('HMGET', join_key, 'replid', 'era', 'branch', 'faster', 'found')
 if join[1] == replid then
   intern(join[2])
-  return {'joining', join[2], 0}
+  return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end
+local open = redis.call('HMGET', open_key, 'replid', 'branch', 'log', 'identity')
 redis.call('HDEL', open_key, 'replid')
-wipe('claims:*')
-wipe('tenants:*')
-wipe('joined:*')
+if open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity and fits_together() then
+  each('joined:*', 'UNLINK')
+  redis.call('HSET', join_key, 'replid', replid, 'branch', ARGV[9], 'faster', 1, 'found', open[2])
+  intern(join[2])
+  return faster(join[2], 1, ARGV[9], open[2])
+end
+each('claims:*', 'UNLINK')
+each('tenants:*', 'UNLINK')
+each('joined:*', 'UNLINK')
+each('w:*', 'HDEL', 'executions', 'base')
 redis.call('UNLINK', namespace .. 'newest', namespace .. 'incarnations')
-redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9])
+redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9], 'branch', ARGV[9], 'faster', 0)
 intern(ARGV[9])
-return {'joining', ARGV[9], 1}
+return {'joining', ARGV[9], 1, ARGV[9], 0}

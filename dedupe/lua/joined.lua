@@ -21,6 +21,7 @@ end
 if tonumber(ARGV[10]) > known_mark then
   redis.call('HSET', w_key, 'mark', ARGV[10])
 end
+redis.call('HSET', w_key, 'base', ARGV[10]) -- everything up to this call is in here: a later join need not claim it again
 raise_horizon(tonumber(ARGV[11]))
 local joined = namespace .. 'joined:' .. replid
 redis.call('SADD', joined, writer)
@@ -29,6 +30,7 @@ for at = 12, #ARGV do
   missing = missing + 1 - redis.call('SISMEMBER', joined, ARGV[at])
 end
 if missing == 0 then
-  redis.call('HSET', open_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9])
+  redis.call('HSET', open_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9],
+    'branch', redis.call('HGET', join_key, 'branch'))
 end
 return {'joined', redis.call('HGET', open_key, 'replid') == replid and 1 or 0, missing}

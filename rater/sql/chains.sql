@@ -64,6 +64,18 @@ UPDATE parked SET missing = false
 WHERE writer = $1 AND "partition" = $2 AND missing
   AND n <= (SELECT last_n FROM chains WHERE writer = $1 AND "partition" = $2);
 
+-- name: parked_rivals
+-- The sound records of a chain that are parked under one number: both sides of a fork, neither of them rated.
+SELECT p.id, p.n
+FROM chains AS c JOIN parked AS p ON p.writer = c.writer AND p."partition" = c."partition" AND p.n > c.last_n AND p.sound
+WHERE c.writer = $1 AND c."partition" = $2
+  AND EXISTS (SELECT FROM parked AS q WHERE q.writer = p.writer AND q."partition" = p."partition" AND q.n = p.n AND q.sound AND q.id <> p.id)
+ORDER BY p.n, p.id;
+
+-- name: parked_reject
+-- An operator has found out that these are of the wrong journal: they stay, explained, and are never applied.
+UPDATE parked SET sound = false, missing = false WHERE id = ANY ($1::bigint[]);
+
 -- name: positions_of
 SELECT stream, next_position FROM positions WHERE log = $1 AND stream = ANY ($2::text[]);
 

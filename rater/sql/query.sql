@@ -56,7 +56,39 @@ FROM chains AS c
 ORDER BY 1, 2;
 
 -- name: parked
-SELECT id, writer, "partition", n, reason, missing, log, stream, next_position, octet_length(value) AS bytes, parked_at
+SELECT id, writer, "partition", n, reason, missing, sound, log, stream, next_position, octet_length(value) AS bytes, parked_at
 FROM parked
 ORDER BY id
 LIMIT $1;
+
+-- name: parked_numbered
+SELECT header_names, header_values, value FROM parked WHERE id = $1;
+
+-- name: held
+-- Every chain in which something that should be rated is not, with the parked record that has the lowest number.
+SELECT c.writer, c."partition", c.last_n, c.held, p.waiting, p.since, f.id, f.n, f.sound, f.reason
+FROM chains AS c
+JOIN LATERAL (
+  SELECT count(*) AS waiting, min(parked_at) AS since FROM parked AS p WHERE p.writer = c.writer AND p."partition" = c."partition" AND p.missing
+) AS p ON true
+LEFT JOIN LATERAL (
+  SELECT id, n, sound, reason FROM parked AS p
+  WHERE p.writer = c.writer AND p."partition" = c."partition" AND p.missing
+  ORDER BY n, id LIMIT 1
+) AS f ON true
+WHERE c.held IS NOT NULL OR p.waiting > 0
+ORDER BY 1, 2;
+
+-- name: strays
+SELECT id, stream, next_position, reason, parked_at FROM parked WHERE writer IS NULL AND missing ORDER BY id LIMIT $1;
+
+-- name: rating
+-- For the metrics: how far, and what is held.
+SELECT (SELECT max(as_of_us) FROM progress) AS as_of_us,
+  (SELECT count(*) FROM parked) AS parked,
+  (SELECT count(*) FROM parked WHERE missing) AS missing,
+  (SELECT count(*) FROM chains WHERE held IS NOT NULL) AS held,
+  (SELECT count(DISTINCT (writer, "partition")) FROM parked WHERE missing) AS waiting;
+
+-- name: positions
+SELECT stream, next_position FROM positions WHERE log = $1;

@@ -52,6 +52,21 @@ def remove_digest(journal: Path) -> Call:
     return Call(chosen.number, incarnation.hex())
 
 
+def repeat_digest(journal: Path, into: Path) -> tuple[Call, Call]:
+    """What a call of one journal granted is granted by a call of another journal too, in the place of something else."""
+    taker, chosen = next(call for call in _calls(into) if call[1].claims)
+    (tenant, mine, fingerprints), *others = chosen.claims
+    giver, given, digest = next(
+        (incarnation, call, digests[:12]) for incarnation, call in _calls(journal) for owner, digests, _ in call.claims if owner == tenant
+    )
+
+    def repeating(record: JournalRecord) -> JournalRecord:
+        return record if record != chosen else chosen._replace(claims=[(tenant, digest + mine[12:], fingerprints), *others])
+
+    rewrite_journal(into, repeating)
+    return Call(given.number, giver.hex()), Call(chosen.number, taker.hex())
+
+
 def rewrite_journal(directory: Path, change: Callable[[JournalRecord], JournalRecord]) -> None:
     """Every record is replaced by what `change` makes of it; frames, chain and headers are right again."""
     chain: int | None = None

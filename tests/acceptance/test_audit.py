@@ -30,6 +30,7 @@ from tests.acceptance.tampering import (
     remove_digest,
     remove_from_kafka,
     remove_from_local_log,
+    repeat_digest,
     stream_of,
 )
 
@@ -368,6 +369,15 @@ async def test_real_services(tmp_path: Path, redis: services.Redis, own_kafka: s
         answer = service.audit()
         assert answer.code == 0 and HOLDS in answer.output, answer
 
+        copy = service.copy(tmp_path / "copy")
+        one, other = (journal for journal in sorted((copy / "writers").iterdir()) if has_claims(journal))
+        earlier, later = repeat_digest(one, other)
+        service.audit(data=copy).names(
+            "is counted twice: by",
+            f"call {earlier.number} of incarnation {earlier.incarnation} in {one}",
+            f"call {later.number} of incarnation {later.incarnation} in {other}",
+        )
+        shutil.rmtree(copy)
         copy = service.copy(tmp_path / "copy")
         changed_one = next(journal for journal in (copy / "writers").iterdir() if has_claims(journal))
         call = remove_digest(changed_one)

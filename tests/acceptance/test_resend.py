@@ -27,13 +27,20 @@ async def test_a_lost_record_is_sent_again_and_what_waited_behind_it_is_rated(
     key = write_config(tmp_path, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
     config = ["--config", str(tmp_path / "parshall.toml")]
     worker = Role("worker", ["ingest", *config], tmp_path)
-    rater = Role("rater", ["rate", *config, "--postgres", postgres.create_database("rated_from_the_rest")], tmp_path)
+    database = postgres.create_database("rated_from_the_rest")
+    rater = Role("rater", ["rate", *config, "--postgres", database], tmp_path)
 
     async def resend(*options: str) -> str:
         command = [sys.executable, "-m", "parshall", "resend", *config, *options]
         done = await asyncio.to_thread(subprocess.run, command, cwd=PROJECT, capture_output=True, text=True)
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
         return done.stdout
+
+    async def held() -> tuple[int, str]:
+        command = [sys.executable, "-m", "parshall", "held", "list", "--postgres", database]
+        done = await asyncio.to_thread(subprocess.run, command, cwd=PROJECT, capture_output=True, text=True)
+        assert done.stderr == ""
+        return done.returncode, done.stdout
 
     try:
         worker.start()
@@ -54,6 +61,11 @@ async def test_a_lost_record_is_sent_again_and_what_waited_behind_it_is_rated(
             line = f"writer {gone.writer}, partition {gone.partition}: {gone.n}\n"
             assert await resend("--dry-run") == f"{line}1 records would be sent again.\n"
             assert await counted(reading) == before, "what lies behind the gap is held"
+            code, told = await held()
+            assert code == 1 and f"record {gone.n} has to come first" in told, told
+            place = f"--writer {gone.writer} --partition {gone.partition}"
+            assert f"parshall resend {place} --from {gone.n} --to {gone.n}" in told, told
+            assert "parshall_held_chains 1.0" in await metrics(session, rater.url)
 
             assert await resend() == f"{line}1 records sent again.\n"
             await until(reading, lambda events: events == FLUSHES * EVENTS)
@@ -62,6 +74,10 @@ async def test_a_lost_record_is_sent_again_and_what_waited_behind_it_is_rated(
             assert "Nothing to send" in await resend()
             await asyncio.sleep(1)  # so that the rater meets them
             assert await counted(reading) == FLUSHES * EVENTS
+            assert await held() == (0, "Nothing is held: every record that came is rated.\n")
+            told = await metrics(session, rater.url)
+            assert "parshall_held_chains 0.0" in told and "parshall_rater_unparked_total" in told
+            assert f'parshall_rater_behind{{stream="usage.counters/{gone.partition}"}} 0.0' in told, told
     finally:
         worker.kill()
         if rater.running:
@@ -77,6 +93,12 @@ async def send(session: aiohttp.ClientSession, url: str, key: str, flush: int) -
     ]
     async with session.post(f"{url}/v1/events", json=events, headers={"Authorization": f"Bearer {key}"}) as answer:
         assert (await answer.json())["accepted"] == EVENTS
+
+
+async def metrics(session: aiohttp.ClientSession, url: str) -> str:
+    async with session.get(f"{url}/metrics") as answer:
+        assert answer.status == 200
+        return await answer.text()
 
 
 async def counted(api: Api) -> int:

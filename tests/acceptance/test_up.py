@@ -205,6 +205,16 @@ def test_a_first_hour(starts: list[Up], data: Path, port: int) -> None:
     assert again.process.wait(60) == 0
 
 
+def test_at_the_end_all_is_flushed_and_rated(starts: list[Up], data: Path, port: int, postgres: services.Postgres, database: str) -> None:
+    up = Up(data, port, "--postgres", database)
+    starts.append(up)
+    up.run("flush", "set", "--interval", "1h")
+    assert up.send(["a", "b", "c"], now())["accepted"] == 3
+    assert up.interrupt() == 0
+    name = database.partition("@/")[2].partition("?")[0]
+    assert postgres.sql("SELECT sum(events) FROM tallies WHERE verdict = 'accepted'", name) == "3\n"
+
+
 def test_kill_of_the_whole_tree_twice_in_a_row(starts: list[Up], data: Path, port: int) -> None:
     at = now()
     for round_ in range(3):

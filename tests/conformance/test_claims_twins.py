@@ -288,7 +288,10 @@ class World:
         self.table._w.pop(incarnation.id, None)
 
     def join(self, writer: Writer) -> None:
-        reply = self.ask("join", self.context(writer), self.random.randbytes(16))
+        incarnations = [*(old.id for old in writer.old), writer.now.id]
+        reply = self.ask("join", self.context(writer), self.random.randbytes(16), incarnations)
+        if reply[0] == b"joining":
+            self.seen["faster" if reply[4] else "whole"] += 1
         if reply[0] == b"joining":
             writer.now.era = reply[1] if isinstance(reply[1], bytes) else b""
         for _ in range(self.random.randint(0, 3)):
@@ -329,7 +332,7 @@ def enter_alone(world: World) -> Context:
     context = context_of(IDENTITY, b"w" * 16, b"i" * 16, 1)
     world.ask("hello", context, START_US)
     world.ask("publish", context, 0, [])
-    assert world.ask("join", context, b"e" * 16) == [b"joining", b"e" * 16, 1]
+    assert world.ask("join", context, b"e" * 16, []) == [b"joining", b"e" * 16, 1, b"e" * 16, 0]
     assert world.ask("joined", context, b"e" * 16, 0, 0, {context.writer}) == [b"joined", 1, 0]
     return context
 
@@ -345,7 +348,7 @@ EXPECTED = {
     *("hello hello", "hello zombie", "hello stale", "hello wrong_log", "hello wrong_identity"),
     *("publish published", "publish zombie", "publish stale", "publish rejoin", "publish stale_journal"),
     *("stale_journal unknown", "stale_journal mark", "stale_journal closed", "stale_journal missing"),
-    *("join joining", "join zombie", "join stale", "join rejoin", "join wrong_log", "join wrong_identity"),
+    *("faster", "whole", "join joining", "join zombie", "join stale", "join rejoin", "join wrong_log", "join wrong_identity"),
     *("reclaim reclaimed", "reclaim rebuild", "reclaim zombie", "reclaim stale"),
     *("joined joined", "joined rebuild", "joined zombie", "joined stale"),
     *("claim verdicts", "claim late", "claim marked", "claim rebuild", "claim rejoin", "claim zombie", "claim stale"),
@@ -380,7 +383,7 @@ def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis) -> None
     lua.lose("newest")
     lua.lose("gen")
     lua.change_replication_id()
-    assert lua.ask("join", context, b"f" * 16) == [b"joining", b"f" * 16, 1]
+    assert lua.ask("join", context, b"f" * 16, []) == [b"joining", b"f" * 16, 1, b"f" * 16, 0]
     client = redis.Redis.from_url(server.url)
     assert list(client.scan_iter(NAMESPACE + "claims:*")) == []
     client.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import resource
+import socket
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -38,9 +40,14 @@ class MemorySink:
         self.seen: dict[tuple[int, bytes], bytes] = {}
         self.batches: list[Batch] = []
         self.fails: Exception | None = None
+        self.refuses: Unavailable | None = None
         self.wait = asyncio.Event()
         self.wait.set()
         self.deadline_in_s = 0
+
+    def check(self, tenant: int) -> None:
+        if self.refuses is not None:
+            raise self.refuses
 
     async def submit(self, batch: Batch, deadline_s: float) -> Outcome:
         self.deadline_in_s = round(deadline_s - asyncio.get_running_loop().time())
@@ -116,6 +123,7 @@ async def serving(limits: HttpLimits) -> AsyncIterator[Served]:
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield Served(edge, sink, flushing, listening.sockets[0].getsockname()[1], server, reasons)
+        assert edge.in_flight.total == 0, "every request gives back what it held"
     finally:
         listening.close()
         await server.shutdown(1)
@@ -158,6 +166,13 @@ class Connection:
         """Whether the server closed its side, without another byte."""
         async with asyncio.timeout(10):
             return await self.reader.read(1) == b""
+
+    async def ended_or_reset(self) -> bool:
+        """The same of a client that is still sending: what it sends while the server closes makes that a reset."""
+        try:
+            return await self.ended()
+        except ConnectionResetError:
+            return True
 
 
 @asynccontextmanager
@@ -492,6 +507,153 @@ async def test_half_a_request_then_silence_or_gone() -> None:
         assert 503 not in served.edge.statuses  # a sender that goes is nothing unexpected
 
 
+async def test_half_a_head_is_closed_and_disturbs_nobody() -> None:
+    """Slow on purpose, by the hundred: some say nothing, some begin, some go on a byte at a time."""
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, idle_s=0.5)) as served, AsyncExitStack() as open_:
+        slow = [await open_.enter_async_context(connection(served)) for _ in range(150)]
+        for number, client in enumerate(slow):
+            client.writer.write([b"", b"P", b"POST /v1/events HTTP/1.1\r\nHost: x\r\n"][number % 3])
+        assert (await post(served, [event()])).status == 200
+
+        async def drip() -> None:
+            while True:
+                for client in slow[2::3]:
+                    client.writer.write(b"X: y\r\n")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        assert all(await asyncio.gather(*(client.ended_or_reset() for client in slow)))
+        dripping.cancel()
+        assert served.edge.connections == 0
+        assert (await post(served, [event(id="2")])).status == 200
+
+
+async def test_two_thousand_idle_connections_disturb_nobody(served: Served) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 8192 else 8192, hard))
+    try:
+        async with AsyncExitStack() as open_:
+            for _ in range(2000):
+                await open_.enter_async_context(connection(served))
+            for number in range(20):
+                assert (await post(served, [event(id=str(number))])).status == 200
+            assert served.edge.connections >= 2000
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_too_many_connections_are_told_and_closed() -> None:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, connections=3)) as served, AsyncExitStack() as open_:
+        clients = [await open_.enter_async_context(connection(served)) for _ in range(3)]
+        body = json.dumps([event()]).encode()
+        for client in clients:
+            client.send(head(len(body)), body)
+            assert (await client.answer()).status == 200
+        async with connection(served) as one_more:
+            answer = await one_more.answer()
+            assert is_problem(answer, 503, "Too many connections")
+            assert answer.headers["retry-after"] == "2" and await one_more.ended()
+        assert served.edge.refused_connections == 1
+        clients[1].writer.close()
+        while served.edge.connections == 3:
+            await asyncio.sleep(0.01)
+        assert (await post(served, [event(id="2")])).status == 200
+
+
+async def test_strangers_give_way_when_there_are_too_many() -> None:
+    """Whoever holds every connection without a key is displaced, oldest first; a customer's idle connection is not."""
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, connections=200)) as served, AsyncExitStack() as open_:
+        body = json.dumps([event()]).encode()
+        customer = await open_.enter_async_context(connection(served))
+        customer.send(head(len(body)), body)
+        assert (await customer.answer()).status == 200
+        strangers = [await open_.enter_async_context(connection(served)) for _ in range(199)]
+        for number, stranger in enumerate(strangers):  # silent, half a head, whole heads without a key or with a wrong one
+            match number % 4:
+                case 1:
+                    stranger.writer.write(b"POST /v1/events HTTP/1.1\r\n")
+                case 2:
+                    stranger.send(head(None, path="GET /healthz", kind=None, key=None))
+                    assert (await stranger.answer()).status == 200
+                case 3:
+                    stranger.send(head(len(body), key="wrong"), body)
+                    assert (await stranger.answer()).status == 401
+        while served.edge.connections < 200:
+            await asyncio.sleep(0.01)
+        newcomers = [await open_.enter_async_context(connection(served)) for _ in range(50)]
+        for client in [*newcomers, customer]:
+            client.send(head(len(body)), body)
+            assert (await client.answer()).status == 200
+        assert all([await stranger.ended() for stranger in strangers[:50]])
+        assert (served.edge.connections, served.edge.displaced_connections, served.edge.refused_connections) == (200, 50, 0)
+
+
+@pytest.mark.parametrize("size", [50_000, 16 << 20], ids=["what one write takes", "more than that"])
+@pytest.mark.parametrize("more", ["", "Connection: close"], ids=["kept alive", "closed"])
+async def test_an_answer_that_nobody_reads_does_not_hold_its_connection(size: int, more: str) -> None:
+    async def large(_request: web.BaseRequest, _principal: Principal | None) -> web.Response:
+        return json_response(b" " * size)
+
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, idle_s=0.2, answer_s=0.3)) as served:
+        served.edge.routes["GET", "/large"] = Route(large, None)
+        with socket.socket() as half_open:
+            half_open.setblocking(False)
+            half_open.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(half_open, ("127.0.0.1", served.port))
+            while not served.server.connections:
+                await asyncio.sleep(0.01)
+            transport = served.server.connections[0].transport
+            assert transport is not None
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await loop.sock_sendall(half_open, f"GET /large HTTP/1.1\r\nHost: x\r\n{more}{chr(13) + chr(10) if more else ''}\r\n".encode())
+            async with asyncio.timeout(10):
+                while not transport.get_write_buffer_size():
+                    await asyncio.sleep(0.01)
+                while served.edge.connections:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_slow_reader_gets_its_whole_answer() -> None:
+    size = 16 << 20
+
+    async def large(_request: web.BaseRequest, _principal: Principal | None) -> web.Response:
+        return json_response(b" " * size)
+
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES)) as served, connection(served) as client:
+        served.edge.routes["GET", "/large"] = Route(large, None)
+        for _ in range(2):  # it was paused and resumed, and lives on
+            client.send(head(None, path="GET /large", kind=None))
+            assert len((await client.answer()).body) == size
+
+
+async def test_what_is_in_flight_is_bounded_before_the_body_comes() -> None:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, in_flight_bytes=MOST_BYTES)) as served, AsyncExitStack() as open_:
+        served.sink.wait.clear()
+        body = json.dumps([event(id=str(number)) for number in range(80)]).encode()
+        assert MOST_BYTES // 2 < len(body) < MOST_BYTES * 3 // 4
+        first = await open_.enter_async_context(connection(served))
+        first.send(head(len(body)), body)
+        while not served.edge.in_flight.total:
+            await asyncio.sleep(0.01)
+        async with connection(served) as second:
+            second.send(head(len(body)))  # and not a byte of the body
+            answer = await second.answer()
+            assert is_problem(answer, 429, "Too much of this tenant is in flight") and 1 <= int(answer.headers["retry-after"]) <= 3
+        async with connection(served) as chunked:  # it does not say how much will come
+            chunked.send(head(None, more="Transfer-Encoding: chunked"))
+            chunked.writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+            assert is_problem(await chunked.answer(), 429, "Too much of this tenant")
+        packed = gzip.compress(json.dumps([event(data={"bytes": 1, "region": "e" * 10_000})]).encode())
+        async with connection(served) as grows:
+            grows.send(head(len(packed), more="Content-Encoding: gzip"), packed)
+            assert is_problem(await grows.answer(), 429, "Too much of this tenant")
+        served.sink.wait.set()
+        assert (await first.answer()).status == 200
+        assert served.edge.refused == {1: 3}
+        assert len(served.sink.batches) == 1
+
+
 async def test_a_gone_sender_does_not_disturb_the_sink(served: Served) -> None:
     served.sink.wait.clear()
     async with connection(served) as client:
@@ -573,6 +735,17 @@ async def test_unavailable_and_overloaded(served: Served) -> None:
     answer = await post(served, [event()])
     assert is_problem(answer, 429, "Too many events are waiting.")
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_what_will_be_refused_is_not_decoded_first(served: Served) -> None:
+    served.sink.refuses = Unavailable("The claims are not ready (rebuilding).", 3)
+    async with connection(served) as client:
+        for _ in range(2):
+            client.send(head(7), b"no json")
+            assert is_problem(await client.answer(), 503, "The claims are not ready")
+        served.sink.refuses = None
+        client.send(head(7), b"no json")
+        assert (await client.answer()).status == 400
 
 
 async def test_nothing_unexpected_shows_a_traceback(served: Served) -> None:

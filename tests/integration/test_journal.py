@@ -158,7 +158,11 @@ async def test_the_claims_are_read_back_with_what_they_need(tmp_path: Path) -> N
     for record in calls:
         journal.append(record)
     await journal.drain()
-    expected = [(tenant, one.generation, one.newest_us, digests, prints) for one in calls for tenant, digests, prints in one.claims]
+    expected = [
+        (tenant, one.generation, one.newest_us, digests, prints, INCARNATION, one.number, one.execution, one.branch)
+        for one in calls
+        for tenant, digests, prints in one.claims
+    ]
     assert list(journal.claims()) == expected
     await journal.close()
 

@@ -182,7 +182,9 @@ async def run_until(rater: Rater, condition: Callable[[], bool] | Callable[[], A
 
 
 def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books: Sequence[PriceBook] = ()) -> Rater:
-    limits = RaterLimits(poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05)
+    limits = RaterLimits(
+        poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, due_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05
+    )
     return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, books=books, limits=limits)
 
 
@@ -270,7 +272,7 @@ async def test_a_fork_is_parked_and_holds_its_writer_in_that_partition(
     assert [row.n for row in await query.parked(pool)] == [1, 2]
     assert (await ledger.apply(LOG, at(first))).skipped == 1
 
-    assert await ledger.release(writer.id, 0)
+    assert (await ledger.release(writer.id, 0)).done
     assert await ledger.due_chains() == [(writer.id, 0)]
     assert (await ledger.apply_parked(LOG, (writer.id, 0))).records == 1
     assert await stored_usage(pool) == usage_by_hand(some() + some(1))
@@ -468,6 +470,18 @@ async def test_a_database_set_back_under_a_running_rater_is_filled_again(ledger:
     assert applied == 1
     await assert_all_rated(ledger, pool, some())
     assert [tally.events for tally in await query.tallies(pool)] == [3]
+
+
+async def test_a_connection_that_ended_between_transactions_is_told(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Behind the next one may be an older database, so the rater must go back to what is stored: once, then all is well again."""
+    records = at(Writer(1).flush(some()))
+    await ledger.apply(LOG, records)
+    await pool.fetchval("SELECT pg_terminate_backend($1)", ledger.backend_pid)
+    while ledger.backend_pid is not None:
+        await asyncio.sleep(0.001)
+    with pytest.raises(DatabaseFailed, match="the connection to PostgreSQL has ended"):
+        await ledger.apply(LOG, records)
+    assert (await ledger.apply(LOG, records)).skipped == 1
 
 
 async def test_positions_never_go_backwards(ledger: Ledger) -> None:

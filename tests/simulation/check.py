@@ -22,11 +22,11 @@ _ASKED_AGAIN = 30  # of the latest events
 def check_promised(world: World) -> None:
     """Right after a power loss: nothing that was answered is gone."""
     counted = world.log.ledger.events
-    waiting = [sent for sent in world.sent.values() if sent.promised and not counted[TENANTS[sent.tenant], sent.subject]]
+    waiting = [sent for sent in world.sent.values() if sent.promised and not counted[TENANTS[sent.tenant], sent.name]]
     if waiting:
         kept = {claim for node in world.nodes for claim in _journalled(node)}
         for sent in waiting:
-            assert (sent.tenant, digest(SOURCE, sent.subject)) in kept, f"{sent.subject} was answered as counted, and is in no journal"
+            assert (sent.tenant, digest(SOURCE, sent.name)) in kept, f"{sent.name} was answered as counted, and is in no journal"
 
 
 def _journalled(node: Node) -> Iterator[tuple[int, bytes]]:
@@ -50,7 +50,7 @@ def check_end(world: World) -> None:
     ledger = world.log.ledger
     assert ledger.gaps() == [], f"records with a gap before them: {ledger.gaps()}"
     for sent in world.sent.values():
-        _check_event(sent, ledger.events[TENANTS[sent.tenant], sent.subject])
+        _check_event(sent, ledger.events[TENANTS[sent.tenant], sent.name])
     assert set(ledger.events) <= {(TENANTS[tenant], name) for tenant, name in world.sent}
     for node in world.nodes:
         node.check_ledger()
@@ -58,12 +58,12 @@ def check_end(world: World) -> None:
 
 
 def _check_event(sent: Sent, counted: int) -> None:
-    assert counted <= 1, f"{sent.subject} was counted {counted} times"
+    assert counted <= 1, f"{sent.name} was counted {counted} times"
     if sent.promised:
-        assert counted == 1, f"{sent.subject} was answered as counted and is not counted"
+        assert counted == 1, f"{sent.name} was answered as counted and is not counted"
     else:
-        assert sent.rejected, f"{sent.subject} was never answered"
-    assert sent.rejected != "conflict", f"{sent.subject} always had the same content and was refused as a conflict"
+        assert sent.rejected, f"{sent.name} was never answered"
+    assert sent.rejected != "conflict", f"{sent.name} always had the same content and was refused as a conflict"
 
 
 def _check_ledger(world: World) -> None:

@@ -1,7 +1,7 @@
 """Kafka of the simulation: one log behind all writers, that can fail before, halfway or after, or land late; and what a rater does.
 
 `Ledger` is what a rater must arrive at: records are applied by (writer, partition, n), known ones skipped, gaps held. It counts events by
-subject, and every event of a simulation has a subject of its own.
+the last dimension of the meter `requests`, which every event of a simulation has to itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from buffer.counter_log import LogUnavailable, Record, Rejected, Retired
 from tests.simulation.steps import Steps
+from tests.simulation.topic import Topic
 
 
 class SharedLog:
@@ -29,6 +30,7 @@ class SharedLog:
         self.unreachable_until_s = 0.0
         self.unknown_outcomes = 0.0  # chance that a produce ends without a known outcome
         self.ledger = Ledger()
+        self.topic: Topic | None = None  # the same records as raters read them, where there are any
 
     def lose_registry(self) -> None:
         self.registry_lost.update(self.registry)
@@ -42,9 +44,17 @@ class SharedLog:
         self.unreachable_until_s = self.unknown_outcomes = 0.0
         self.restore_registry()
 
+    def add_partition(self) -> None:
+        """Writers that open from now on spread subjects anew."""
+        self.partitions += 1
+        if self.topic is not None:
+            self.topic.add_partition()
+
     def append(self, writer: bytes, record: Record) -> None:
         self.records.append((writer, record))
         self.ledger.apply(writer, record)
+        if self.topic is not None:
+            self.topic.append(writer, record)
 
 
 class SimulatedLog:
@@ -54,6 +64,7 @@ class SimulatedLog:
         self._shared = shared
         self._writer = writer
         self._steps = steps
+        self._partitions = shared.partitions
         self.dead = False  # its process was killed: nothing of it reaches the log any more
 
     @property
@@ -62,7 +73,7 @@ class SimulatedLog:
 
     @property
     def partitions(self) -> int:
-        return self._shared.partitions
+        return self._partitions
 
     async def open(self) -> None:
         await self._reach()
@@ -120,7 +131,7 @@ class Ledger:
         self.hashes: dict[tuple[bytes, int, int], bytes] = {}
         self.last: Counter[tuple[bytes, int]] = Counter()
         self.held: dict[tuple[bytes, int], dict[int, Record]] = {}
-        self.events: Counter[tuple[str, str]] = Counter()  # (tenant, subject) -> how often counted
+        self.events: Counter[tuple[str, str]] = Counter()  # (tenant, event) -> how often counted
         self.tallies: Counter[tuple[str, str]] = Counter()  # (tenant, verdict)
 
     def apply(self, writer: bytes, record: Record) -> None:
@@ -137,9 +148,11 @@ class Ledger:
 
     def _fold(self, record: Record) -> None:
         value = json.loads(record.value)
-        for _, tenant, subject, _, _, _, events in value["counters"]:
-            self.events[tenant, subject] += events
-            assert self.events[tenant, subject] == 1, f"{subject} is counted {self.events[tenant, subject]} times"
+        for meter, tenant, _, _, dimensions, _, events in value["counters"]:
+            if value["meters"][meter][0] == "requests":
+                event = dimensions[-1]
+                self.events[tenant, event] += events
+                assert self.events[tenant, event] == 1, f"{event} is counted {self.events[tenant, event]} times"
         for tenant, counts in value["tallies"].items():
             for verdict, count in counts.items():
                 self.tallies[tenant, verdict] += count

@@ -103,7 +103,12 @@ def disk_error(world: World, node: Node) -> None:
         _repair(world, come_back)
 
     def come_back() -> None:
-        if not node.up and world.rng.random() < 0.5:
+        if node.disk.off:  # a power cut that lay in wait came first
+            world.lose_power(node)
+        elif node.up:  # it has not noticed yet
+            _later(world, 0.01, 0.05, come_back)
+            return
+        elif world.rng.random() < 0.5:
             world.lose_power(node)
         node.restart()
 
@@ -115,10 +120,12 @@ def disk_error(world: World, node: Node) -> None:
 def disk_full(world: World, node: Node) -> None:
     """No room: refused before any claim."""
 
-    def make_room() -> None:
-        node.disk.free = 1 << 40
+    disk = node.disk  # this one, whatever another fault puts in its place meanwhile
 
-    node.disk.free = 0
+    def make_room() -> None:
+        disk.free = 1 << 40
+
+    disk.free = 0
     _repair(world, make_room)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tests.simulation.steps import APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSH_PART, FLUSHED, PRODUCED, SENT, STEPS
+from tests.simulation.steps import APPENDED, COMMITTED, EXECUTED, FLUSH_BEGUN, FLUSH_PART, FLUSHED, PRODUCED, RATER_STEPS, SENT, STEPS
 
 Range = tuple[int, int]
 
@@ -57,6 +57,14 @@ class Habits:
     jump_s: tuple[int, ...] = (-86_400, -3600, -10, 10, 3600, 86_400)
     jump_lasts_s: tuple[float, float] = (0.01, 60)
     stuck_s: int = 1800  # longer than all outages of a run together: an event that is not answered for so long never will be
+
+    # raters
+    rated: float = 0.5  # chance that there are any
+    rater_poll_s: float = 0.5
+    rater_faults: Mapping[str, int] = field(default_factory=dict)  # as `faults`
+    rater_number: Range = (3, 12)
+    rater_at_a_step: float = 0.5
+    rater_steps: tuple[str, ...] = RATER_STEPS
 
     @property
     def lifetime_us(self) -> int:
@@ -254,6 +262,7 @@ HOURS = replace(
     jump_s=(-900, -400, -60, 60, 86_400),
     jump_lasts_s=(60, 1800),
     stuck_s=14_400,
+    rater_poll_s=60.0,
 )
 # What operators do, rightly or by mistake.
 OPERATED = replace(

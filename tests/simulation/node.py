@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 LOG = "simulated-log"
 TENANTS = {1: "demo", 2: "acme"}
-_METER = {"name": "requests", "event_type": "http.request", "aggregation": "count", "window": "1h"}
-# One meter, so that each event is in one counter; the second reads another field, so its events have another shape.
-CATALOGUES = (
-    read_catalogue([{**_METER, "dimensions": {"region": "data.region"}}]),
-    read_catalogue([{**_METER, "dimensions": {"region": "data.region", "zone": "data.zone"}}]),
-)
+_METER = {"event_type": "http.request", "window": "1h"}
+# Each event has one counter of the first meter to itself; a subject has many events. The second catalogue reads another field besides, so
+# its events have another shape.
+_REQUESTS = {**_METER, "name": "requests", "aggregation": "count", "dimensions": {"region": "data.region", "event": "data.event"}}
+_LARGEST = {**_METER, "name": "largest", "aggregation": "max", "value": "data.size"}
+CATALOGUES = (read_catalogue([_REQUESTS]), read_catalogue([_REQUESTS, _LARGEST]))
 MIN_FREE_BYTES = 1 << 20
 
 

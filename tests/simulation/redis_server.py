@@ -315,7 +315,7 @@ def _halves(blob: bytes) -> tuple[bytes, bytes]:
 _ARGUMENTS: dict[str, Callable[[list[bytes]], tuple[Any, ...]]] = {
     "hello": lambda rest: (int(rest[0]),),
     "publish": lambda rest: (int(rest[0]), _closed(rest[1:])),
-    "join": lambda rest: (rest[0],),
+    "join": lambda rest: (rest[0], [bytes.fromhex(incarnation.decode()) for incarnation in rest[1:]]),
     "reclaim": lambda rest: (rest[0], int(rest[1]), _reclaimed(rest[2:])),
     "joined": lambda rest: (rest[0], int(rest[1]), int(rest[2]), frozenset(bytes.fromhex(member.decode()) for member in rest[3:])),
     "claim": lambda rest: (*HEAD.unpack(rest[0]), _sections(rest[1:])),

@@ -6,8 +6,8 @@ test_sabotage.py shows that each is found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -19,8 +19,9 @@ from buffer.counter_log import Record
 from buffer.journal_records import CallRecord, FlushCommit, JournalRecord, Through
 from buffer.journal_segments import SegmentFacts, Tail
 from buffer.journal_state import Standing
-from dedupe.claim_table import _VOID, ClaimTable
-from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Call, Refused, Reply, Verdicts
+from dedupe import rebuild
+from dedupe.claim_table import _TAG, _VOID, ClaimTable
+from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Call, Claimed, Refused, Reply, Verdicts
 from dedupe.redis_claims import RedisClaims
 from dedupe.scripts import Context
 from ingest.flusher import Flusher
@@ -29,7 +30,7 @@ from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
 from tests.simulation.counter_log import Ledger
 from tests.simulation.habits import BRIEF, CROWDED, DUEL, FLUSHING, HEDGED, HOURS, OPERATED, Habits
-from tests.simulation.steps import APPENDED, EXECUTED, FLUSH_PART, FLUSHED, PRODUCED, SENT
+from tests.simulation.steps import APPENDED, EXECUTED, FLUSH_PART, FLUSHED, JOINING, PRODUCED, SENT
 
 Off = Callable[[], AbstractContextManager[None]]
 
@@ -414,7 +415,7 @@ def _joins_undrained() -> Iterator[None]:
 
 
 def _first_joiner_keeps_all() -> AbstractContextManager[None]:
-    """What a restarted or promoted Redis still has stays: also claims that nobody ever journalled."""
+    """What a Redis still has that was taken in the middle of a join stays: also claims that nobody ever journalled."""
 
     def make(_: Any) -> Any:
         def broken(self: ClaimTable) -> None:
@@ -423,6 +424,42 @@ def _first_joiner_keeps_all() -> AbstractContextManager[None]:
         return broken
 
     return _table("_wipe", make)
+
+
+def _claimed_again(broken: Callable[[Claimed, int, int], bool]) -> AbstractContextManager[None]:
+    """In the faster way only what this says is claimed again: of a claim, the executions that the store knows, and its base."""
+
+    def lacking(claims: Iterable[Claimed], incarnations: Sequence[bytes], branch: bytes, known: Sequence[int]) -> Iterator[Claimed]:
+        there = dict(zip(incarnations, zip(known[0::2], known[1::2], strict=True), strict=True))
+        return (claimed for claimed in claims if broken(claimed, *there.get(claimed.incarnation, (0, -1))))
+
+    return patch.object(rebuild, "lacking", lacking)
+
+
+def _counts_call_numbers() -> AbstractContextManager[None]:
+    """The store says how far it has come by its highest call: an earlier call that was executed later is missed."""
+    answer = ClaimTable._faster
+
+    def faster(self: ClaimTable, first: int, incarnations: Sequence[bytes]) -> list[object]:
+        reply = answer(self, first, incarnations)
+        for number, incarnation in enumerate(incarnations):
+            tags = [_TAG.unpack_from(value) for kept in self._claims.values() for held in kept.values() for value in held.values()]
+            reply[6 + 2 * number] = max((call for of, call in tags if self._interned.get(of) == incarnation), default=0)
+        return reply
+
+    both = ExitStack()
+    both.enter_context(_table("_faster", lambda _: faster))
+    both.enter_context(_claimed_again(lambda claimed, calls, base: claimed.call > max(calls, base)))
+    return both
+
+
+@contextmanager
+def _flush_at_once() -> Iterator[None]:
+    async def broken(self: Writer) -> None:
+        self.flusher.allowed.set()
+
+    with patch.object(Writer, "_allow_flushes", broken):
+        yield
 
 
 def _old_copy_accepted() -> AbstractContextManager[None]:
@@ -560,11 +597,12 @@ def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes:
     """Worlds in which only these faults happen, at these steps: what the guard is there for."""
     if steps:
         changes |= {"steps": steps, "at_a_step": 0.9}
-    return replace(profile, faults=dict.fromkeys(faults, 1), **changes)
+    return replace(profile, faults=dict.fromkeys(faults, 1), **{"rated": 0.0, **changes})
 
 
 _NO_CLOCK = _only(HOURS, "writer_clock_jumps")
 _REDIS_LOST = _only(CROWDED, "redis_restarts_empty", "redis_fails_over")
+_REDIS_FAILS_OVER = _only(CROWDED, "redis_fails_over")
 _REDIS_LOST_OFTEN = _only(BRIEF, "redis_restarts_empty")
 
 SABOTAGES: dict[str, Sabotage] = {
@@ -604,12 +642,21 @@ SABOTAGES: dict[str, Sabotage] = {
     ),
     "a writer joins with an unsynced tail": Sabotage(_only(DUEL, "redis_restarts_empty", steps=(APPENDED,)), _joins_undrained),
     "the first joiner keeps the claims it finds": Sabotage(
-        _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED,)), _first_joiner_keeps_all
+        _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED, JOINING)), _first_joiner_keeps_all
     ),
+    "the faster join claims nothing again": Sabotage(_REDIS_FAILS_OVER, lambda: _claimed_again(lambda *_: False)),
+    "the faster join compares executions of different branches": Sabotage(
+        _only(BRIEF, "redis_restarts_empty", "redis_fails_over"),
+        lambda: _claimed_again(lambda claimed, executions, base: claimed.execution > executions and claimed.call > base),
+    ),
+    "the faster join counts call numbers": Sabotage(_only(HEDGED, "error_reply", "redis_fails_over"), _counts_call_numbers),
     "claims come back into the generation they were in": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_where_it_was),
     "claims come back without their newest time": Sabotage(_REDIS_LOST_OFTEN, _reclaimed_without_newest),
     "the horizon is not published at joining": Sabotage(_only(HOURS, "writer_clock_jumps", "redis_restarts_empty"), _no_horizon_at_joining),
     "an old copy of a journal is opened": Sabotage(_only(OPERATED, "old_copy_starts"), _old_copy_accepted),
+    "a flush begins before the store has accepted the journal": Sabotage(
+        _only(OPERATED, "old_copy_starts", "redis_pauses", at_a_step=0.0, outage_s=(1, 2, 3)), _flush_at_once
+    ),
     "a flush is produced before it is synced": Sabotage(
         _only(FLUSHING, "power_loss", steps=(PRODUCED,), disk_s=(0.03, 0.1)), _produced_before_sync
     ),

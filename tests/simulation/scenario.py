@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -13,9 +14,12 @@ import structlog
 import buffer.record as record
 import ingest.writer as writer
 from tests.simulation.check import check_answers, check_end, check_promised
+from tests.simulation.check_rated import check_rated
 from tests.simulation.faults import FAULTS, WAITING
 from tests.simulation.habits import Habits, profile_of
 from tests.simulation.loop import SimulatedLoop, run
+from tests.simulation.rater_faults import RATER_FAULTS, RATER_WAITING
+from tests.simulation.raters import Raters
 from tests.simulation.stats import Stats
 from tests.simulation.world import World
 
@@ -87,16 +91,25 @@ async def _live(world: World) -> None:
             world.loop.call_later(rng.choice(habits.between_s) * 10, node.restart)
         else:
             node.start()
+    breaker = None
+    if world.raters is not None:
+        world.raters.start()
+        breaker = asyncio.create_task(_break_raters(world, world.raters))
     senders = [asyncio.create_task(world.sender(rng.randint(*habits.batches))) for _ in range(rng.randint(*habits.senders))]
     for _ in range(rng.randint(*habits.number)):
         await asyncio.sleep(rng.choice(habits.between_s) * rng.random())
         for _ in range(rng.choice(habits.together)):
             _inject(world)
     await asyncio.gather(*senders)
+    if breaker is not None:
+        breaker.cancel()
     async with asyncio.timeout(_SETTLE_S):
         await world.settle()
         await check_answers(world)
     check_end(world)
+    if world.raters is not None:
+        async with asyncio.timeout(_SETTLE_S):
+            await check_rated(world)
 
 
 def _inject(world: World) -> None:
@@ -111,10 +124,28 @@ def _inject(world: World) -> None:
         FAULTS[name](world, node)
 
 
+async def _break_raters(world: World, raters: Raters) -> None:
+    rng, habits = raters.rng, world.habits
+    weights = habits.rater_faults or dict.fromkeys(RATER_FAULTS, 1)
+    for _ in range(rng.randint(*habits.rater_number)):
+        await asyncio.sleep(rng.choice(habits.between_s) * rng.random())
+        name = rng.choices(list(weights), list(weights.values()))[0]
+        node = rng.choice(raters.nodes)
+        if name not in RATER_WAITING and rng.random() < habits.rater_at_a_step:
+            delay_s = rng.choice(_AFTER_A_STEP_S) * rng.random()
+            strike = functools.partial(world.loop.call_later, delay_s, RATER_FAULTS[name], world, raters, node)
+            node.steps.when(rng.choice(habits.rater_steps), strike)
+        else:
+            RATER_FAULTS[name](world, raters, node)
+
+
 def _stats(world: World) -> Stats:
     stats = world.stats
     stats.scripts.update(world.redis.executed)
     stats.starts = sum(node.starts for node in world.nodes)
     stats.simulated_s = round(world.loop.time())
+    if world.raters is not None:
+        stats.rater_starts = sum(len(node.counts) for node in world.raters.nodes)
+        stats.commits = world.raters.postgres.commits
     stats.segments_gone = sum(step.startswith("remove ") for node in world.nodes for step in node.disk.log)
     return stats

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.simulation.steps import STEPS
+from tests.simulation.steps import RATER_STEPS, STEPS
 
 
 @dataclass
@@ -20,9 +21,12 @@ class Stats:
     starts: int = 0  # of writers
     simulated_s: int = 0
     segments_gone: int = 0
+    rated_runs: int = 0  # with raters
+    rater_starts: int = 0
+    commits: int = 0  # in PostgreSQL
 
     def add(self, other: Stats) -> None:
-        for name in ("runs", "events", "starts", "simulated_s", "segments_gone"):
+        for name in ("runs", "events", "starts", "simulated_s", "segments_gone", "rated_runs", "rater_starts", "commits"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("profiles", "faults", "coverage", "answers", "scripts"):
             getattr(self, name).update(getattr(other, name))
@@ -34,12 +38,18 @@ class Stats:
             f"{self.simulated_s // 3600} h {self.simulated_s % 3600 // 60} min simulated\n"
             f"{self.events} events, requests: {answers}\n"
             f"{sum(self.faults.values())} faults, {self.starts} starts of writers, {self.scripts['claim']} claims and marks executed, "
-            f"{self.scripts['joined']} times joined, {self.segments_gone} segments retired"
+            f"{self.scripts['joined']} times joined, {self.segments_gone} segments retired\n"
+            f"{self.rated_runs} runs with raters, {self.rater_starts} starts of raters, {self.commits} commits in PostgreSQL"
         )
 
     def table(self) -> str:
-        """Markdown: a row a fault, a column a step; a cell counts the faults that happened while some writer was in that step."""
-        rows = [["fault", "all", *STEPS], ["---", *["---:"] * (1 + len(STEPS))]]
+        """Markdown: a row a fault, a column a step; a cell counts the faults that happened while a writer (below: rater) was in it."""
+        return f"{self._table(STEPS)}\n\n{self._table(RATER_STEPS)}"
+
+    def _table(self, steps: Sequence[str]) -> str:
+        rows = [["fault", "all", *steps], ["---", *["---:"] * (1 + len(steps))]]
         for fault, count in sorted(self.faults.items()):
-            rows.append([fault.replace("_", " "), str(count), *(str(self.coverage[fault, step]) for step in STEPS)])
+            cells = [self.coverage[fault, step] for step in steps]
+            if any(cells):
+                rows.append([fault.replace("_", " "), str(count), *map(str, cells)])
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -20,6 +20,10 @@ SENT, EXECUTED, REPLY, APPENDED, SYNCED, MARKED = "claim sent", "executed", "rep
 FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED = "flush begun", "committed", "produced", "flushed"
 OPENING, JOINING = "opening", "joining"
 FLUSH_PART = "flush part"  # within `flush begun`: only to wait for
+# Of a rater: what it does with a batch, that the reply to its commit was lost, that it goes back; and that something waits in the database.
+POLLED, IN_TRANSACTION, COMMIT_SENT, REPLY_LOST = "polled", "in transaction", "commit sent", "committed, reply lost"
+PARKED, REWINDING = "parked", "rewinding"
+RATER_STEPS = (POLLED, IN_TRANSACTION, COMMIT_SENT, REPLY_LOST, PARKED, REWINDING)
 STEPS = (SENT, EXECUTED, REPLY, APPENDED, SYNCED, MARKED, FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED, OPENING, JOINING)
 
 Action = Callable[[], object]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.rater_sabotage import RATER_SABOTAGES
 from tests.simulation.sabotage import SABOTAGES
 from tests.simulation.scenario import simulate
 
+ALL = {**SABOTAGES, **RATER_SABOTAGES}
 BOUND = 40
 SOUND = 2  # seeds of the same worlds with the guard in place
 
 
-@pytest.mark.parametrize("name", SABOTAGES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_simulation_finds_it(name: str) -> None:
-    sabotage = SABOTAGES[name]
+    sabotage = ALL[name]
     for seed in range(BOUND):
         try:
             with sabotage.off():

@@ -13,9 +13,10 @@ import pytest
 
 from tests.simulation.faults import FAULTS
 from tests.simulation.habits import PROFILES, Habits, seeds_of
+from tests.simulation.rater_faults import RATER_FAULTS
 from tests.simulation.scenario import simulate, trace_of
 from tests.simulation.stats import Stats
-from tests.simulation.steps import REPLY, STEPS
+from tests.simulation.steps import RATER_STEPS, REPLY, STEPS
 
 SEEDS = 20 * len(PROFILES)
 FRESH = 4 * len(PROFILES)
@@ -25,9 +26,9 @@ def test_the_promise_holds_and_the_seeds_reach_everything() -> None:
     total = Stats(runs=0)
     for seed in range(SEEDS):
         total.add(simulate(seed))
-    assert set(total.faults) == set(FAULTS)
+    assert set(total.faults) == {*FAULTS, *RATER_FAULTS}
     # A reply is appended in the same turn of the loop, unless it waits for that of an earlier call that was refused: rare.
-    assert {step for _, step in total.coverage} >= set(STEPS) - {REPLY}
+    assert {step for _, step in total.coverage} >= {*STEPS, *RATER_STEPS} - {REPLY}
 
 
 def test_the_promise_holds_for_seeds_never_tried() -> None:

@@ -15,17 +15,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ingest.sink import Unavailable
+from tests.simulation.check_rated import Rated
 from tests.simulation.counter_log import SharedLog
 from tests.simulation.habits import Habits
 from tests.simulation.loop import SimulatedLoop
-from tests.simulation.node import TENANTS, Node, Surroundings
+from tests.simulation.node import CATALOGUES, TENANTS, Node, Surroundings
+from tests.simulation.raters import Raters
 from tests.simulation.redis_server import SimulatedRedis
 from tests.simulation.stats import Stats
-from tests.simulation.steps import STEPS
+from tests.simulation.steps import RATER_STEPS, STEPS
+from tests.simulation.topic import Topic
 
 START = datetime(2026, 3, 31, 20, tzinfo=UTC)  # the run crosses a month's end
 START_US = int(START.timestamp()) * 1_000_000
 SOURCE = "/simulated"
+_SUBJECTS = 5  # of a tenant: their charge lines grow with many records
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Sent:
     """What is known of one event."""
 
     tenant: int
-    subject: str
+    name: str
     body: dict[str, object]
     time: datetime
     promised: bool = False  # a writer answered that it is counted, whoever read the answer
@@ -63,6 +67,18 @@ class World:
         self.after_power_loss: Callable[[Node], None] = lambda _: None
         self.redis_kept = 0  # while a fault relies on what Redis knows
         self._tasks: set[asyncio.Task[None]] = set()
+        self.raters: Raters | None = None
+        self.forged: dict[tuple[bytes, int], int] = {}  # (writer, partition) -> n of a record that came with other bytes too
+        if random.Random(f"rated {seed}").random() < habits.rated:
+            self._add_raters(seed)
+
+    def _add_raters(self, seed: int) -> None:
+        topic = self.log.topic = Topic(self.log.partitions, self.clock_us)
+        self.raters = Raters(seed, self.habits, topic, self.clock_us, CATALOGUES[-1])
+        self.raters.on_defect = self.defect
+        self.raters.postgres.on_commit_lost = self.struck
+        self.rated = Rated(self.raters)
+        self.stats.rated_runs = 1
 
     def clock_us(self) -> int:
         """The true time."""
@@ -86,7 +102,8 @@ class World:
         self.note(f"fault: {fault}")
         self.stats.faults[fault] += 1
         steps = {step for node in self.nodes if node.up for step in node.steps.now(ready=node.ready)}
-        self.stats.coverage.update((fault, step) for step in STEPS if step in steps)
+        steps |= self.raters.steps_now() if self.raters is not None else set()
+        self.stats.coverage.update((fault, step) for step in (*STEPS, *RATER_STEPS) if step in steps)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
@@ -139,9 +156,22 @@ class World:
 
     async def flush_all(self) -> None:
         for node in self.nodes:
-            assert node.writer is not None
-            await node.writer.flusher.now()
+            while not await self._flushed(node):
+                await asyncio.sleep(0.1)
         await asyncio.sleep(10)  # late copies of records land
+
+    async def _flushed(self, node: Node) -> bool:
+        """Whether it was; not when a last fault, under way when the repair began, ended its process meanwhile."""
+        writer = node.writer
+        if writer is None or not writer.ready:
+            return False
+        flushing = asyncio.ensure_future(writer.flusher.now())
+        while not flushing.done() and node.writer is writer:
+            await asyncio.sleep(0.1)
+        if not flushing.done():
+            flushing.cancel()
+            return False
+        return True
 
     # ---- senders
 
@@ -154,9 +184,14 @@ class World:
             "id": name,
             "source": SOURCE,
             "type": "http.request",
-            "subject": name,
+            "subject": f"s{len(self.sent) % _SUBJECTS}",
             "time": time.isoformat().replace("+00:00", "Z"),
-            "data": {"region": self.rng.choice(("eu", "us")), "zone": self.rng.choice("abc")},
+            "data": {
+                "region": self.rng.choice(("eu", "us")),
+                "zone": self.rng.choice("abc"),
+                "event": name,
+                "size": len(self.sent) * 37 % 101,
+            },
         }
         self.sent[tenant, name] = sent = Sent(tenant, name, body, time)
         self.stats.events += 1
@@ -202,7 +237,7 @@ class World:
             if arrived:
                 return
             waited_s = self.loop.time() - begun_s
-            assert waited_s < self.habits.stuck_s, f"{', '.join(sent.subject for sent in batch)}: no answer for {waited_s:.0f} s"
+            assert waited_s < self.habits.stuck_s, f"{', '.join(sent.name for sent in batch)}: no answer for {waited_s:.0f} s"
             await asyncio.sleep(self.rng.choice(self.habits.retry_s))
 
     async def _post(self, node: Node, batch: list[Sent], body: bytes) -> dict[int, str] | None:
@@ -241,7 +276,7 @@ class World:
         assert writer is not None and decoder is not None
         batch = decoder.decode_batch(sent.tenant, json.dumps(sent.body).encode(), node.clock_us())
         outcome = await writer.submit(batch, self.loop.time() + 60)
-        assert outcome.accepted == 0, f"{sent.subject} was accepted again by {node.name}"
+        assert outcome.accepted == 0, f"{sent.name} was accepted again by {node.name}"
         if outcome.duplicate:
             sent.promised = sent.acknowledged = True
 

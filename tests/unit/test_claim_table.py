@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -286,10 +287,10 @@ def test_executions_are_counted_calls_and_copies_alike(one: Asker) -> None:
 
 def test_hello_tells_where_one_stands(store: Store) -> None:
     first = Asker(store, b"1", b"1.1")
-    assert first.greeting == [b"hello", b"one", 0, 0, 1, 0]
+    assert first.greeting == [b"hello", b"one", 0, 0, 1, 0, b""]
     first.join(horizon_us=5)
-    assert Asker(store, b"1", b"1.1", 2).greeting == [b"hello", b"one", 1, 1, 0, 5]
-    assert Asker(store, b"2", b"2.1").greeting == [b"hello", b"one", 1, 0, 1, 5]
+    assert Asker(store, b"1", b"1.1", 2).greeting[:6] == [b"hello", b"one", 1, 1, 0, 5]
+    assert Asker(store, b"2", b"2.1").greeting[:6] == [b"hello", b"one", 1, 0, 1, 5]
 
 
 def test_hello_rotates_an_open_store(store: Store, one: Asker) -> None:
@@ -358,21 +359,27 @@ def reclaim(asker: Asker, generation: int, *ids: bytes, era: bytes = ERA, newest
 def test_a_store_opens_when_every_member_joined_and_then_knows_all_their_claims(store: Store, one: Asker, two: Asker) -> None:
     one.codes(1, b"a")
     two.codes(1, b"b")
-    store.table.replication_id = "two"
-    assert one.table.join(one.context, ERA) == [b"joining", ERA, 1]
+    not_complete(store, "two")
+    assert one.table.join(one.context, ERA) == [b"joining", ERA, 1, ERA, 0]
     reclaim(one, 500_000, b"a")
     assert one.join(b"2") == [b"joined", 0, 1]
     assert one.claim(2) == [b"rebuild"]
-    assert two.table.join(two.context, b"x" * 16) == [b"joining", ERA, 0]
+    assert two.table.join(two.context, b"x" * 16) == [b"joining", ERA, 0, ERA, 0]
     reclaim(two, 500_000, b"b")
     assert two.join(b"1") == [b"joined", 1, 0]
     assert one.codes(2, b"a", b"b") == b"dd"
     assert two.codes(2, b"a", b"b") == b"dd"
 
 
+def not_complete(store: Store, replication_id: str) -> None:
+    """As a Redis that was taken in the middle of a join."""
+    store.table.replication_id = replication_id
+    store.table._open.replication_id = None
+
+
 def test_the_first_joiner_wipes_what_is_there(store: Store, one: Asker) -> None:
     one.codes(1, b"a", b"lost from the journal"[:12])
-    store.table.replication_id = "two"
+    not_complete(store, "two")
     one.table.join(one.context, ERA)
     assert store.table.size == 0
     reclaim(one, 500_000, b"a")
@@ -380,8 +387,44 @@ def test_the_first_joiner_wipes_what_is_there(store: Store, one: Asker) -> None:
     assert one.codes(2, b"a", b"lost from the journal"[:12]) == b"dg"
 
 
-def test_a_join_before_the_data_was_lost_is_over(store: Store, one: Asker) -> None:
+def test_where_claims_were_complete_they_stay_and_joiners_are_told_how_much_of_them_is_there(store: Store, one: Asker, two: Asker) -> None:
+    one.codes(1, b"a")
+    one.codes(2, b"b")
+    two.codes(1, b"c")
+    era, branch = store.table._open.era, store.table._open.branch
     store.table.replication_id = "two"
+    unknown = b"u" * 16
+    reply = one.table.join(one.context, b"n" * 16, [unknown, one.context.incarnation])
+    assert reply == [b"joining", era, 1, b"n" * 16, 1, branch, 0, -1, 2, 0]
+    assert store.table.size == 3 and one.claim(3) == [b"rebuild"]
+    assert two.table.join(two.context, b"m" * 16, [two.context.incarnation]) == [b"joining", era, 0, b"n" * 16, 1, branch, 1, 0]
+    assert reclaim(two, 500_000, b"d", era=era)[0] == b"reclaimed"
+    assert one.join(b"2", mark=2) == [b"joined", 0, 1]
+    assert two.join(b"1", mark=1) == [b"joined", 1, 0]
+    assert one.codes(3, b"a", b"b", b"c", b"d", b"e") == b"ddddg"
+    store.table.replication_id = "three"
+    assert one.table.join(one.context, b"o" * 16, [one.context.incarnation])[3:] == [b"o" * 16, 1, b"n" * 16, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda table: setattr(table, "_gen", None),
+        lambda table: table._claims.clear(),
+        lambda table: table._newest.clear(),
+        lambda table: setattr(table._open, "branch", b"x" * 16),
+        lambda table: setattr(table._open, "replication_id", "some other"),
+    ],
+)
+def test_what_does_not_fit_together_is_claimed_again_as_a_whole(store: Store, one: Asker, spoil: Callable[[ClaimTable], None]) -> None:
+    one.codes(1, b"a")
+    spoil(store.table)
+    store.table.replication_id = "two"
+    assert one.table.join(one.context, b"n" * 16) == [b"joining", b"n" * 16, 1, b"n" * 16, 0]
+
+
+def test_a_join_before_the_data_was_lost_is_over(store: Store, one: Asker) -> None:
+    not_complete(store, "two")
     one.table.join(one.context, ERA)
     store.table.replication_id = "three"
     assert reclaim(one, 500_000, b"a") == [b"rebuild"]
@@ -392,7 +435,7 @@ def test_a_join_before_the_data_was_lost_is_over(store: Store, one: Asker) -> No
 
 
 def test_reclaiming_overwrites_goes_to_the_nearest_live_generation_and_raises_its_newest(store: Store, one: Asker) -> None:
-    store.table.replication_id = "two"
+    not_complete(store, "two")
     one.table.join(one.context, ERA)
     store.now_us += 2 * HOUR_US
     reclaim(one, 400_000, b"old", newest_us=NOW_US)

@@ -1,0 +1,113 @@
+"""Claims in Redis as they grow: memory and CPU a claim, in two live generations.
+
+Belongs here: filling Redis with claims by the shipped client and scripts, and reading what that took. Must not know: journals, HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import uvloop
+
+from bench.clock import cpu_ns_of
+from bench.figures import NONE, Figure, Target, at_most, figure
+from bench.micro_claims import Caller, NoHistory, fresh
+from bench.processes import cpu_us
+from bench.services import real_redis
+from dedupe.port import Identity, State
+from dedupe.redis_address import RedisAddress
+from dedupe.redis_claims import RedisClaims
+
+SECTION = "claims"
+AIMED_AT = 10_000_000
+PER_CALL = 8000
+MEASURED = 200_000  # claims of which the cost is taken, once so many are there
+HOUR_US = 3600 * 1_000_000
+GENERATION_US = HOUR_US  # short, so that claims of the one before it stay alive
+LIFETIME_US = 86_700 * 1_000_000
+
+
+class Point(NamedTuple):
+    claims: int
+    bytes_each: int
+    redis_us: int  # hundredths
+    client_us: int
+
+
+def figures(sizes: Sequence[int]) -> Iterator[Figure]:
+    for point in uvloop.run(grow(sizes)):
+        name = f"{point.claims // 1_000_000} million"
+        aimed = point.claims == AIMED_AT
+        yield figure(SECTION, f"memory, {name}", "B/claim", [100 * point.bytes_each], at_most(80) if aimed else NONE)
+        yield figure(SECTION, f"Redis, {name}", "us/claim", [point.redis_us], Target(most=150) if aimed else NONE)
+        yield figure(SECTION, f"client, {name}", "us/claim", [point.client_us])
+    yield figure(SECTION, "packed layout, 10 million: memory", "B/claim", [], at_most(40))
+    yield figure(SECTION, "packed layout, 10 million: Redis", "us/claim", [], Target(most=250))
+
+
+async def grow(sizes: Sequence[int]) -> list[Point]:
+    """At each size half of the claims are in the generation before the current one."""
+    points = []
+    for size in sizes:
+        with real_redis() as (url, pid):
+            points.append(await _point(url, pid, size))
+    return points
+
+
+async def _point(url: str, pid: int, size: int) -> Point:
+    empty = _used_memory(url)
+    await _fill(url, size // 2, GENERATION_US)
+    await _fill(url, size - size // 2, 0)
+    assert _claims(url) >= size * 99 // 100, "the generation before is gone"  # calls are of a full size
+    bytes_each = (_used_memory(url) - empty) // size
+    before = cpu_us(pid)
+    client_ns = await _fill(url, MEASURED, 0, per_call=1000)
+    redis_us = cpu_us(pid) - before
+    return Point(size, bytes_each, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
+
+
+async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL) -> int:
+    """CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
+
+    def clock_us() -> int:
+        return time.time_ns() // 1000 - ago_us
+
+    identity = Identity("bench", GENERATION_US, LIFETIME_US)
+    claiming = RedisClaims(RedisAddress.from_url(url), identity=identity, clock_us=clock_us, entropy=os.urandom)
+    serving = asyncio.ensure_future(claiming.run(NoHistory()))
+    while claiming.state is not State.OPEN:
+        assert not serving.done(), serving
+        await asyncio.sleep(0.01)
+    caller = Caller(claiming, clock_us)
+    spent = 0
+    left = claims
+    while left >= per_call:  # in parts: digests of all at once would need much memory
+        calls = fresh(min(left, 400_000), per_call)
+        left -= len(calls) * per_call
+
+        async def claim_all(calls: list[tuple[bytes, bytes]] = calls) -> None:
+            await caller.run(calls)
+
+        spent += await cpu_ns_of(claim_all)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    return spent
+
+
+def _claims(url: str) -> int:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        return sum(client.hlen(key) for key in client.scan_iter(match="*claims:*", count=1000))
+
+
+def _used_memory(url: str) -> int:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        used: int = client.info("memory")["used_memory"]
+        return used

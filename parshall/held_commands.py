@@ -1,0 +1,190 @@
+"""`parshall held list | show | release`: usage that is not rated because a record is missing, cannot be read, or contradicts another.
+
+Belongs here: the commands, and the operator's next step for each case. Must not know: SQL, how records are rated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
+from parshall.roles import options, settings_given
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from rater.query import Held, Stray
+
+HELP = f"""See what the rater could not rate, and go on.
+
+A record that cannot be applied is parked with its bytes and holds its writer in its partition, nobody else. What is missing is applied by
+itself as soon as it can be: when the record that has to come first arrives, or when a newer version of Parshall can read it.
+
+\b
+Examples:
+  parshall held list --config parshall.toml
+  parshall held show 17 --config parshall.toml
+  parshall held release --writer 3f0c… --partition 2 --config parshall.toml
+
+{EXIT_CODES}"""
+
+T = TypeVar("T")
+
+
+class Line(NamedTuple):
+    """What is told of one writer in one partition, or of one record whose place is not known."""
+
+    writer: str | None
+    partition: int | None
+    rated_up_to: int | None
+    waiting: int
+    since: str | None
+    record: int | None  # for `show`
+    why: str
+    next: str
+
+
+def line_of(held: Held) -> Line:
+    writer = held.writer.hex()
+    since = None if held.since is None else held.since.isoformat(timespec="seconds")
+    why = held.held or held.reason or "unknown"
+    return Line(writer, held.partition, held.last_n, held.waiting, since, held.id, why, next_step(held))
+
+
+def next_step(held: Held) -> str:
+    """One sentence."""
+    place = f"--writer {held.writer.hex()} --partition {held.partition}"
+    due = held.last_n + 1
+    if held.held is not None:
+        return (
+            "two journals ran under one writer id: find out which and stop the copy; then "
+            f"`parshall held release {place}` goes on with the right one"
+        )
+    if held.sound is False or held.n is None or held.n > due:
+        last = due if held.n is None or held.n <= due else held.n - 1
+        return f"run `parshall resend {place} --from {due} --to {last}` where that writer's journal is"
+    return f"update Parshall and start the rater again, which tries it anew; `parshall held show {held.id}` shows the record"
+
+
+def line_of_stray(stray: Stray) -> Line:
+    why = f"in {stray.stream} before position {stray.next_position}: {stray.reason}"
+    step = f"find out what else produces into this topic; `parshall held show {stray.id}` shows the record"
+    return Line(None, None, None, 1, stray.parked_at.isoformat(timespec="seconds"), stray.id, why, step)
+
+
+@click.group(help=HELP)
+def held() -> None:
+    pass
+
+
+@held.command("list", help="What is held, why, and what to do. Exits with 1 when anything is.")
+@options("--config", "--data", "--postgres")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_held(config: str | None, as_json: bool, **given: object) -> None:
+    from rater import query
+
+    async def read(pool: asyncpg.Pool) -> list[Line]:
+        return [*map(line_of, await query.held(pool)), *map(line_of_stray, await query.strays(pool))]
+
+    lines = _with_database(config, given, read)
+    click.echo(json.dumps([line._asdict() for line in lines], indent=2, ensure_ascii=False) if as_json else as_text(lines))
+    if lines:
+        raise click.exceptions.Exit(FAILED)
+
+
+def as_text(lines: Sequence[Line]) -> str:
+    if not lines:
+        return "Nothing is held: every record that came is rated."
+    told = []
+    for line in lines:
+        where = "a record without a place" if line.writer is None else f"writer {line.writer}, partition {line.partition}"
+        rated = "" if line.rated_up_to is None else f", rated up to record {line.rated_up_to}"
+        told.append(f"{where}{rated}: {line.waiting} waiting since {line.since}\n  why:  {line.why}\n  next: {line.next}.")
+    return "\n".join(told)
+
+
+@held.command(help="Print the headers and the value of the parked record ID.")
+@click.argument("record", metavar="ID", type=int)
+@options("--config", "--data", "--postgres")
+def show(record: int, config: str | None, **given: object) -> None:
+    from rater import query
+
+    found = _with_database(config, given, lambda pool: query.parked_record(pool, record))
+    if found is None:
+        raise Stop(f"No record {record} is parked: `parshall held list` shows those that are.", USAGE)
+    headers, value = found
+    for name, content in headers.items():
+        click.echo(f"{name}: {content.decode(errors='backslashreplace')}")
+    click.echo()
+    click.echo(value.decode(errors="backslashreplace"))
+
+
+@held.command(help="After a fork: go on with the record that was rated first, or with --record. The other stays parked, as explained.")
+@click.option("--writer", required=True, metavar="ID", help="32 hexadecimal digits.")
+@click.option("--partition", required=True, type=click.IntRange(min=0), metavar="P")
+@click.option("--record", type=int, metavar="ID", help="Which of the two is right, where both are parked.")
+@options("--config", "--data", "--postgres")
+def release(writer: str, partition: int, record: int | None, config: str | None, **given: object) -> None:
+    from rater.postgres import DatabaseFailed, Ledger, Released
+
+    try:
+        writer_id = bytes.fromhex(writer)
+    except ValueError:
+        raise Stop(f"{writer} is not the id of a writer, 32 hexadecimal digits.", USAGE) from None
+    dsn = _dsn(config, given)
+
+    async def release_it() -> Released:
+        ledger = Ledger(dsn)
+        try:
+            return await ledger.release(writer_id, partition, record)
+        except DatabaseFailed as error:
+            raise Stop(f"PostgreSQL cannot be asked: {error}.", UNAVAILABLE) from error
+        finally:
+            await ledger.close()
+
+    released = asyncio.run(release_it())
+    if released.choices:
+        ids = ", ".join(map(str, released.choices))
+        raise Stop(f"Both sides of the fork are parked: say with --record which one is right, of {ids} (`parshall held show ID`).", USAGE)
+    if not released.done:
+        raise Stop(f"Writer {writer} is not held after a fork in partition {partition}.", FAILED)
+    click.echo("Released. The rater goes on within a few seconds.")
+
+
+def _with_database(config: str | None, given: Mapping[str, Any], ask: Callable[[asyncpg.Pool], Awaitable[T]]) -> T:
+    from rater.postgres import FAILURES, open_pool, told
+
+    dsn = _dsn(config, given)
+
+    async def asked() -> T:
+        async with await open_pool(dsn) as pool:
+            return await ask(pool)
+
+    try:
+        return asyncio.run(asked())
+    except FAILURES as error:
+        raise Stop(f"PostgreSQL cannot be asked: {told(error)}. --postgres or --config says which one it is.", UNAVAILABLE) from error
+
+
+def _dsn(config: str | None, given: Mapping[str, Any]) -> str:
+    """Where PostgreSQL is: the one that is named, or the one that `parshall up` runs in this data folder."""
+    from parshall.check import read_settings
+    from parshall.data_folder import DataFolder
+    from parshall.logs import configure_logs
+    from parshall.up import find_postgres
+
+    configure_logs("held")
+    settings = read_settings(config, settings_given(given))
+    if settings.postgres.dsn is not None:
+        return settings.postgres.dsn
+    if not os.path.isdir(f"{settings.data}/postgres"):
+        raise Stop(f"There is no PostgreSQL in {settings.data}: --postgres, --config or --data says where it is.", USAGE)
+    dsn = find_postgres(settings, DataFolder(settings.data))[1].postgres.dsn
+    assert dsn is not None
+    return dsn

@@ -1,0 +1,138 @@
+"""A real failover: a replica without the last claims is promoted, while the old primary is dead, or lives on for one of the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis as redis_client
+
+from tests import services
+from tests.acceptance.edge import Api, Role, wait_rated, write_config
+from tests.tcp_proxy import TcpProxy
+
+BATCHES, EVENTS = 20, 25
+
+
+def events(first_batch: int) -> list[list[dict[str, Any]]]:
+    time_ = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    data = {"region": "eu", "zone": "1", "bytes": 7}
+    return [
+        [
+            {"specversion": "1.0", "type": "http.request", "source": "s", "id": f"{b}-{n}", "time": time_, "subject": f"c{n}", "data": data}
+            for n in range(EVENTS)
+        ]
+        for b in range(first_batch, first_batch + BATCHES)
+    ]
+
+
+class Sender:
+    def __init__(self, session: aiohttp.ClientSession, key: str) -> None:
+        self.session = session
+        self.headers = {"Authorization": f"Bearer {key}"}
+        self.refused = 0
+
+    async def send(self, role: Role, batch: Sequence[dict[str, Any]]) -> tuple[int, int]:
+        """Until it is answered: how many were accepted, how many were duplicate."""
+        deadline = time.monotonic() + 60
+        while True:
+            async with self.session.post(f"{role.url}/v1/events", json=batch, headers=self.headers) as answer:
+                told = await answer.json(content_type=None)
+                if answer.status == 200:
+                    return told["accepted"], told["duplicate"]
+                assert answer.status == 503, told
+                self.refused += 1
+            assert time.monotonic() < deadline, told
+            await asyncio.sleep(0.05)
+
+    async def send_all(self, role: Role, batches: Sequence[Sequence[dict[str, Any]]]) -> tuple[int, int]:
+        answers = await asyncio.gather(*(self.send(role, batch) for batch in batches))
+        return sum(accepted for accepted, _ in answers), sum(duplicate for _, duplicate in answers)
+
+
+async def in_step(primary: redis_client.Redis, replica: redis_client.Redis) -> None:
+    """The replica has all that the primary has."""
+    while True:
+        theirs, mine = replica.info("replication"), primary.info("replication")
+        if theirs["master_link_status"] == "up" and theirs["slave_repl_offset"] == mine["master_repl_offset"]:
+            return
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("old_primary", ["is dead", "lives on for one worker"])
+async def test_a_replica_without_the_last_claims_is_promoted(
+    tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str, old_primary: str
+) -> None:
+    more = f'\n[postgres]\ndsn = "{database}"\n[kafka]\nbootstrap = "{own_kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
+    key = write_config(tmp_path, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
+    config = ["--config", str(tmp_path / "parshall.toml")]
+    proxies = [TcpProxy(("127.0.0.1", redis.port)) for _ in range(2)]
+    for proxy in proxies:
+        await proxy.start()
+    one, other = (
+        Role(f"w{n}", ["ingest", *config, "--data", str(tmp_path / f"data-{n}"), "--redis", f"redis://{proxy.address}"], tmp_path)
+        for n, proxy in enumerate(proxies)
+    )
+    rater = Role("rater", ["rate", *config], tmp_path)
+    with services.redis_server(replicaof=f"127.0.0.1 {redis.port}") as second:
+        primary, replica = redis_client.Redis(port=redis.port), redis_client.Redis(port=second.port)
+        try:
+            for role in (rater, one, other):
+                role.start()
+            await asyncio.gather(one.wait_ready(), other.wait_ready())
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
+                sender = Sender(session, key)
+                copied, late, new = events(0), events(BATCHES), events(2 * BATCHES)
+                whole = BATCHES * EVENTS
+                assert await sender.send_all(one, copied) == (whole, 0)
+                await in_step(primary, replica)
+                second.pause()  # from here on the replica misses everything
+                assert await sender.send_all(one, late[: BATCHES // 2]) == (whole // 2, 0)
+                assert await sender.send_all(other, late[BATCHES // 2 :]) == (whole // 2, 0)
+                assert await sender.send(one, late[-1]) == (0, EVENTS)  # so the mark of the other's last call has arrived
+                if old_primary == "is dead":
+                    redis.kill()
+                second.resume()
+                replica.replicaof("NO", "ONE")
+
+                for proxy in proxies[1:] if old_primary != "is dead" else proxies:
+                    proxy.server = ("127.0.0.1", second.port)
+                    proxy.reset()
+                if old_primary != "is dead":
+                    # The other is at the new Redis and waits; one still claims at the old one, which knows all that was claimed.
+                    async with asyncio.timeout(60):
+                        while "waiting for 1 of 2 writers" not in await readiness(session, other):
+                            await asyncio.sleep(0.02)
+                    assert await sender.send(one, late[-1]) == (0, EVENTS)
+                    assert await sender.send(one, new[0]) == (EVENTS, 0)
+                    proxies[0].server = ("127.0.0.1", second.port)
+                    proxies[0].reset()
+                assert await sender.send_all(other, [*copied, *late]) == (0, 2 * whole), "no duplicate counts, none is refused for ever"
+                assert await sender.send_all(one, [*copied, *late]) == (0, 2 * whole)
+                accepted, duplicate = await sender.send_all(other, new)
+                assert accepted + duplicate == whole and duplicate == (0 if old_primary == "is dead" else EVENTS)
+                for role in (one, other):
+                    assert '"status":"ready"' in await readiness(session, role)
+                    await Api(session, role.url, key).flush_now()
+                assert replica.hget("parshall:join", "faster") == b"1", "what it had was not claimed again"
+                ledger = (await wait_rated({"demo": Api(session, one.url, key)}, {"demo": 3 * whole}))["demo"]
+                assert ledger["rated"] == 3 * whole
+        finally:
+            primary.close()
+            replica.close()
+            for role in (rater, one, other):
+                if role.running:
+                    role.kill()
+            for proxy in proxies:
+                await proxy.stop()
+
+
+async def readiness(session: aiohttp.ClientSession, role: Role) -> str:
+    async with session.get(f"{role.url}/readyz") as answer:
+        return await answer.text()

@@ -1,0 +1,152 @@
+"""`parshall held` over a real PostgreSQL: each kind of trouble with its next step; a released fork is rated by the running rater."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from rater.migrate import migrate
+from rater.postgres import Ledger, open_pool
+from rater.source import Received
+from tests.integration.rating import ListSource, Writer, usage_by_hand
+from tests.integration.test_rater import LOG, altered, at, rater_of, run_until, some, stored_usage
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def ledger(database: str) -> AsyncIterator[Ledger]:
+    await migrate(database)
+    opened = Ledger(database)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def pool(ledger: Ledger, database: str) -> AsyncIterator[asyncpg.Pool]:
+    async with await open_pool(database) as opened:
+        yield opened
+
+
+def run(database: str, *command: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "parshall", "held", *command, "--postgres", database], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def listed(database: str) -> list[dict[str, Any]]:
+    code, told, errors = run(database, "list", "--json")
+    lines: list[dict[str, Any]] = json.loads(told)
+    assert code == (1 if lines else 0) and errors == ""
+    return lines
+
+
+async def test_nothing_is_held(ledger: Ledger, database: str) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    assert run(database, "list") == (0, "Nothing is held: every record that came is rated.\n", "")
+
+
+async def test_a_gap(ledger: Ledger, database: str) -> None:
+    writer = Writer(1)
+    first, _, third, fourth = (writer.flush(some(number)) for number in range(4))
+    await ledger.apply(LOG, at(first + third + fourth))
+    (line,) = listed(database)
+    assert (line["writer"], line["partition"], line["rated_up_to"], line["waiting"]) == (writer.id.hex(), 0, 1, 2)
+    assert f"parshall resend --writer {writer.id.hex()} --partition 0 --from 2 --to 2" in line["next"]
+
+
+async def test_a_record_that_cannot_be_read_and_a_damaged_copy(ledger: Ledger, database: str) -> None:
+    unreadable, damaged = Writer(1), Writer(2)
+    (record,) = unreadable.flush(some())
+    await ledger.apply(LOG, at([altered(record, value=b'{"v":1,')]))
+    (copy,) = damaged.flush(some(1))
+    await ledger.apply(LOG, at([copy._replace(value=copy.value + b" ")]))
+    first, second = listed(database)
+    assert "undecodable" in first["why"] and f"parshall held show {first['record']}" in first["next"]
+    assert "its bytes hash to" in second["why"] and "parshall resend" in second["next"] and "--from 1 --to 1" in second["next"]
+    code, told, _ = run(database, "show", str(first["record"]))
+    assert code == 0 and f"writer: {unreadable.id.hex()}\n" in told and told.endswith('\n{"v":1,\n')
+
+
+async def test_a_record_without_a_place(ledger: Ledger, database: str) -> None:
+    await ledger.apply(LOG, [Received("usage.counters/3", 72, {"who": b"knows"}, b"what")])
+    (line,) = listed(database)
+    assert line["writer"] is None and "in usage.counters/3 before position 72" in line["why"]
+    assert "what else produces into this topic" in line["next"]
+
+
+async def test_a_fork_is_released_and_the_running_rater_goes_on(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
+    writer, twin = Writer(1), Writer(1)
+    source = ListSource()
+    first = writer.flush(some())
+    await ledger.apply(LOG, at(first))
+    source.add(first + twin.flush(some(9)) + writer.flush(some(1)))
+    rater = rater_of(source, ledger)
+
+    async def held() -> bool:
+        return bool(await pool.fetchval("SELECT count(*) FROM parked WHERE n = 2"))
+
+    await run_until(rater, held)
+    (line,) = listed(database)
+    assert "fork: record 1" in line["why"]
+    release = ["release", "--writer", writer.id.hex(), "--partition", "0"]
+    assert " ".join(release) in line["next"]
+    assert await stored_usage(pool) == usage_by_hand(some())
+
+    async def rated() -> bool:
+        return await stored_usage(pool) == usage_by_hand(some() + some(1))
+
+    async def released_and_rated() -> bool:
+        nonlocal release
+        if release:
+            code, told, _ = run(database, *release)
+            assert code == 0 and told.startswith("Released."), told
+            release = []
+        return await rated()
+
+    await run_until(rater, released_and_rated)
+    assert listed(database) == []
+    code, _, errors = run(database, "release", "--writer", writer.id.hex(), "--partition", "0")
+    assert code == 1 and "is not held after a fork" in errors
+
+
+async def test_of_a_fork_that_came_at_once_a_person_chooses_the_side(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
+    writer, twin = Writer(1), Writer(1)
+    (first,) = writer.flush(some())
+    await ledger.apply(LOG, at([first, *twin.flush(some(9)), *writer.flush(some(1))]))
+    release = ["release", "--writer", writer.id.hex(), "--partition", "0"]
+    code, _, errors = run(database, *release)
+    assert code == 2 and "Both sides of the fork are parked" in errors
+    right = await pool.fetchval("SELECT id FROM parked WHERE value = $1", first.value)
+    assert str(right) in errors
+    assert run(database, *release, "--record", str(right))[0] == 0
+    while (await ledger.due_chains()) and (await ledger.apply_parked(LOG, (writer.id, 0))).unparked:
+        pass
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1))
+    assert listed(database) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        (["show", "99"], 2, "No record 99 is parked"),
+        (["release", "--writer", "xyz", "--partition", "0"], 2, "32 hexadecimal digits"),
+    ],
+)
+async def test_what_cannot_be_done(ledger: Ledger, database: str, command: Sequence[str], code: int, told: str) -> None:
+    found, _, errors = run(database, *command)
+    assert found == code and told in errors
+
+
+def test_a_database_that_is_not_there() -> None:
+    code, told, errors = run("postgresql://127.0.0.1:1/nowhere", "list")
+    assert (code, told) == (3, "") and errors.startswith("PostgreSQL cannot be asked: ")

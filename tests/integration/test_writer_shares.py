@@ -1,0 +1,90 @@
+"""The real writer, its journal, claims and log under one tenant's flood: who is refused, in which order the others are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from buffer.flush_tuner import FlushTuner
+from dedupe.port import State
+from ingest.batch import Batch
+from ingest.decode import Decoder
+from ingest.sink import Unavailable
+from ingest.writer import Writer
+from parshall.data_folder import DataFolder
+from parshall.settings import Settings
+from parshall.wiring import clock_us, make_decoder, make_writer, read_catalogue
+
+FLOOD, TRICKLE = 1, 2
+EVENTS = 5_000  # two such requests do not fit in one call
+
+
+class Running(NamedTuple):
+    writer: Writer
+    decoder: Decoder
+
+    def batch(self, tenant: int, name: str, events: int) -> Batch:
+        time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        shared = {"specversion": "1.0", "type": "hit", "source": "s", "subject": "c", "time": time}
+        body = json.dumps([{**shared, "id": f"{name}-{n}"} for n in range(events)]).encode()
+        return self.decoder.decode_batch(tenant, body, clock_us())
+
+
+@asynccontextmanager
+async def running(folder: Path, **ingest: int) -> AsyncIterator[Running]:
+    settings = Settings.model_validate(
+        {
+            "ingest": ingest,
+            "tenants": [{"name": "flood", "number": FLOOD}, {"name": "trickle", "number": TRICKLE}],
+            "meters": [{"name": "hits", "event_type": "hit", "aggregation": "count"}],
+        }
+    )
+    data = DataFolder(str(folder / "data"))
+    writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
+    await writer.open()
+    decoder = make_decoder(settings, read_catalogue(settings.meters), writer)
+    serving = asyncio.create_task(writer.run())
+    async with asyncio.timeout(30):
+        while writer.claims.state is not State.OPEN:
+            await asyncio.sleep(0.01)
+    yield Running(writer, decoder)
+    await writer.drain(30)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await counter_log.close()
+    await writer.journal.close()
+
+
+async def test_a_flood_that_waits_is_refused_and_the_next_tenant_is_not(tmp_path: Path) -> None:
+    """All within one turn of the loop, so that nothing has been claimed when the trickle comes."""
+    async with running(tmp_path, max_waiting_events=8 * EVENTS) as it:
+        batches = [it.batch(FLOOD, str(number), EVENTS) for number in range(12)]
+        small = [it.batch(TRICKLE, str(number), 10) for number in range(3)]
+        until = asyncio.get_running_loop().time() + 30
+        taken, refusals = [], []
+        for batch in batches:
+            try:
+                taken.append(it.writer.submit(batch, until))
+            except Unavailable as refusal:
+                refusals.append(refusal)
+        assert (len(taken), len(refusals)) == (6, 6), "three quarters of the bound"
+        assert all(refusal.overloaded for refusal in refusals), "it is its own doing"
+        assert {refusal.retry_after_s for refusal in refusals} == {1, 2, 3}, "they come again apart"
+        answered: list[str] = []
+        for future in taken:
+            future.add_done_callback(lambda _: answered.append("flood"))
+        trickle = [it.writer.submit(batch, until) for batch in small]
+        for future in trickle:
+            future.add_done_callback(lambda _: answered.append("trickle"))
+        outcomes = await asyncio.gather(*taken, *trickle)
+        assert [outcome.accepted for outcome in outcomes] == [EVENTS] * 6 + [10] * 3
+        assert answered.index("trickle") <= 1, "it takes turns with the flood"
+        assert answered[-3:] == ["flood"] * 3, answered
+        assert it.writer.refused == {(FLOOD, "waiting"): 6}
+        assert it.writer.waiting_events == 0
+        assert it.writer.unanswered == {FLOOD: 6 * EVENTS}

@@ -1,0 +1,59 @@
+"""The benchmark's own arithmetic: what it says it sends is what it sends, and a target is met or it is not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+
+import pytest
+
+from bench.bodies import Mix, bodies_of
+from bench.figures import MET, MISSED, NO_TARGET, NOT_BUILT, Target, as_json, at_least, at_most, figure, from_json, table
+
+NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize(("requests", "events"), [(7, 1), (3, 100), (2, 333), (1, 1000)])
+def test_a_mix_is_what_it_says(requests: int, events: int, duplicates: bool, bad: bool) -> None:
+    mix = Mix(requests, events, 5, duplicates, bad, run="a1")
+    earlier = {event["id"]: event for body in bodies_of(mix.earlier, NOW) for event in json.loads(body)} if duplicates else {}
+    sent = [event for body in bodies_of(mix, NOW) for event in json.loads(body)]
+
+    counts = Counter(received=len(sent))
+    for event in sent:
+        if event["id"] in earlier:
+            assert event == earlier[event["id"]]  # the same bytes: other content would be a conflict
+            counts["duplicate"] += 1
+        elif event["data"] == {"connections": "many"}:
+            counts["rejected"] += 1
+        else:
+            counts["accepted"] += 1
+    assert {name: counts[name] for name in mix.expected()} == mix.expected()
+    assert len({event["id"] for event in sent}) == len(sent)
+
+
+def test_the_same_mix_is_the_same_bytes() -> None:
+    mix = Mix(3, 50, 5, duplicates=True, bad=True, run="a1")
+    assert list(bodies_of(mix, NOW)) == list(bodies_of(mix, NOW))
+    assert list(bodies_of(mix, NOW)) != list(bodies_of(mix._replace(run="a2"), NOW))
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "verdict"),
+    [
+        ([2000], at_least(20), MET),
+        ([1999], at_least(20), MISSED),
+        ([200, 201, 900], Target(most=201), MET),
+        ([200, 202, 900], Target(most=201), MISSED),
+        ([], at_most(40), NOT_BUILT),
+        ([5], Target(), NO_TARGET),
+    ],
+)
+def test_the_median_meets_a_target_or_does_not(values: list[int], target: Target, verdict: str) -> None:
+    row = figure("a section", "a figure", "us", values, target)
+    assert row.verdict == verdict
+    assert verdict in list(table([row]))[-1]
+    assert from_json(json.loads(json.dumps(as_json([row])))) == [row]
