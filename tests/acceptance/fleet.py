@@ -19,6 +19,7 @@ from tests.acceptance.senders import Record
 from tests.oracle.outcome import Outcome, outcome
 
 FLUSH_MS = 300
+RATED_S = 120
 
 
 def services_sections(*, redis: str, kafka: str, postgres: str) -> str:
@@ -28,9 +29,17 @@ def services_sections(*, redis: str, kafka: str, postgres: str) -> str:
 
 
 async def compare_fleet(
-    folder: Path, workers: Sequence[Role], keys: Mapping[str, str], record: Record, now: datetime, *, check: bool = True
+    folder: Path,
+    workers: Sequence[Role],
+    keys: Mapping[str, str],
+    record: Record,
+    now: datetime,
+    *,
+    check: bool = True,
+    rated_s: int = RATED_S,
 ) -> tuple[Outcome, Differences]:
-    """Once everything that was sent is answered. `check`: whether the traffic must hold everything that exactness is about."""
+    """Once everything that was sent is answered. `check`: whether the traffic must hold everything that exactness is about. `rated_s`:
+    how long rating may take."""
     record.write(folder / "sent.ndjson")
     expected = outcome(folder / "parshall.toml", folder / "sent.ndjson", now)
     if check:
@@ -40,7 +49,7 @@ async def compare_fleet(
         for worker in workers:
             await Api(session, worker.url, keys["demo"]).flush_now()
         apis = {tenant: Api(session, workers[0].url, key) for tenant, key in keys.items()}
-        await wait_rated(apis, accepted)
+        await wait_rated(apis, accepted, rated_s)
         differences = await compare(expected, apis)
         for tenant, key in keys.items():
             ledgers = [(await Api(session, worker.url, key).get("/v1/ledger"))["tenants"][tenant] for worker in workers]

@@ -18,9 +18,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.acceptance.fleet import RATED_S
 from tests.acceptance.patches import PATCHES
 from tests.chaos.plan import NAMES
 from tests.chaos.run import Chaos, run_chaos
+
+PATCHED_RATED_S = 20  # what a broken product has not rated by then will never be
 
 
 def commit() -> str:
@@ -47,7 +50,9 @@ def main() -> int:
         print(*NAMES, sep="\n")
         return 0
     folder = Path(tempfile.mkdtemp(prefix="parshall-chaos-", dir="/tmp"))
-    chaos = Chaos(given.seed, given.seconds, given.events, given.every, given.only, given.patch)
+    chaos = Chaos(
+        given.seed, given.seconds, given.events, given.every, given.only, patches=given.patch, rated_s=30 if given.patch else RATED_S
+    )
     good = False
     try:
         report = asyncio.run(run_chaos(folder, chaos, commit()))

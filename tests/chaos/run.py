@@ -20,7 +20,7 @@ import aiohttp
 from tests.acceptance.comparison import Differences
 from tests.acceptance.edge import PROJECT
 from tests.acceptance.exactness import make_traffic
-from tests.acceptance.fleet import compare_fleet
+from tests.acceptance.fleet import RATED_S, compare_fleet
 from tests.acceptance.senders import Record, Route, Sending
 from tests.chaos.faults import Faults
 from tests.chaos.plan import RATERS, WORKERS, make_plan
@@ -45,6 +45,7 @@ class Chaos:
     events_per_s: int = 250
     every_s: float = 1.6  # between the beginnings of two faults
     only: Sequence[str] = ()  # kinds of faults; none: all
+    rated_s: int = RATED_S  # how long rating may take after the last answer
     patches: Sequence[str] = ()  # changes to the product, see tests/acceptance/patches.py
 
 
@@ -60,7 +61,7 @@ async def run_chaos(folder: Path, chaos: Chaos, commit: str) -> Report:
                 tasks.create_task(_send(it, chaos, now, record))
             end_s = time.monotonic()
             await _recover(it)
-            expected, differences = await compare_fleet(folder, it.workers, it.keys, record, now, check=False)
+            expected, differences = await compare_fleet(folder, it.workers, it.keys, record, now, check=False, rated_s=chaos.rated_s)
             audit = await asyncio.to_thread(_audit, it)
         finally:
             if keeper.done():
