@@ -24,6 +24,7 @@ from tests.chaos.stage import Stage
 LAG_S = 0.4  # how much of the last claims a promoted replica lacks
 DELAY_S = 0.15
 _FULL_AFTER_BYTES = 3000  # less than a few records
+_MOST_UNTIL_A_WRITE_S = 20.0
 _NO_DISK_HAS_BYTES = 1 << 50
 
 
@@ -108,13 +109,14 @@ async def _full_in_mid_write(stage: Stage, fault: Fault) -> bool:
     most = segments[-1].stat().st_size + random.Random(fault.at_s).randrange(_FULL_AFTER_BYTES)
     _, hard = resource.prlimit(role.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
     try:
-        async with asyncio.timeout(fault.length_s):
+        async with asyncio.timeout(_MOST_UNTIL_A_WRITE_S):
             while role.running:
                 await asyncio.sleep(0.01)
     except TimeoutError:  # nothing was written that long
         resource.prlimit(role.pid, resource.RLIMIT_FSIZE, (hard, hard))
         return False
     stage.note_end(role)
+    await asyncio.sleep(fault.length_s)
     role.start()
     return True
 
