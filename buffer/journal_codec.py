@@ -33,6 +33,7 @@ from buffer.journal_records import (
 )
 
 VERSION = 1  # of the segment layout, and of each frame's payload
+SHARDED = 2  # of the payload of a record that tells of several shards; without them every record is as in version 1
 
 SEGMENT_MAGIC = b"PARSHJNL"
 _HEADER = struct.Struct("<8sB7x16sQQq")  # magic, version, writer, first sequence, chain, made at (us)
@@ -55,8 +56,10 @@ _WORTH_COMPRESSING = 512
 class UnknownVersion(Exception):
     """The bytes were written in a format that this version does not know. One sentence."""
 
-    def __init__(self, what: str, version: int) -> None:
-        super().__init__(f"{what} has format version {version}, and this Parshall reads only version {VERSION}: use the one that wrote it.")
+    def __init__(self, what: str, version: int, newest: int = VERSION) -> None:
+        super().__init__(
+            f"{what} has format version {version}, and this Parshall reads only up to version {newest}: use the one that wrote it."
+        )
 
 
 class BadHeader(Exception):
@@ -106,6 +109,7 @@ class Encoded(NamedTuple):
     kind: int
     head: bytes
     body: bytes
+    version: int = VERSION
 
 
 class Frame(NamedTuple):
@@ -124,14 +128,14 @@ class Frame(NamedTuple):
 
 def seal(encoded: Encoded, sequence: int, group: int, previous: int, seed: int) -> tuple[bytes, bytes, int]:
     """(prefix, rest, checksum) of the frame. Compresses: meant for the journal's thread."""
-    kind, head, body = encoded
+    kind, head, body, version = encoded
     body_size = 0
     if len(body) >= _WORTH_COMPRESSING:
         packed = cramjam.lz4.compress_block(body, store_size=False)
         if len(packed) < len(body):
             body_size, body = len(body), bytes(packed)
     length = len(head) + len(body)
-    rest = b"".join((_FRAME.pack(length, sequence, sequence - group, previous, VERSION, kind, 0, len(head), body_size), head, body))
+    rest = b"".join((_FRAME.pack(length, sequence, sequence - group, previous, version, kind, 0, len(head), body_size), head, body))
     checksum = xxh3_64_intdigest(rest, seed)
     return _PREFIX.pack(FRAME_MAGIC, checksum), rest, checksum
 
@@ -149,8 +153,8 @@ def frame_at(data: memoryview, offset: int, seed: int) -> Frame | None:
     end = payload + length
     if end > len(data) or head_length > length or xxh3_64_intdigest(data[start:end], seed) != checksum:
         return None
-    if version != VERSION or kind not in _DECODERS:
-        raise UnknownVersion(f"the journal frame {sequence} (kind {kind})", version)
+    if version not in (VERSION, SHARDED) or kind not in _DECODERS:
+        raise UnknownVersion(f"the journal frame {sequence} (kind {kind})", version, SHARDED)
     body = payload + head_length
     return Frame(kind, sequence, sequence - back, previous, checksum, end, data[payload:body], data[body:end], body_size)
 
@@ -237,6 +241,8 @@ class _CallHead(NamedTuple):
     claims: list[tuple[int, bytes, bytes]]
     tallies: Tallies
     branch: bytes = b""
+    shard: int = 0
+    in_shard: int = 0
 
 
 class _PartHead(NamedTuple):
@@ -277,11 +283,22 @@ def encode_record(record: JournalRecord) -> Encoded:
 
 
 def _encode_call(record: CallRecord) -> Encoded:
-    number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, branch = record
-    head = _encode((number, generation, execution, horizon_us, newest_us, claims, tallies, branch))
-    if not deltas and not rejected:
-        return Encoded(CALL, head, b"")
-    return Encoded(CALL, head, _encode(([_columns(one) for one in deltas], rejected)))
+    number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, branch, shard, in_shard = record
+    head = (number, generation, execution, horizon_us, newest_us, claims, tallies, branch)
+    body = _encode(([_columns(one) for one in deltas], rejected)) if deltas or rejected else b""
+    if in_shard:
+        return Encoded(CALL, _encode((*head, shard, in_shard)), body, SHARDED)
+    return Encoded(CALL, _encode(head), body)
+
+
+def _encode_opened(record: Opened) -> Encoded:
+    return Encoded(OPENED, _encode(record), b"", SHARDED) if record.shards > 1 else Encoded(OPENED, _encode(record[:2]), b"")
+
+
+def _encode_snapshot(record: Snapshot) -> Encoded:
+    if any(record.shard_calls) or record.shard_horizons_us:
+        return Encoded(SNAPSHOT, _encode(record), b"", SHARDED)
+    return Encoded(SNAPSHOT, _encode(record[:-2]), b"")
 
 
 def _columns(deltas: Deltas) -> dict[str, tuple[list[CounterKey], bytes]]:
@@ -296,15 +313,18 @@ def _encode_part(record: FlushPart) -> Encoded:
     return Encoded(FLUSH_PART, _encode((record.flush, numbers)), _encode(record.records))
 
 
-_ENCODERS: dict[type, Callable[[Any], Encoded]] = {CallRecord: _encode_call, FlushPart: _encode_part}
+_ENCODERS: dict[type, Callable[[Any], Encoded]] = {
+    CallRecord: _encode_call,
+    FlushPart: _encode_part,
+    Opened: _encode_opened,
+    Snapshot: _encode_snapshot,
+}
 _PLAIN_KINDS: dict[type, int] = {
-    Opened: OPENED,
     Meters: METERS,
     FlushBegin: FLUSH_BEGIN,
     FlushCommit: FLUSH_COMMIT,
     Flushed: FLUSHED,
     Closed: CLOSED,
-    Snapshot: SNAPSHOT,
 }
 
 
@@ -332,8 +352,8 @@ def decode_outline(frame: Frame) -> JournalRecord:
 
 
 def _call(head: _CallHead, deltas: list[Deltas], rejected: list[Rejected]) -> CallRecord:
-    number, generation, execution, horizon_us, newest_us, claims, tallies, branch = head
-    return CallRecord(number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, branch)
+    number, generation, execution, horizon_us, newest_us, claims, tallies, *more = head
+    return CallRecord(number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, *more)
 
 
 def _body(frame: Frame) -> bytes | memoryview:

@@ -24,6 +24,7 @@ class Opened(NamedTuple):
 
     incarnation: bytes
     at_us: int
+    shards: int = 1  # how many claim stores share the tenants; each has call numbers of its own
 
 
 class Meters(NamedTuple):
@@ -35,7 +36,7 @@ class Meters(NamedTuple):
 class CallRecord(NamedTuple):
     """One claim call: every call leaves one, also one that granted nothing."""
 
-    number: int
+    number: int  # in the journal: 1, 2, 3 … within the incarnation, whatever the shard
     generation: int
     execution: int
     horizon_us: int
@@ -45,6 +46,8 @@ class CallRecord(NamedTuple):
     tallies: Tallies  # verdicts given in this call
     rejected: Sequence[Rejected]
     branch: bytes = b""  # of the claim store's life, within which executions count
+    shard: int = 0
+    in_shard: int = 0  # its number in its shard: 1, 2, 3 … there; 0 where there is one shard, for it is `number` then
 
 
 class FlushBegin(NamedTuple):
@@ -100,6 +103,8 @@ class Snapshot(NamedTuple):
     through: Through = Through(b"", 0)  # of the last flush that was committed and acknowledged
     progress: FlushProgress | None = None  # the flush under way
     kept_from: int = 1  # first sequence of the oldest segment that is still kept; what is older may go
+    shard_calls: Sequence[Sequence[int]] = ()  # per incarnation the last call in each shard; nothing for one that had one shard
+    shard_horizons_us: Sequence[int] = ()  # of the shards of the newest incarnation; nothing where it has one
 
 
 JournalRecord = Opened | Meters | CallRecord | FlushBegin | FlushPart | FlushCommit | Flushed | Closed | Snapshot

@@ -117,14 +117,14 @@ class SegmentFacts:
 def disposable(segments: Sequence[SegmentFacts], standing: Standing) -> list[SegmentFacts]:
     """The oldest segments that nobody needs any more, never the last one; `standing` is about to be journalled in a newer one.
 
-    A segment goes once the horizon has reached its newest event time (no event in it is ever claimed again), every call in it is covered
-    by an acknowledged flush, and so is every flush that has bytes in it. Its digests and flush bytes go with it.
+    A segment goes once the horizon of every shard has reached its newest event time (no event in it is ever claimed again), every call in
+    it is covered by an acknowledged flush, and so is every flush that has bytes in it. Its digests and flush bytes go with it.
     """
     acknowledged = standing.acknowledged
     underway = standing.next_flush if standing.progress is None else standing.progress.flush
     gone: list[SegmentFacts] = []
     for segment in segments[:-1]:
-        if segment.newest_us > standing.horizon_us or segment.last_call > acknowledged or segment.last_flush >= underway:
+        if segment.newest_us > standing.least_horizon_us or segment.last_call > acknowledged or segment.last_flush >= underway:
             break
         gone.append(segment)
     return gone
@@ -410,7 +410,7 @@ def _second_pass(disk: Disk, directory: str, segments: Sequence[SegmentFacts], s
 # ---- what is kept, for others
 
 
-# (tenant, generation, newest event time, digests, fingerprints, incarnation, call, execution, branch)
+# (tenant, generation, newest event time, digests, fingerprints, incarnation, call in its shard, execution, branch)
 KeptClaims = tuple[int, int, int, bytes, bytes, bytes, int, int, bytes]
 
 
@@ -428,7 +428,7 @@ def read_claims(disk: Disk, directory: str, firsts: Sequence[int], last: int) ->
         elif isinstance(record, Snapshot) and record.incarnations:
             incarnation = record.incarnations[-1][0]
         elif isinstance(record, CallRecord):
-            of_call = (incarnation, record.number, record.execution, record.branch)
+            of_call = (incarnation, record.in_shard or record.number, record.execution, record.branch)
             for tenant, digests, fingerprints in record.claims:
                 yield tenant, record.generation, record.newest_us, digests, fingerprints, *of_call
 

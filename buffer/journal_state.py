@@ -63,6 +63,23 @@ class Replayed(NamedTuple):
     horizon_us: int
     totals: Tallies  # since the journal was made
     flushed: dict[int, int]  # accepted events per tenant in acknowledged flushes; the outstanding one is not in it
+    shard_calls: list[Sequence[int]]  # beside `incarnations`: the last call of each in each shard; nothing for one that had one shard
+    shard_horizons_us: list[int]  # of the shards of the newest incarnation; nothing where it has one
+
+    def closed_in(self, shard: int, shards: int) -> list[tuple[bytes, int]]:
+        """The incarnations as one of so many shards may know them: (id, last call there), oldest first.
+
+        One of another set of shards is known to no store of this set, and its claims carry no call any more: that all of its calls are
+        on disk is enough to say.
+        """
+        return [
+            (incarnation, calls[shard] if len(calls) == shards else last)
+            for (incarnation, last), calls in zip(self.incarnations, self.shard_calls, strict=True)
+        ]
+
+    def horizon_in(self, shard: int, shards: int) -> int:
+        """What a shard must have as its horizon at least. In a new set of shards its tenants may come from any shard of the old one."""
+        return self.shard_horizons_us[shard] if len(self.shard_horizons_us) == shards else self.horizon_us
 
 
 class Standing:
@@ -82,6 +99,8 @@ class Standing:
         self.kept_from = 1
         self._ids: list[bytes] = []
         self._last_calls: list[int] = []
+        self._shard_calls: list[list[int]] = []  # beside them: the last call in each shard; nothing for an incarnation that had one
+        self.shard_horizons_us: list[int] = []  # of the newest incarnation; nothing where it has one shard
         # Accepted events of the calls since the last acknowledged flush, for the next flush to be told how far it reaches. Nothing is
         # noted while a committed flush is under way: by the law those calls are all covered by the one after it.
         self._recent: list[tuple[Position, int, int]] = []
@@ -92,6 +111,15 @@ class Standing:
     @property
     def incarnations(self) -> list[tuple[bytes, int]]:
         return list(zip(self._ids, self._last_calls, strict=True))
+
+    @property
+    def shard_calls(self) -> list[Sequence[int]]:
+        return [list(calls) for calls in self._shard_calls]
+
+    @property
+    def least_horizon_us(self) -> int:
+        """No event at or below it is ever claimed again, whatever its shard."""
+        return min(self.shard_horizons_us, default=self.horizon_us)
 
     def position(self, through: Through) -> Position:
         if not through.incarnation:
@@ -122,6 +150,8 @@ class Standing:
             self.through,
             self.progress,
             kept_from,
+            self._shard_calls,
+            self.shard_horizons_us,
         )
 
     # ---- applying
@@ -163,6 +193,8 @@ class Standing:
         assert record.writer == self.writer
         self._ids = [incarnation for incarnation, _ in record.incarnations]
         self._last_calls = [last for _, last in record.incarnations]
+        self._shard_calls = [list(calls) for calls in record.shard_calls] or [[] for _ in self._ids]
+        self.shard_horizons_us = list(record.shard_horizons_us)
         self.last_call = next(((index, last) for index, last in reversed(list(enumerate(self._last_calls))) if last), BEFORE_ALL)
         self.meters = dict(record.meters)
         self.next_n = dict(record.next_n)
@@ -178,6 +210,12 @@ class Standing:
         self.reopened()
         self._ids.append(record.incarnation)
         self._last_calls.append(0)
+        several = record.shards > 1
+        self._shard_calls.append([0] * record.shards if several else [])
+        if not several:
+            self.shard_horizons_us = []
+        elif len(self.shard_horizons_us) != record.shards:
+            self.shard_horizons_us = [self.horizon_us] * record.shards
 
     def _call(self, record: CallRecord) -> None:
         number = record.number
@@ -186,12 +224,20 @@ class Standing:
         self.last_call = (len(self._ids) - 1, number)
         if record.horizon_us > self.horizon_us:
             self.horizon_us = record.horizon_us
+        if record.in_shard or self.shard_horizons_us:
+            self._call_in_shard(record)
         add_tallies(self.totals, record.tallies)
         if self.progress is None or not self.progress.committed:
             for tenant, counts in record.tallies.items():
                 accepted = counts.get("accepted")
                 if accepted:
                     self._recent.append((self.last_call, tenant, accepted))
+
+    def _call_in_shard(self, record: CallRecord) -> None:
+        calls, horizons = self._shard_calls[-1], self.shard_horizons_us
+        assert record.shard < len(calls) and record.in_shard == calls[record.shard] + 1, "each shard's calls are journalled in their order"
+        calls[record.shard] = record.in_shard
+        horizons[record.shard] = max(horizons[record.shard], record.horizon_us)
 
     def _flush_begin(self, record: FlushBegin) -> None:
         assert self.progress is None or not self.progress.committed, "one flush at a time"
@@ -304,6 +350,8 @@ class Details:
             horizon_us=standing.horizon_us,
             totals={tenant: dict(counts) for tenant, counts in standing.totals.items()},
             flushed=dict(standing.flushed),
+            shard_calls=standing.shard_calls,
+            shard_horizons_us=list(standing.shard_horizons_us),
         )
 
     def _flush(self) -> OutstandingFlush | None:

@@ -69,14 +69,17 @@ rejected = st.builds(Rejected, st.text(max_size=8), st.binary(max_size=900))
 headers = st.lists(st.tuples(st.text(max_size=8), st.binary(max_size=8)), max_size=3).map(tuple)
 records = st.builds(Record, numbers, numbers, headers, st.binary(max_size=900))
 claims = st.lists(st.tuples(numbers, st.binary(max_size=60), st.binary(max_size=20)), max_size=3)
-calls = st.builds(CallRecord, numbers, numbers, numbers, times, times, claims, deltas, tallies, st.lists(rejected, max_size=3))
+plain_calls = st.builds(
+    CallRecord, numbers, numbers, numbers, times, times, claims, deltas, tallies, st.lists(rejected, max_size=3), ids, st.just(0), st.just(0)
+)
+calls = plain_calls | st.builds(lambda call, shard, n: call._replace(shard=shard, in_shard=n), plain_calls, numbers, st.integers(1, 2**31))
 throughs = st.builds(Through, ids | st.just(b""), numbers)
 names = st.lists(st.text(), max_size=3).map(tuple)
 definitions = st.builds(MeterDefinition, st.text(), st.text(), st.sampled_from(["sum", "max"]), st.integers(0, 18), numbers, names)
 meters = st.dictionaries(numbers, definitions, max_size=3)
 per_number = st.dictionaries(numbers, numbers, max_size=3)
 progress = st.builds(FlushProgress, numbers, throughs, per_number, st.booleans(), per_number)
-snapshots = st.builds(
+plain_snapshots = st.builds(
     Snapshot,
     ids,
     st.lists(st.tuples(ids, numbers), max_size=3),
@@ -89,10 +92,18 @@ snapshots = st.builds(
     throughs,
     st.none() | progress,
     numbers,
+    st.just(()),
+    st.just(()),
+)
+snapshots = plain_snapshots | st.builds(
+    lambda snapshot, calls, horizons: snapshot._replace(shard_calls=calls, shard_horizons_us=horizons),
+    plain_snapshots,
+    st.lists(st.lists(numbers, max_size=3), max_size=3),
+    st.lists(times, min_size=1, max_size=3),
 )
 any_record = st.one_of(
     calls,
-    st.builds(Opened, ids, times),
+    st.builds(Opened, ids, times, st.integers(1, 3)),
     st.builds(Meters, meters),
     st.builds(FlushBegin, numbers, throughs),
     st.builds(FlushPart, numbers, st.lists(records, max_size=3)),
@@ -146,9 +157,9 @@ def test_frames_of_one_journal_prove_nothing_in_another() -> None:
 
 def test_an_unknown_version_of_a_sound_frame_is_refused() -> None:
     data = bytearray(framed(Closed(1)))
-    data[12 + 24] = 2  # the version byte
+    data[12 + 24] = 3  # the version byte
     data[4:12] = xxh3_64_intdigest(bytes(data[12:]), SEED).to_bytes(8, "little")
-    with pytest.raises(Exception, match="format version 2"):
+    with pytest.raises(Exception, match="format version 3"):
         frame_at(memoryview(bytes(data)), 0, SEED)
 
 

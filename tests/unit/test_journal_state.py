@@ -209,6 +209,8 @@ def model(records: list[JournalRecord]) -> Replayed:
         horizon_us=max((one.horizon_us for _, one in calls), default=0),
         totals=gather(calls)[1],
         flushed={tenant: counts["accepted"] for tenant, counts in gather(calls[:done])[1].items() if counts["accepted"]},
+        shard_calls=[[] for _ in incarnations],
+        shard_horizons_us=[],
     )
 
 
