@@ -352,8 +352,8 @@ def decode_outline(frame: Frame) -> JournalRecord:
 
 
 def _call(head: _CallHead, deltas: list[Deltas], rejected: list[Rejected]) -> CallRecord:
-    number, generation, execution, horizon_us, newest_us, claims, tallies, *more = head
-    return CallRecord(number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, *more)
+    number, generation, execution, horizon_us, newest_us, claims, tallies, branch, shard, in_shard = head
+    return CallRecord(number, generation, execution, horizon_us, newest_us, claims, deltas, tallies, rejected, branch, shard, in_shard)
 
 
 def _body(frame: Frame) -> bytes | memoryview:

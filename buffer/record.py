@@ -24,6 +24,7 @@ CHUNK_BYTES = 256 * 1024
 PIECE_COUNTERS = 500  # one step of `pieces` handles about this many counters: about a millisecond
 
 _VERSION_HEADER = b"%d" % VERSION
+SHARDS = "shards"  # the header with the last call of each shard; only where there are several
 _HEAD, _COUNTERS, _TALLIES, _TAIL = b'{"v":1,"meters":[', b'],"counters":[', b'],"tallies":{', b"}}"
 _FRAME_BYTES = len(_HEAD) + len(_COUNTERS) + len(_TALLIES) + len(_TAIL)
 _DIMENSIONS_AT = 4  # in a CounterKey
@@ -72,13 +73,16 @@ class RecordEncoder:
         partitions: int,
         through: Through,
         next_n: Mapping[int, int],
+        shard_calls: Sequence[int] = (),
     ) -> None:
+        """`shard_calls`: what `through` comes to in each shard, where there are several."""
         self.next_n = dict(next_n)
         self._meters = meters
         self._tenants = tenants
         self._partitions = partitions
         self._writer = writer.hex().encode()
         self._through = b"%s:%d" % (through.incarnation.hex().encode(), through.call)
+        self._more_headers = ((SHARDS, b",".join([b"%d" % call for call in shard_calls])),) if shard_calls else ()
         self._chunks: dict[int, _Chunk] = {}
         self._meter_rows = {number: _meter_row(meter) for number, meter in meters.items()}
         self._counting = {number for number, meter in meters.items() if meter.aggregation == "count"}
@@ -167,6 +171,7 @@ class RecordEncoder:
             ("n", b"%d" % n),
             ("hash", xxh3_128_hexdigest(value).encode()),
             ("through", self._through),
+            *self._more_headers,
         )
         return Record(partition, n, headers, value)
 
@@ -231,6 +236,7 @@ class Place(NamedTuple):
     n: int
     hash: str  # 32 hex digits
     through: Through
+    shard_calls: tuple[int, ...] = ()  # the call of that incarnation in each shard, where it had several
 
 
 class Counter(NamedTuple):
@@ -306,7 +312,8 @@ def read_place(headers: Mapping[str, bytes]) -> Place:
     n = _decimal(headers, "n", _header(headers, "n"))
     if n < 1:
         raise NoPlace("header n is 0: records are numbered from 1")
-    return Place(writer, _decimal(headers, "partition", _header(headers, "partition")), n, hash_hex.decode(), through)
+    calls = tuple(_decimal(headers, SHARDS, call) for call in headers[SHARDS].split(b",")) if SHARDS in headers else ()
+    return Place(writer, _decimal(headers, "partition", _header(headers, "partition")), n, hash_hex.decode(), through, calls)
 
 
 def decode(headers: Mapping[str, bytes], value: bytes) -> CounterRecord:

@@ -51,6 +51,7 @@ def digests(events: Iterable[Identified]) -> list[bytes]:
     return [xxh3_128_digest((prefixes[event.source] + event.id).encode())[:12] for event in events]
 
 
-def identity_hash(generation_us: int) -> bytes:
-    """Of all that must agree between writers of one claim store: 16 hex digits."""
-    return xxh3_64_hexdigest(f"digest {DIGEST_VERSION} seed {SEED} generation {generation_us}".encode()).encode()
+def identity_hash(generation_us: int, shard: int = 0, shards: int = 1) -> bytes:
+    """Of all that must agree between writers of one claim store, which tenants are in it included: 16 hex digits."""
+    share = f" shard {shard} of {shards}" if shards > 1 else ""
+    return xxh3_64_hexdigest(f"digest {DIGEST_VERSION} seed {SEED} generation {generation_us}{share}".encode()).encode()

@@ -19,6 +19,15 @@ DIGEST_BYTES = 12
 FINGERPRINT_BYTES = 4  # first byte: the shape of the event type; the other three: what was sent
 
 
+def shard_of(tenant: int, shards: int) -> int:
+    """Which of so many claim stores has the claims of a tenant.
+
+    By its number, which journals and claims keep even when the tenant is gone from the configuration. A remainder is enough: changing the
+    number of shards moves every claim anyway, and whoever gives out the numbers can see where a tenant will be.
+    """
+    return tenant % shards
+
+
 class Section(NamedTuple):
     """The identities of one tenant in one call. No digest occurs twice in the sections of one tenant in a call."""
 
@@ -121,6 +130,8 @@ class Identity(NamedTuple):
     log: str  # Kafka cluster id or local log id
     generation_us: int  # length of a generation
     lifetime_us: int  # max_age + max_skew (the margins of both clocks included): a generation goes once its newest is older
+    shard: int = 0  # which of `shards` stores this is
+    shards: int = 1  # how many share the tenants
 
 
 class ClaimsError(Exception):

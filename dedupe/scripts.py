@@ -54,7 +54,7 @@ class Script(NamedTuple):
 
 def context_of(identity: Identity, writer: bytes, incarnation: bytes, session: int) -> Context:
     assert identity.generation_us >= 1_000_000, "the scripts count generations in numbers of at most 14 digits"
-    hashed = identity_hash(identity.generation_us)
+    hashed = identity_hash(identity.generation_us, identity.shard, identity.shards)
     return Context(writer, incarnation, session, identity.log, hashed, identity.generation_us, identity.lifetime_us)
 
 

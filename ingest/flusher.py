@@ -53,6 +53,7 @@ class Flusher:
         self.merged_deltas: Counter[int] = Counter()  # by tenant, since the last flush: tells who fills the live counters
         self._rejected: list[Rejected] = list(state.rejected)
         self.through = Through(*state.incarnations[-1]) if state.incarnations else Through(b"", 0)
+        self._shard_calls: Sequence[int] = state.shard_calls[-1] if state.shard_calls else ()  # what `through` comes to in each shard
         self._outstanding = state.flush
         self.outstanding_tallies: Tallies = {} if state.flush is None else state.flush.tallies
         self._next_n = dict(state.next_n)
@@ -70,7 +71,15 @@ class Flusher:
 
     # ---- what the writer calls with each call record
 
-    def merge(self, deltas: Sequence[Deltas], tallies: Tallies, rejected: Sequence[Rejected], through: Through) -> None:
+    def merge(
+        self,
+        deltas: Sequence[Deltas],
+        tallies: Tallies,
+        rejected: Sequence[Rejected],
+        through: Through,
+        shard_calls: Sequence[int] = (),
+    ) -> None:
+        """`shard_calls`: the last call merged of each shard, where there are several."""
         for more in deltas:
             merge(self.live, more)
         add_tallies(self.tallies, tallies)
@@ -79,6 +88,7 @@ class Flusher:
         if rejected:
             self._rejected.extend(rejected)
         self.through = through
+        self._shard_calls = shard_calls
         if self._tuner.full(count(self.live)):
             self._wake.set()
 
@@ -145,7 +155,7 @@ class Flusher:
         if not self.live_counters and not self.tallies and not self._rejected:
             return
         started_us = self._clock_us()
-        flush, through = self._next_flush, self.through
+        flush, through, shard_calls = self._next_flush, self.through, self._shard_calls
         deltas, tallies, rejected = self.live, self.tallies, self._rejected
         self.unflushed_since_us = 0
         self.live, self.tallies, self._rejected = {}, {}, []
@@ -153,7 +163,7 @@ class Flusher:
         self.merged_deltas.clear()
         self._next_flush += 1
         self._journal.append(FlushBegin(flush, through))
-        records = await self._encode(flush, through, deltas, tallies)
+        records = await self._encode(flush, through, shard_calls, deltas, tallies)
         self._journal.append(FlushCommit(flush))
         await self._journal.drain()  # only a committed flush on disk may be produced
         await self._finish(flush, records, rejected)
@@ -161,7 +171,7 @@ class Flusher:
         self.last_duration_us = self.last_flush_us - started_us
         self.duration.observe(self.last_duration_us)
 
-    async def _encode(self, flush: int, through: Through, deltas: Deltas, tallies: Tallies) -> list[Record]:
+    async def _encode(self, flush: int, through: Through, shard_calls: Sequence[int], deltas: Deltas, tallies: Tallies) -> list[Record]:
         encoder = RecordEncoder(
             meters=self._meters,
             tenants=self._tenants,
@@ -169,6 +179,7 @@ class Flusher:
             partitions=self._log.partitions,
             through=through,
             next_n=self._next_n,
+            shard_calls=shard_calls,
         )
         records: list[Record] = []
         for piece in encoder.pieces(deltas, tallies):

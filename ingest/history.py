@@ -12,7 +12,7 @@ import structlog
 
 from buffer.counter_log import CounterLog, LogUnavailable, Retired
 from buffer.journal import Journal
-from dedupe.port import Claimed
+from dedupe.port import Claimed, shard_of
 
 log = structlog.get_logger()
 
@@ -20,17 +20,28 @@ _RETRY_S = 1.0
 
 
 class JournalHistory:
-    """`dedupe.port.History` over a journal. The writer raises `mark` as calls reach the disk."""
+    """`dedupe.port.History` over a journal, for one of its shards. The writer raises `mark` as calls reach the disk."""
 
-    def __init__(self, journal: Journal, log: CounterLog, incarnation: bytes, registry: Mapping[bytes, Retired | None]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        log: CounterLog,
+        incarnation: bytes,
+        registry: Mapping[bytes, Retired | None],
+        *,
+        shard: int = 0,
+        shards: int = 1,
+    ) -> None:
         """`registry`: as it was read when this writer joined it."""
         self._journal = journal
         self._log = log
         self._incarnation = incarnation
-        self._closed = list(journal.state.incarnations)
+        self._shard = shard
+        self._shards = shards
+        self._closed = journal.state.closed_in(shard, shards)
         self._registered: set[bytes] = {journal.writer}  # seen in the registry, which never forgets
         self.mark = 0
-        self.horizon_us = journal.state.horizon_us
+        self.horizon_us = journal.state.horizon_in(shard, shards)
         self.lost_horizon_us = 0
         self._learn(registry)
 
@@ -50,8 +61,10 @@ class JournalHistory:
         await self._journal.drain()
 
     def claims(self) -> Iterator[Claimed]:
+        """By the tenant alone: in another set of shards its calls may have gone elsewhere."""
         for kept in self._journal.claims():
-            yield Claimed(*kept)
+            if shard_of(kept[0], self._shards) == self._shard:
+                yield Claimed(*kept)
 
     async def members(self) -> frozenset[bytes]:
         """Waits for the registry: to open claims without a member would count its events twice.

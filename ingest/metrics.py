@@ -148,13 +148,21 @@ SPECS: Sequence[Spec] = (
         ("of",),
         lambda snapshot, _now_us: [((of,), most) for of, most in snapshot.bounds.items()],
     ),
-    Spec("parshall_ready", GaugeMetricFamily, "1 while requests can be served.", (), _one(lambda snapshot: int(snapshot.ready))),
+    Spec(
+        "parshall_ready",
+        GaugeMetricFamily,
+        "1 while requests can be served, of the tenants of some shard at least.",
+        (),
+        _one(lambda snapshot: int(snapshot.ready)),
+    ),
     Spec(
         "parshall_claims_state",
         GaugeMetricFamily,
-        "1 for the state that the claims are in: disconnected, rebuilding, open, full.",
-        ("state",),
-        lambda snapshot, _now_us: [((state,), int(state == snapshot.claims_state)) for state in _STATES],
+        "1 for the state that the claims of a shard are in: disconnected, rebuilding, open, full.",
+        ("shard", "state"),
+        lambda snapshot, _now_us: [
+            ((str(shard), state), int(state == found)) for shard, found in enumerate(snapshot.claims_states) for state in _STATES
+        ],
     ),
     Spec(
         "parshall_live_counters",

@@ -42,7 +42,7 @@ class WriterSnapshot(Struct, kw_only=True):
     worker: int
     incarnation: str = ""
     ready: bool = False
-    claims_state: str = ""  # disconnected, rebuilding, open
+    claims_states: list[str] = field(default_factory=list)  # of each shard: disconnected, rebuilding, open
     tenants: dict[str, TenantLedger] = field(default_factory=dict)
     live_counters: int = 0
     calls_in_flight: int = 0

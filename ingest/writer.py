@@ -1,10 +1,14 @@
 """The writer: one journal's pipeline from a decoded request to its answer.
 
 Belongs here: the order of things (claim, journal, merge, sync, answer), back-pressure, opening and draining. Must not know: HTTP, JSON,
-which adapters stand behind the ports. What a reply means is in calls.py; the flush is in flusher.py.
+which adapters stand behind the ports. The way to a claim store and back is in lane.py, what a reply means in calls.py; the flush is in
+flusher.py.
 
 The event loop alone decides order: one synchronous step appends a call's record and merges its deltas. A thread only writes and syncs;
 then the requests of that call are answered and the mark is raised.
+
+Several claim stores (shards) share the tenants: each has a lane, and the records of all lanes come into the one journal as the replies
+do, each lane's in its call order. So what is on disk is a beginning of every lane.
 """
 
 from __future__ import annotations
@@ -23,12 +27,13 @@ from buffer.counters import MeterDefinition, count
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import CallRecord, Closed, Opened, Through
-from dedupe.port import Claims, Refused, Reply, State, Verdicts
+from dedupe.port import Claims, Verdicts, shard_of
 from ingest.batch import Batch, Rejection
-from ingest.calls import Outcome, PlannedCall, Request, plan, refuse, settle
-from ingest.fair_shares import Shares, TurnQueue, fits
+from ingest.calls import Outcome, Request, settle
+from ingest.fair_shares import Shares, fits
 from ingest.flusher import Flusher
 from ingest.history import JournalHistory
+from ingest.lane import Answered, Lane
 from ingest.sink import Unavailable
 from ingest.snapshot import Latency
 
@@ -44,7 +49,7 @@ _MOST_RAW_BYTES = 64 * 1024
 class WriterLimits(NamedTuple):
     """Bounds of one writer. Beyond them requests are refused before any claim."""
 
-    calls_in_flight: int = 2  # more would only make calls smaller
+    calls_in_flight: int = 2  # of each shard; more would only make calls smaller
     events_per_call: int = 8192
     waiting_events: int = 200_000
     live_counters: int = 4_000_000
@@ -58,7 +63,8 @@ class _Unsynced(NamedTuple):
     """A call whose record is in the journal's queue."""
 
     sequence: int
-    call: int
+    lane: Lane
+    call: int  # its number in its shard
     appended_s: float
     decided: Sequence[Request]
 
@@ -67,7 +73,7 @@ class Writer:
     def __init__(
         self,
         journal: Journal,
-        claims: Claims,
+        shards: Sequence[Claims],
         counter_log: CounterLog,
         tuner: FlushTuner,
         *,
@@ -76,29 +82,22 @@ class Writer:
         clock_us: Callable[[], int],
         entropy: Callable[[int], bytes],
     ) -> None:
+        """`shards`: the claim stores, in their order, which decides whose tenants are whose."""
         self.journal = journal
-        self.claims = claims
         self._log = counter_log
         self._limits = limits
         self._clock_us = clock_us
         self._entropy = entropy
         self._tenants = tenants
         self.incarnation = b""
-        self._history: JournalHistory | None = None
         self.meters: dict[int, MeterDefinition] = dict(journal.state.meters)
         self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=tenants, clock_us=clock_us)
-        self._ask_now: deque[Request] = deque()
-        self._waiting: TurnQueue[Request] = TurnQueue()
         self._waiting_events = Shares(limits.waiting_events)
         self._coming_counters = Shares(limits.live_counters)  # of requests that are not in a record yet: they may all become live
         self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
-        self._calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
-        self._sent_s: dict[int, float] = {}
-        self._replies: dict[int, Reply | None] = {}
-        self._too_late: dict[int, list[tuple[Request, Rejection]]] = {}
-        self._next_call = 1
-        self._last_call_s = 0.0
-        self._next_append = 1
+        self.lanes = [self._lane(shard, claims) for shard, claims in enumerate(shards)]
+        self._accepted = False  # every shard has once taken this journal for the newest there is
+        self._next_number = 1  # of the next call record
         self._unsynced: deque[_Unsynced] = deque()
         self.pending_events = 0  # claimed by another call whose record is not on its disk yet; asked again in a moment
         self.claim_call = Latency()
@@ -106,15 +105,28 @@ class Writer:
         self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
         self.refused: dict[tuple[int, str], int] = {}  # requests by tenant and why
         self._refusals = 0
-        self._sending = False
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
         journal.on_synced = self._on_synced
 
+    def _lane(self, shard: int, claims: Claims) -> Lane:
+        return Lane(
+            shard,
+            claims,
+            calls_in_flight=self._limits.calls_in_flight,
+            events_per_call=self._limits.events_per_call,
+            waiting_events=self._waiting_events,
+            is_open=self._open.__contains__,
+            on_answered=self._append,
+        )
+
+    def lane_of(self, tenant: int) -> Lane:
+        return self.lanes[shard_of(tenant, len(self.lanes))]
+
     @property
     def waiting_requests(self) -> int:
-        return self._waiting.length + len(self._ask_now)
+        return sum(lane.waiting.length + len(lane.ask_now) for lane in self.lanes)
 
     @property
     def waiting_events(self) -> int:
@@ -126,7 +138,7 @@ class Writer:
 
     @property
     def calls_in_flight(self) -> int:
-        return len(self._calls)
+        return sum(len(lane.calls) for lane in self.lanes)
 
     @staticmethod
     def _now_s() -> float:
@@ -144,7 +156,25 @@ class Writer:
 
     @property
     def ready(self) -> bool:
-        return not self._draining and self.incarnation != b"" and self.claims.state is State.OPEN
+        """For the tenants of every shard."""
+        return self._may_serve and all(lane.open for lane in self.lanes)
+
+    @property
+    def serves(self) -> bool:
+        """The tenants of some shard at least."""
+        return self._may_serve and any(lane.open for lane in self.lanes)
+
+    @property
+    def _may_serve(self) -> bool:
+        return not self._draining and self.incarnation != b"" and self.accepted
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every shard has once taken the journal for what it claims to be. Nothing is claimed before: one of them may know that it
+        is an old copy, and what it then counted for the tenants of the others would never be flushed."""
+        if not self._accepted:
+            self._accepted = all(lane.claims.accepted for lane in self.lanes)
+        return self._accepted
 
     async def open(self) -> None:
         """Connect to the log, join the registry, journal a new incarnation. After it `run`. Raises CannotStart, UnfitLog."""
@@ -152,11 +182,12 @@ class Writer:
         await self._connect_log()
         registry = await self._register()
         incarnation = self._entropy(16)
-        self._history = JournalHistory(self.journal, self._log, incarnation, registry)
-        self.journal.append(Opened(incarnation, self._clock_us()))
+        for lane in self.lanes:
+            lane.history = JournalHistory(self.journal, self._log, incarnation, registry, shard=lane.shard, shards=len(self.lanes))
+            lane.last_call_s = self._now_s()
+        self.journal.append(Opened(incarnation, self._clock_us(), len(self.lanes)))
         await self.journal.drain()  # before its first claim: a reused incarnation would make old void claims look committed
         self.incarnation = incarnation
-        self._last_call_s = self._now_s()
 
     def _check_tenants(self) -> None:
         state = self.journal.state
@@ -205,16 +236,17 @@ class Writer:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must stop the process: a failed journal, a claim store that forbids going on."""
-        assert self._history is not None, "open first"
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_journal())
-            tasks.create_task(self.claims.run(self._history))
+            for lane in self.lanes:
+                assert lane.history is not None, "open first"
+                tasks.create_task(lane.claims.run(lane.history))
             tasks.create_task(self.flusher.run())
             tasks.create_task(self._sweep())
             tasks.create_task(self._allow_flushes())
 
     async def _allow_flushes(self) -> None:
-        while not self.claims.accepted:
+        while not self.accepted:
             await asyncio.sleep(_SWEEP_S)
         self.flusher.allowed.set()
 
@@ -222,11 +254,12 @@ class Writer:
         await asyncio.shield(self.journal.failed)
 
     async def learn_horizon(self) -> int:
-        """Make an empty call: its reply brings the horizon, microseconds, which is in the journal when this returns."""
-        assert self._history is not None
-        self._send(plan(self._next_call, ()))
+        """Make an empty call in each shard: the replies bring the horizons, which are in the journal when this returns. The least of them,
+        microseconds: no event at or below it is ever claimed again."""
+        for lane in self.lanes:
+            self._send_empty(lane)
         await self._idle.wait()
-        return self._history.horizon_us
+        return min(lane.history.horizon_us for lane in self.lanes if lane.history is not None)
 
     async def drain(self, most_s: float) -> None:
         """Stop in order while `run` still runs: finish requests and calls, flush, journal and publish `closed`.
@@ -237,10 +270,10 @@ class Writer:
         async with asyncio.timeout(most_s):
             await self._idle.wait()
             await self.flusher.now()
-            last_call = self._next_append - 1
-            self.journal.append(Closed(last_call))
+            self.journal.append(Closed(self._next_number - 1))
             await self.journal.drain()
-            await self.claims.close(last_call)
+            for lane in self.lanes:
+                await lane.claims.close(lane.appended)
 
     # ---- requests
 
@@ -253,16 +286,8 @@ class Writer:
         request.coming = counters
         self._coming_counters.take(batch.tenant, counters)
         self._idle.clear()
-        self._waiting.push(batch.tenant, request)
-        self._waiting_events.take(batch.tenant, batch.received)
-        if not self._sending:  # once this turn of the loop is over: what arrives within it shares a call
-            self._sending = True
-            asyncio.get_running_loop().call_soon(self._send_what_came)
+        self.lane_of(batch.tenant).push(request)
         return request.answer
-
-    def _send_what_came(self) -> None:
-        self._sending = False
-        self._send_calls()
 
     def check(self, tenant: int) -> None:
         """Would a request of this tenant be taken now, the smallest one? Costs little, so that refusing costs less than serving."""
@@ -272,8 +297,11 @@ class Writer:
         """`decoded`: events that are known to be in the request."""
         if self._draining:
             raise self._refusal(tenant, decoded, "draining", "This node is shutting down.")
-        if self.claims.state is not State.OPEN:
-            raise self._refusal(tenant, decoded, "claims", f"The claims are not ready ({self.claims.state.value}).")
+        lane = self.lane_of(tenant)
+        if not lane.open:
+            raise self._refusal(tenant, decoded, "claims", f"The claims are not ready ({lane.claims.state.value}).")
+        if not self._accepted and not self.accepted:
+            raise self._refusal(tenant, decoded, "claims", "The claims are not ready (another shard does not know this writer yet).")
         waiting = self._waiting_events
         if not waiting.fits(tenant, events):
             if waiting.crowded(tenant):
@@ -319,6 +347,8 @@ class Writer:
                 self.refused[why] = self.refused.get(why, 0) + 1
                 if not request.answer.done():
                     request.answer.set_exception(Unavailable("The events could not be settled before the deadline."))
+            for lane in self.lanes:
+                lane.drop_late()
 
     def _came(self, request: Request) -> None:
         """Its counters are live, or will never be."""
@@ -329,98 +359,69 @@ class Writer:
     def _finish(self, request: Request) -> None:
         self._open.pop(request, None)
         self._came(request)
-        if not self._open and not self._calls and not self._unsynced:
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if not self._open and not self._unsynced and not any(lane.calls for lane in self.lanes):
             self._idle.set()
 
     # ---- calls
 
-    def _send_calls(self) -> None:
-        while len(self._calls) < self._limits.calls_in_flight:
-            requests = self._next_requests()
-            if not requests:
-                return
-            self._send(plan(self._next_call, requests))
-
-    def _send(self, call: PlannedCall) -> None:
-        self._next_call += 1
+    def _send_empty(self, lane: Lane) -> None:
         self._idle.clear()
-        self._calls[call.number] = call
-        self._sent_s[call.number] = self._last_call_s = self._now_s()
-        self.claims.send(call.to_send(), self._on_reply)
+        lane.send(())
 
     def _call_when_idle(self, now_s: float) -> None:
         """An empty call: it brings the horizon, and its record lets the journal give up what lies behind it."""
-        if not self._calls and not self._draining and now_s - self._last_call_s >= _IDLE_CALL_S and self.claims.state is State.OPEN:
-            self._send(plan(self._next_call, ()))
+        if self._draining or not self.accepted:
+            return
+        for lane in self.lanes:
+            if not lane.calls and now_s - lane.last_call_s >= _IDLE_CALL_S and lane.open:
+                self._send_empty(lane)
 
-    def _next_requests(self) -> list[Request]:
-        requests: list[Request] = []
-        room = self._limits.events_per_call
-        while self._ask_now and (not requests or self._ask_now[0].undecided <= room):
-            request = self._ask_now.popleft()
-            if request in self._open:
-                requests.append(request)
-                room -= request.undecided
-        while (first := self._waiting.first()) is not None and (not requests or first.undecided <= room):
-            request = self._waiting.pop()
-            self._waiting_events.give(request.batch.tenant, request.batch.received)
-            if request in self._open:  # else its deadline passed while it waited: nothing of it is under way
-                requests.append(request)
-                room -= request.undecided
-        return requests
-
-    def _on_reply(self, reply: Reply) -> None:
-        if isinstance(reply, Refused):
-            rest, too_late = refuse(self._calls[reply.number], reply.horizon_us)
-            self._too_late.setdefault(reply.number, []).extend(too_late)
-            self._calls[reply.number] = rest
-            if rest.sections:
-                self.claims.send(rest.to_send(), self._on_reply)
-                return
-        self._replies[reply.number] = reply
-        while self._next_append in self._replies:  # in call order, whatever the order of execution was
-            self._append(self._next_append)
-            self._next_append += 1
-        self._send_calls()
-
-    def _append(self, number: int) -> None:
+    def _append(self, lane: Lane, answered: Answered) -> None:
         """One synchronous step: the record enters the journal's queue and its deltas the live counters."""
-        reply = self._replies.pop(number)
-        call = self._calls.pop(number)
+        call, reply, too_late, sent_s = answered
         now_s = self._now_s()
-        self.claim_call.observe(int((now_s - self._sent_s.pop(number)) * 1_000_000))
+        self.claim_call.observe(int((now_s - sent_s) * 1_000_000))
         verdicts = reply if isinstance(reply, Verdicts) else None
-        result = settle(call, verdicts, self._too_late.pop(number, ()))
+        result = settle(call, verdicts, too_late)
         rejected = [self._rejected_record(tenant, rejection) for tenant, rejection in result.rejected]
+        number = self._next_number
+        self._next_number += 1
+        several = len(self.lanes) > 1
         record = CallRecord(
             number=number,
             generation=verdicts.generation if verdicts else 0,
             execution=verdicts.execution if verdicts else 0,
-            horizon_us=reply.horizon_us if reply else 0,
+            horizon_us=reply.horizon_us,
             newest_us=result.newest_us,
             claims=result.claims,
             deltas=result.deltas,
             tallies=result.tallies,
             rejected=rejected,
             branch=verdicts.branch if verdicts else b"",
+            shard=lane.shard if several else 0,
+            in_shard=call.number if several else 0,
         )
         sequence = self.journal.append(record)
-        assert self._history is not None
-        self._history.horizon_us = max(self._history.horizon_us, record.horizon_us)  # what a later joining publishes
+        assert lane.history is not None
+        lane.history.horizon_us = max(lane.history.horizon_us, record.horizon_us)  # what a later joining publishes
         for part in call.parts:
             self.flusher.merged_deltas[part.request.batch.tenant] += part.request.coming
             self._came(part.request)
-        self.flusher.merge(result.deltas, result.tallies, rejected, Through(self.incarnation, number))
-        self._unsynced.append(_Unsynced(sequence, number, now_s, result.decided))
-        self._ask_now.extend(result.ask_now)
+        reached = tuple([one.appended for one in self.lanes]) if several else ()
+        self.flusher.merge(result.deltas, result.tallies, rejected, Through(self.incarnation, number), reached)
+        self._unsynced.append(_Unsynced(sequence, lane, call.number, now_s, result.decided))
+        lane.ask_now.extend(result.ask_now)
         if result.pending:
             self.pending_events += sum(request.undecided for request in result.pending)
-            asyncio.get_running_loop().call_later(_ASK_AGAIN_S, self._ask_again, result.pending)
+            asyncio.get_running_loop().call_later(_ASK_AGAIN_S, self._ask_again, lane, result.pending)
 
-    def _ask_again(self, requests: Sequence[Request]) -> None:
+    def _ask_again(self, lane: Lane, requests: Sequence[Request]) -> None:
         self.pending_events -= sum(request.undecided for request in requests)
-        self._ask_now.extend(request for request in requests if request in self._open)
-        self._send_calls()
+        lane.ask_now.extend(request for request in requests if request in self._open)
+        lane.send_calls()
 
     def _rejected_record(self, tenant: int, rejection: Rejection) -> Rejected:
         raw = rejection.raw
@@ -441,21 +442,21 @@ class Writer:
     def _on_synced(self, synced: int) -> None:
         """Answer when the call's own record is on disk: a duplicate verdict may rest on an earlier one."""
         unsynced = self._unsynced
-        mark = 0
+        marks: dict[Lane, int] = {}
         now_s = self._now_s()
         while unsynced and unsynced[0].sequence <= synced:
-            _, mark, appended_s, decided = unsynced.popleft()
+            _, lane, call, appended_s, decided = unsynced.popleft()
+            marks[lane] = call
             self.journal_sync.observe(int((now_s - appended_s) * 1_000_000))
             for request in decided:
                 self._open.pop(request, None)
                 if not request.answer.done():
                     request.answer.set_result(request.outcome())
-        if mark:
-            assert self._history is not None
-            self._history.mark = mark
-            self.claims.raise_mark(mark)
-        if not self._open and not self._calls and not unsynced:
-            self._idle.set()
+        for lane, mark in marks.items():
+            assert lane.history is not None
+            lane.history.mark = mark
+            lane.claims.raise_mark(mark)
+        self._look_idle()
 
 
 def _room_for(batch: Batch) -> int:

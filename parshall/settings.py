@@ -58,10 +58,23 @@ def _address(text: str) -> str:
     return text
 
 
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
 def _redis_url(text: str) -> str:
-    if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("a URL as in redis://127.0.0.1:6379/0 or rediss://user:password@host:6379")
+    urls = _redis_urls(text)
+    if not all(url.startswith(_REDIS_SCHEMES) for url in urls):
+        raise ValueError(
+            "a URL as in redis://127.0.0.1:6379/0 or rediss://user:password@host:6379; several, separated by commas, share the tenants"
+        )
+    if len(set(urls)) < len(urls):
+        raise ValueError("each URL once: every shard is a Redis of its own")
     return text
+
+
+def _redis_urls(text: str) -> tuple[str, ...]:
+    """A comma may also stand in a password: only one before a URL parts two of them."""
+    return tuple(re.split(r",(?=[a-z]+://)", text))
 
 
 def _bootstrap(text: str) -> str:
@@ -149,8 +162,16 @@ class RedisSettings(Section):
     """Where claims are kept. Without it `parshall up` keeps them in the one worker it has."""
 
     url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
-        None, repr=False, examples=["redis://127.0.0.1:6379/0"], description="A Redis 7 or Valkey of our own."
+        None,
+        repr=False,
+        examples=["redis://127.0.0.1:6379/0"],
+        description="A Redis 7 or Valkey of our own. Several, separated by commas, share the tenants: see docs/decisions/0015-shards.md.",
     )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """One for each shard, in their order; none when claims are kept in the process."""
+        return () if self.url is None else _redis_urls(self.url)
 
 
 class KafkaSettings(Section):

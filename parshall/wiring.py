@@ -4,7 +4,7 @@ Belongs here: making the parts of a worker and of a rater from settings. Must no
 
 | port        | `up` as it comes          | a real service                     |
 |-------------|---------------------------|------------------------------------|
-| Claims      | in this process           | redis.url                          |
+| Claims      | in this process           | redis.url, one for each shard      |
 | CounterLog  | files, DATA/log           | kafka.bootstrap                    |
 | Source      | the same files            | the same Kafka                     |
 | PostgreSQL  | embedded, DATA/postgres   | postgres.dsn (always one, by now)  |
@@ -108,7 +108,7 @@ async def make_writer(
     await _connect(counter_log)
     writer = Writer(
         journal,
-        make_claims(settings, counter_log.identity, world),
+        make_shards(settings, counter_log.identity, world),
         counter_log,
         tuner,
         tenants={tenant.number: tenant.name for tenant in settings.tenants},
@@ -129,21 +129,37 @@ async def _connect(counter_log: CounterLog) -> None:
             await asyncio.sleep(_LOG_RETRY_S)
 
 
-def make_claims(settings: Settings, log_identity: str, world: World = REAL) -> Claims:
-    identity = identity_of(settings, log_identity)
-    if settings.redis.url is None:
+def make_shards(settings: Settings, log_identity: str, world: World = REAL) -> list[Claims]:
+    if not settings.redis.urls:
         from dedupe.in_process import InProcessClaims
 
-        return InProcessClaims(identity=identity, clock_us=world.clock_us, entropy=world.entropy)
+        return [InProcessClaims(identity=identity_of(settings, log_identity), clock_us=world.clock_us, entropy=world.entropy)]
     from dedupe.redis_address import RedisAddress
     from dedupe.redis_claims import RedisClaims
 
-    return RedisClaims(RedisAddress.from_url(settings.redis.url), identity=identity, clock_us=world.clock_us, entropy=world.entropy)
+    return [
+        RedisClaims(
+            RedisAddress.from_url(url),
+            identity=identity_of(settings, log_identity, shard),
+            clock_us=world.clock_us,
+            entropy=world.entropy,
+        )
+        for shard, url in enumerate(settings.redis.urls)
+    ]
 
 
-def identity_of(settings: Settings, log_identity: str) -> Identity:
-    lifetime_s = settings.ingest.max_age_s + settings.ingest.max_skew_s + CLOCK_MARGIN_S
-    return Identity(log=log_identity, generation_us=GENERATION_US, lifetime_us=lifetime_s * 1_000_000)
+def identity_of(settings: Settings, log_identity: str, shard: int = 0) -> Identity:
+    return Identity(
+        log=log_identity,
+        generation_us=GENERATION_US,
+        lifetime_us=lifetime_us(settings),
+        shard=shard,
+        shards=max(1, len(settings.redis.urls)),
+    )
+
+
+def lifetime_us(settings: Settings) -> int:
+    return (settings.ingest.max_age_s + settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
 
 
 def make_counter_log(settings: Settings, folder: DataFolder | None, world: World = REAL) -> CounterLog:

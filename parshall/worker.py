@@ -229,7 +229,7 @@ class Worker:
         running.cancel()
 
     async def _tell_ready(self, parts: WorkerParts) -> None:
-        while not parts.writer.ready:
+        while not parts.writer.serves:
             await asyncio.sleep(0.02)
         self._on_ready()
 
@@ -237,9 +237,14 @@ class Worker:
 def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
     if draining:
         return ["This node is shutting down."]
-    if parts.writer.ready:
+    if parts.writer.serves:
         return []
-    return [f"The claims are not ready ({getattr(parts.writer.claims, 'reason', parts.writer.claims.state.value)})."]
+    lanes = parts.writer.lanes
+    if len(lanes) == 1:
+        return [f"The claims are not ready ({lanes[0].reason})."]
+    return [
+        f"The claims of shard {lane.shard} are not ready ({lane.reason or 'open, others do not know this writer yet'})." for lane in lanes
+    ]
 
 
 def metrics_of_all(workers: peers.AllWorkers, pool: asyncpg.Pool | None, clock_us: Callable[[], int]) -> Mapping[tuple[str, str], Route]:

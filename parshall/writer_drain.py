@@ -8,7 +8,7 @@ journal, so no event of it can ever be claimed again. Until then it stays a memb
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,15 +81,15 @@ async def finish_journal(settings: Settings, writer: Writer, log: CounterLog, di
 async def _finish(settings: Settings, writer: Writer, log: CounterLog, directory: str, say: Callable[[str], None]) -> Told:
     from buffer.counter_log import Retired
 
-    claims: RedisClaims = writer.claims  # type: ignore[assignment]  # the command demands Redis
+    claims: list[RedisClaims] = [lane.claims for lane in writer.lanes]  # type: ignore[misc]  # the command demands Redis
     name = writer.journal.writer.hex()
-    joined = await _until(lambda: claims.joined, settings.ingest.drain_s)
+    joined = await _until(lambda: all(one.joined for one in claims), settings.ingest.drain_s)
     if not joined:
-        return Told(f"Its claims could not be published ({claims.reason}), and nothing was flushed: run this again.", UNAVAILABLE)
+        return Told(f"Its claims could not be published ({_reasons(claims)}), and nothing was flushed: run this again.", UNAVAILABLE)
     await writer.flusher.now()
     say(f"Writer {name}: everything it counted is in the counter log.")
     complete = await _until(lambda: writer.ready, _OPEN_S)
-    reason = claims.reason
+    reason = _reasons(claims)
     horizon_us = await writer.learn_horizon() if complete else 0
     newest_us = writer.journal.newest_us
     try:
@@ -103,12 +103,16 @@ async def _finish(settings: Settings, writer: Writer, log: CounterLog, directory
     return Told(f"Writer {name} is drained.{waiting} {_keep_until(settings, newest_us, directory)}", OK)
 
 
+def _reasons(claims: Sequence[RedisClaims]) -> str:
+    """Why not all of them are open."""
+    return "; ".join(one.reason for one in claims if one.reason)
+
+
 def _keep_until(settings: Settings, newest_us: int, directory: str) -> str:
     """When its claims have grown old for certain: the generation of the last one is over, and all that was claimed in it is too old."""
-    from parshall.wiring import GENERATION_US, identity_of
+    from parshall.wiring import GENERATION_US, lifetime_us
 
-    lifetime_us = identity_of(settings, "").lifetime_us
-    until_us = newest_us + GENERATION_US + lifetime_us + settings.ingest.max_skew_s * 1_000_000
+    until_us = newest_us + GENERATION_US + lifetime_us(settings) + settings.ingest.max_skew_s * 1_000_000
     until = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=until_us)
     return (
         f"Keep {directory} until {until:%Y-%m-%d %H:%M} UTC at the latest, then run this again to retire it; "

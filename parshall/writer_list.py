@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """Of the last four, None where no Redis is given."""
+    """Of one writer in one shard. From the shard to `joined`, None where no Redis is given."""
 
     writer: str
     state: str  # "member", "retired" or "lost"
+    shard: int | None
     incarnation: str | None  # the last one that the claims know; "": none
     mark: int | None  # its highest call known to be on disk
     closed: int | None  # the call it ended with; None: it runs, or died
@@ -32,25 +33,29 @@ class Row(NamedTuple):
 async def rows(settings: Settings, folder: DataFolder | None) -> list[Row]:
     async with opened_log(settings, folder) as log:
         registry = await log.writers()
-        known = await _standings(settings, log.identity, list(registry)) if settings.redis.url is not None else {}
-    return [_row(writer, retired, known.get(writer)) for writer, retired in sorted(registry.items(), key=lambda item: item[0])]
+        shards = [await _standings(settings, log.identity, list(registry), shard) for shard in range(len(settings.redis.urls))]
+    return [
+        _row(writer, retired, shard, known.get(writer))
+        for writer, retired in sorted(registry.items(), key=lambda item: item[0])
+        for shard, known in enumerate(shards or [{}])
+    ]
 
 
-async def _standings(settings: Settings, log_identity: str, writers: list[bytes]) -> dict[bytes, Standing]:
+async def _standings(settings: Settings, log_identity: str, writers: list[bytes], shard: int) -> dict[bytes, Standing]:
     from dedupe.redis_writers import RedisWriters, Unreachable
     from parshall.wiring import identity_of
 
-    assert settings.redis.url is not None
     try:
-        async with RedisWriters(settings.redis.url, identity_of(settings, log_identity)) as store:
+        async with RedisWriters(settings.redis.urls[shard], identity_of(settings, log_identity, shard)) as store:
             return await store.standings(writers)
     except (Unreachable, OSError) as error:
-        raise Stop(f"Redis cannot be asked: {error}.", UNAVAILABLE) from error
+        which = "Redis" if len(settings.redis.urls) == 1 else f"The Redis of shard {shard}"
+        raise Stop(f"{which} cannot be asked: {error}.", UNAVAILABLE) from error
 
 
-def _row(writer: bytes, retired: Retired | None, standing: Standing | None) -> Row:
+def _row(writer: bytes, retired: Retired | None, shard: int, standing: Standing | None) -> Row:
     state = "member" if retired is None else "retired" if retired.lost is None else "lost"
     lost = None if retired is None else retired.lost
     if standing is None:
-        return Row(writer.hex(), state, None, None, None, None, lost)
-    return Row(writer.hex(), state, standing.incarnation.hex(), standing.mark, standing.closed, standing.joined, lost)
+        return Row(writer.hex(), state, None, None, None, None, None, lost)
+    return Row(writer.hex(), state, shard, standing.incarnation.hex(), standing.mark, standing.closed, standing.joined, lost)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from buffer.counter_log import Retired
@@ -61,7 +62,7 @@ async def declare_lost(
     from dedupe.redis_writers import RedisWriters, Unreachable
     from parshall.wiring import CLOCK_MARGIN_S, clock_us, identity_of
 
-    assert settings.redis.url is not None
+    assert settings.redis.urls
     async with opened_log(settings, folder) as log:
         registry = await log.writers()
         if writer not in registry:
@@ -73,9 +74,13 @@ async def declare_lost(
         say("Looking through the claims for what it did not …")
         horizon_us = clock_us() + (settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
         try:
-            async with RedisWriters(settings.redis.url, identity_of(settings, log.identity)) as store:
+            async with AsyncExitStack() as opened:
+                stores = [
+                    await opened.enter_async_context(RedisWriters(url, identity_of(settings, log.identity, shard)))
+                    for shard, url in enumerate(settings.redis.urls)
+                ]
                 names = {tenant.number: tenant.name for tenant in settings.tenants}
-                _, lines = await end_lost_writer(log, store, writer, places, names=names, horizon_us=horizon_us, accept=accept)
+                _, lines = await end_lost_writer(log, stores, writer, places, names=names, horizon_us=horizon_us, accept=accept)
         except (Unreachable, OSError) as error:
             raise Stop(f"Redis cannot be asked: {error}.", UNAVAILABLE) from error
         except ClaimsError as error:
@@ -85,25 +90,53 @@ async def declare_lost(
 
 async def end_lost_writer(
     log: CounterLog,
-    store: LostWriterStore,
+    stores: Sequence[LostWriterStore],
     writer: bytes,
-    places: Iterable[Place],
+    places: Sequence[Place],
     *,
     names: Mapping[int, str],
     horizon_us: int,
     accept: bool,
 ) -> tuple[Loss, list[str]]:
-    """`places`: of the writer's records in the log, in its order. Returns what is lost, also in sentences. Does it only if `accept`."""
-    flushed = what_was_flushed(places, (await store.standings([writer]))[writer].incarnation)
-    buried = await store.bury(writer, flushed.through, for_good=False)
-    loss = sort_out(await store.claimed_after(writer, flushed.before, flushed.through), flushed, (buried.incarnation, buried.last_call))
-    lines = _sentences(loss, buried, flushed.through, names)
+    """`stores`: the shards. `places`: of the writer's records in the log, in its order. Returns what is lost, also in sentences. Does it
+    only if `accept`."""
+    ends = [await _end_in(store, writer, _in_shard(places, shard, len(stores))) for shard, store in enumerate(stores)]
+    loss = Loss(*(sum((Counter(end.loss[part]) for end in ends), Counter[int]()) for part in range(3)))
+    lines = [
+        line if len(ends) == 1 else f"Shard {shard}: {line}"
+        for shard, end in enumerate(ends)
+        for line in _sentences(end.loss, end.buried, end.through, names)
+    ]
     if not accept:
         not_yet = "Nothing was done yet: --i-accept-loss does it. Is the disk really gone? `parshall writer drain` loses nothing."
         return loss, [*lines, not_yet]
-    await store.bury(writer, flushed.through, for_good=True)
+    for store, end in zip(stores, ends, strict=True):
+        await store.bury(writer, end.through, for_good=True)
     await log.retire(writer, Retired(horizon_us, " ".join(lines)))
     return loss, [*lines, f"Writer {writer.hex()} is retired: nobody waits for it any more."]
+
+
+class _End(NamedTuple):
+    """Of a lost writer in one shard."""
+
+    through: Call
+    buried: Buried
+    loss: Loss
+
+
+async def _end_in(store: LostWriterStore, writer: bytes, places: Iterable[Call]) -> _End:
+    flushed = what_was_flushed(places, (await store.standings([writer]))[writer].incarnation)
+    buried = await store.bury(writer, flushed.through, for_good=False)
+    claimed = await store.claimed_after(writer, flushed.before, flushed.through)
+    return _End(flushed.through, buried, sort_out(claimed, flushed, (buried.incarnation, buried.last_call)))
+
+
+def _in_shard(places: Iterable[Place], shard: int, shards: int) -> list[Call]:
+    """What flushes covered of a shard's calls. One of another set of shards covered calls that no store of this set has executed."""
+    return [
+        (place.through.incarnation, place.shard_calls[shard] if len(place.shard_calls) == shards else place.through.call)
+        for place in places
+    ]
 
 
 async def _places(settings: Settings, folder: DataFolder | None, writer: bytes) -> list[Place]:
@@ -123,15 +156,15 @@ async def _places(settings: Settings, folder: DataFolder | None, writer: bytes) 
     return list(found.values())
 
 
-def what_was_flushed(places: Iterable[Place], named: bytes) -> Flushed:
-    """`named`: the incarnation that Redis names as the last, so calls of it come after all others.
+def what_was_flushed(places: Iterable[Call], named: bytes) -> Flushed:
+    """`places`: the calls up to which flushes reached, in the order of the log. `named`: the incarnation that Redis names as the last, so
+    calls of it come after all others.
 
     Where Redis names none that the log has, partitions tell no order between incarnations: the last one to be named is a guess that can
     only make more seem lost than is.
     """
     covered: dict[bytes, set[int]] = {}
-    for place in places:
-        incarnation, call = place.through
+    for incarnation, call in places:
         covered.setdefault(incarnation, set()).add(call)
     if named in covered:
         covered[named] = covered.pop(named)
@@ -140,8 +173,9 @@ def what_was_flushed(places: Iterable[Place], named: bytes) -> Flushed:
 
 
 def sort_out(claimed: Claimed, flushed: Flushed, last: Call) -> Loss:
-    """`last`: with what its last incarnation ends."""
+    """`last`: with what its last incarnation ends. It comes after all others, also where it claimed nothing."""
     order = {incarnation: at for at, incarnation in enumerate(claimed.incarnations)}
+    order.setdefault(last[0], len(order))
     cut_short, lost, doubtful = Counter[int](), Counter[int](), Counter[int]()
     for (incarnation, call), events in claimed.events.items():
         at = order[incarnation]

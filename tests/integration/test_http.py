@@ -832,7 +832,12 @@ async def test_admin_takes_the_ends_of_the_range(served: Served, interval_ms: in
 async def test_metrics(served: Served) -> None:
     ledger = TenantLedger(received=6, accepted=3, duplicate=1, rejected={"too_late": 2}, flushed=1, buffered=2)
     snapshot = WriterSnapshot(
-        writer="00" * 16, worker=0, claims_state="open", ready=True, tenants={"demo": ledger}, unflushed_since_us=NOW_US - 500_000
+        writer="00" * 16,
+        worker=0,
+        claims_states=["open", "rebuilding"],
+        ready=True,
+        tenants={"demo": ledger},
+        unflushed_since_us=NOW_US - 500_000,
     )
     snapshot.claim_call.observe(300)
     snapshot.claim_call.observe(10_000_000)
@@ -844,8 +849,9 @@ async def test_metrics(served: Served) -> None:
         'parshall_events_total{tenant="demo",verdict="accepted",worker="0"} 3.0',
         'parshall_events_total{tenant="demo",verdict="too_late",worker="0"} 2.0',
         'parshall_events_buffered{tenant="demo",worker="0"} 2.0',
-        'parshall_claims_state{state="open",worker="0"} 1.0',
-        'parshall_claims_state{state="rebuilding",worker="0"} 0.0',
+        'parshall_claims_state{shard="0",state="open",worker="0"} 1.0',
+        'parshall_claims_state{shard="0",state="rebuilding",worker="0"} 0.0',
+        'parshall_claims_state{shard="1",state="rebuilding",worker="0"} 1.0',
         'parshall_flush_lag_seconds{worker="0"} 0.5',
         'parshall_claim_call_seconds_bucket{le="0.00025",worker="0"} 0.0',
         'parshall_claim_call_seconds_bucket{le="0.0005",worker="0"} 1.0',

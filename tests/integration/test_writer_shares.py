@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from buffer.flush_tuner import FlushTuner
-from dedupe.port import State
 from ingest.batch import Batch
 from ingest.decode import Decoder
 from ingest.sink import Unavailable
@@ -50,7 +49,7 @@ async def running(folder: Path, **ingest: int) -> AsyncIterator[Running]:
     decoder = make_decoder(settings, read_catalogue(settings.meters), writer)
     serving = asyncio.create_task(writer.run())
     async with asyncio.timeout(30):
-        while writer.claims.state is not State.OPEN:
+        while not writer.ready:
             await asyncio.sleep(0.01)
     yield Running(writer, decoder)
     await writer.drain(30)

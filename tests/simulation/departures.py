@@ -47,8 +47,7 @@ async def drain_for_ever(world: World, node: Node) -> None:
 
 
 def claims_are_complete(world: World) -> bool:
-    table = world.redis.table
-    return table._open.replication_id == table.replication_id
+    return all(redis.table._open.replication_id == redis.table.replication_id for redis in world.shards)
 
 
 def journalled(node: Node, disk: WatchedDisk) -> Iterator[tuple[int, bytes]]:
@@ -106,11 +105,15 @@ class LostDisk:
                     return
                 habits = world.habits
                 horizon_us = world.clock_us() + (habits.max_skew_s + habits.margin_s) * 1_000_000
-                store = SimulatedWriterStore(world.redis.table, world.surroundings.identity, self._incarnations)
-                self.complete = claims_are_complete(world) and self.writer in world.redis.table._writers
-                self.horizon_us = world.redis.table._horizon
+                tables = [redis.table for redis in world.shards]
+                stores = [
+                    SimulatedWriterStore(table, world.surroundings.identity(shard), self._incarnations)
+                    for shard, table in enumerate(tables)
+                ]
+                self.complete = claims_are_complete(world) and all(self.writer in table._writers for table in tables)
+                self.horizon_us = max(table._horizon for table in tables)
                 self.told, lines = await end_lost_writer(
-                    log, store, self.writer, self._places(), names=TENANTS, horizon_us=horizon_us, accept=True
+                    log, stores, self.writer, self._places(), names=TENANTS, horizon_us=horizon_us, accept=True
                 )
                 for line in lines:
                     world.note(line)

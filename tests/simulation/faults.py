@@ -172,9 +172,10 @@ def redis_away_after_a_claim(world: World, node: Node) -> None:
 
     def strike() -> None:
         world.struck("redis_away_after_a_claim")
-        for transport in world.redis.connections(node.steps):
+        redis = world.redis
+        for transport in redis.connections(node.steps):
             transport.break_off()
-        world.redis.pause(world.rng.choice(world.habits.outage_s))
+        redis.pause(world.rng.choice(world.habits.outage_s))
 
     node.steps.when(EXECUTED, strike)
 
@@ -197,10 +198,11 @@ def stale_copy_meets_a_reopening(world: World, node: Node) -> None:
     other = world.rng.choice(others)
 
     def hold_back() -> None:
-        held = world.redis.connections(other.steps)
+        redis = world.redis
+        held = redis.connections(other.steps)
         for transport in held:
             transport.break_off(hold=True)
-            world.redis.after("publish", node.steps, transport.release)
+            redis.after("publish", node.steps, transport.release)
 
     def strike() -> None:
         if node.up:
@@ -249,9 +251,10 @@ def redis_fails_over(world: World, _: Node) -> None:
     def strike() -> None:
         if not world.redis_kept:
             world.struck("redis_fails_over")
-            world.redis.fail_over()
+            redis.fail_over()
 
-    world.redis.replicate()
+    redis = world.redis
+    redis.replicate()
     _later(world, 0.001, 5 * world.rng.random(), strike)
 
 
@@ -298,8 +301,8 @@ def registry_lost(world: World, node: Node) -> None:
     if not world.log.records:
         return
     world.log.lose_registry()
-    if not world.redis_kept:
-        world.redis.restart_empty()
+    for redis in world.shards if not world.redis_kept else ():
+        redis.restart_empty()
     if node.up:
         node.kill()
         _later(world, 0.001, 1, node.restart)
@@ -321,10 +324,11 @@ def writer_clock_jumps(world: World, node: Node) -> None:
 
 @fault
 def redis_clock_jumps(world: World, _: Node) -> None:
-    world.redis_clock_off_us = 1_000_000 * world.rng.choice(world.habits.jump_s)
+    redis = world.redis
+    redis.clock_off_us = 1_000_000 * world.rng.choice(world.habits.jump_s)
 
     def back() -> None:
-        world.redis_clock_off_us = 0
+        redis.clock_off_us = 0
 
     _later(world, *world.habits.jump_lasts_s, back)
 
@@ -414,7 +418,7 @@ async def _start_old_copy(world: World, node: Node, copy: WatchedDisk) -> None:
     node.disk_aside, node.disk = node.disk, copy
     end_s = world.loop.time() + 120
     while not node.refused:
-        assert not node.ready, f"an old copy of the journal of {node.name} was opened"
+        assert not node.serves, f"an old copy of the journal of {node.name} was opened"
         assert world.loop.time() < end_s, f"an old copy of the journal of {node.name} was neither opened nor refused"
         node.restart()
         await asyncio.sleep(0.02)
@@ -428,27 +432,32 @@ async def _start_old_copy(world: World, node: Node, copy: WatchedDisk) -> None:
 def _redis_knows_more(world: World, node: Node, copy: WatchedDisk) -> bool:
     """Only then can the copy be told from the journal: an incarnation that the copy does not have, or a mark above its last call."""
     writer, last_calls = _incarnations(node, copy)
-    table = world.redis.table
-    named = table._writers.get(writer)
-    if named is None or table._open.replication_id != table.replication_id:
-        return False
-    return named not in last_calls or table._w[named].mark > last_calls[named]
+    for redis in world.shards:
+        named = redis.table._writers.get(writer)
+        if named is not None and redis.table._open.replication_id == redis.table.replication_id:
+            known = last_calls.get(named)
+            if known is None or redis.table._w[named].mark > known[redis.shard]:
+                return True
+    return False
 
 
-def _incarnations(node: Node, disk: WatchedDisk) -> tuple[bytes, dict[bytes, int]]:
-    """The writer, and its incarnations with the last call of each."""
-    writer, last_calls, current = b"", dict[bytes, int](), b""
+def _incarnations(node: Node, disk: WatchedDisk) -> tuple[bytes, dict[bytes, list[int]]]:
+    """The writer, and its incarnations with the last call of each in each shard."""
+    writer, last_calls, current = b"", dict[bytes, list[int]](), b""
     for record in read_journal(node.directory, disk):
         match record:
             case Snapshot() if not writer:
                 writer = record.writer
-                last_calls.update(record.incarnations)
+                for (incarnation, last), calls in zip(
+                    record.incarnations, record.shard_calls or [[]] * len(record.incarnations), strict=True
+                ):
+                    last_calls[incarnation] = list(calls) or [last]
                 current = next(reversed(last_calls), b"")
             case Opened():
                 current = record.incarnation
-                last_calls[current] = 0
+                last_calls[current] = [0] * record.shards
             case CallRecord():
-                last_calls[current] = record.number
+                last_calls[current][record.shard] = record.in_shard or record.number
             case _:
                 pass
     return writer, last_calls

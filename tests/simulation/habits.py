@@ -29,6 +29,7 @@ class Habits:
     travel_s: tuple[float, float] = (0.0005, 0.02)
     copies: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (1, 1), (1, 1), (2, 1))  # (nodes that get a batch at once, times each gets it)
     # writers
+    shards: tuple[int, ...] = (1, 1, 2, 3)  # claim stores
     writers: Range = (1, 3)
     late: float = 0.2  # chance that a writer but the first comes while the others are at work
     events_per_call: tuple[int, ...] = (1, 5, 50)

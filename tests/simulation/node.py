@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from buffer.counter_log import LogUnavailable
@@ -46,16 +46,20 @@ _SETTINGS = Settings()
 class Surroundings:
     """What all writers of a world share."""
 
-    def __init__(self, rng: random.Random, habits: Habits, clock_us: Callable[[], int], redis: SimulatedRedis, log: SharedLog) -> None:
+    def __init__(
+        self, rng: random.Random, habits: Habits, clock_us: Callable[[], int], shards: Sequence[SimulatedRedis], log: SharedLog
+    ) -> None:
         self.rng = rng
         self.habits = habits
         self.clock_us = clock_us
-        self.redis = redis
+        self.shards = shards
         self.log = log
-        self.identity = Identity(LOG, habits.generation_s * 1_000_000, habits.lifetime_us)
         self.catalogue = 0
         self.trace: list[str] = []
         self.on_defect: Callable[[BaseException], None] = _unheard
+
+    def identity(self, shard: int) -> Identity:
+        return Identity(LOG, self.habits.generation_s * 1_000_000, self.habits.lifetime_us, shard, len(self.shards))
 
     def note(self, what: str) -> None:
         self.trace.append(f"{asyncio.get_running_loop().time():12.6f} {what}")
@@ -138,13 +142,20 @@ class Node:
         return self.writer is not None and self.writer.ready
 
     @property
+    def serves(self) -> bool:
+        return self.writer is not None and self.writer.serves
+
+    @property
     def idle(self) -> bool:
         """Every call is finished and published; nothing is under way."""
         writer = self.writer
         if writer is None or not writer.ready or writer.calls_in_flight or writer._unsynced:
             return False
-        known = self.world.redis.table._w.get(writer.incarnation)
-        return known is not None and known.closed is None and known.mark == writer._next_append - 1
+        for lane, redis in zip(writer.lanes, self.world.shards, strict=True):
+            known = redis.table._w.get(writer.incarnation)
+            if known is None or known.closed is not None or known.mark != lane.appended:
+                return False
+        return True
 
     def clock_us(self) -> int:
         return self.world.clock_us() + self.clock_off_us
@@ -208,16 +219,19 @@ class Node:
             limits=limits,
         )
         self._log = SimulatedLog(world.log, journal.writer, self.steps)
-        claims = RedisClaims(
-            world.redis.address(self.steps),
-            identity=world.identity,
-            clock_us=self.clock_us,
-            entropy=world.rng.randbytes,
-            timeout_s=2.0,
-        )
+        shards = [
+            RedisClaims(
+                redis.address(self.steps),
+                identity=world.identity(shard),
+                clock_us=self.clock_us,
+                entropy=world.rng.randbytes,
+                timeout_s=2.0,
+            )
+            for shard, redis in enumerate(world.shards)
+        ]
         writer = Writer(
             journal,
-            claims,
+            shards,
             self._log,
             FlushTuner(world.rng.choice(habits.flush_ms), 200),
             tenants=TENANTS,

@@ -37,9 +37,11 @@ _ERRORS = (
 class SimulatedRedis:
     """One address with one server behind it; which one it is can change (restart, failover)."""
 
-    def __init__(self, rng: random.Random, clock_us: Callable[[], int]) -> None:
+    def __init__(self, rng: random.Random, clock_us: Callable[[], int], shard: int = 0) -> None:
         self._rng = rng
-        self._clock_us = clock_us
+        self.shard = shard
+        self.clock_off_us = 0
+        self._clock_us = lambda: clock_us() + self.clock_off_us  # a function: tables are copied, and it stays
         self._connections: list[Transport] = []
         self._behind: ClaimTable | None = None  # a replica as it was at some moment
         self.table = self._new_table()
@@ -109,6 +111,7 @@ class SimulatedRedis:
     def heal(self) -> None:
         self.next_claim_fails = self.next_reply_lost = False
         self.paused_until_s = 0.0
+        self.clock_off_us = 0
         self._after.clear()
         for transport in self._connections:
             transport.stalled_until_s = 0.0
@@ -139,7 +142,7 @@ class SimulatedRedis:
         assert all(table._w[incarnation].mark >= mark for incarnation, mark in marks.items()), f"a mark sank in {script}"
         if script == "claim":
             number, mark = HEAD.unpack(command[_HEAD_AT])[:2]
-            steps.executed(number, mark)
+            steps.executed(self.shard, number, mark)
         elif script == "join":
             steps.joining()
         for action in self._after.pop((script, steps), ()):
@@ -171,7 +174,7 @@ class Transport(asyncio.Transport):
         self._reader.feed(bytes(data))
         while (command := self._reader.gets()) is not False:
             self._inbound.append(command)
-            self.steps.sent(_call_of(command))
+            self.steps.sent(self._server.shard, _call_of(command))
             self._arrive_later()
 
     def _arrive_later(self) -> None:
@@ -208,7 +211,7 @@ class Transport(asyncio.Transport):
         call, reply = self._outbound.popleft()
         if not self._client_gone and not self._server_gone:
             if call and reply[:1] == b"*":
-                self.steps.replied(call)
+                self.steps.replied(self._server.shard, call)
             self.protocol.data_received(reply)
 
     # ---- the end

@@ -27,6 +27,7 @@ from dedupe.redis_claims import RedisClaims
 from dedupe.scripts import Context
 from ingest.flusher import Flusher
 from ingest.history import JournalHistory
+from ingest.lane import Answered, Lane
 from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
 from tests.simulation.counter_log import Ledger
@@ -48,8 +49,8 @@ class Sabotage(NamedTuple):
 def _answer_before_sync(only_without_grants: bool) -> Iterator[None]:
     append = Writer._append
 
-    def broken(self: Writer, number: int) -> None:
-        append(self, number)
+    def broken(self: Writer, lane: Lane, answered: Answered) -> None:
+        append(self, lane, answered)
         for request in self._unsynced[-1].decided:
             if (not only_without_grants or not request.accepted) and not request.answer.done():
                 request.answer.set_result(request.outcome())
@@ -62,9 +63,9 @@ def _answer_before_sync(only_without_grants: bool) -> Iterator[None]:
 def _mark_before_sync() -> Iterator[None]:
     append = Writer._append
 
-    def broken(self: Writer, number: int) -> None:
-        append(self, number)
-        self.claims.raise_mark(number)
+    def broken(self: Writer, lane: Lane, answered: Answered) -> None:
+        append(self, lane, answered)
+        lane.claims.raise_mark(answered.call.number)
 
     with patch.object(Writer, "_append", broken):
         yield
@@ -142,18 +143,18 @@ def _no_empty_records() -> Iterator[None]:
 @contextmanager
 def _rest_under_a_new_number() -> Iterator[None]:
     """What is left of a refused call is asked again in another call; the refused one is finished without it."""
-    on_reply = Writer._on_reply
+    on_reply = Lane.on_reply
 
-    def broken(self: Writer, reply: Reply) -> None:
-        if isinstance(reply, Refused) and self._calls[reply.number].sections:
-            rest, too_late = calls.refuse(self._calls[reply.number], reply.horizon_us)
+    def broken(self: Lane, reply: Reply) -> None:
+        if isinstance(reply, Refused) and self.calls[reply.number].sections:
+            rest, too_late = calls.refuse(self.calls[reply.number], reply.horizon_us)
             self._too_late.setdefault(reply.number, []).extend(too_late)
-            self._calls[reply.number] = rest
+            self.calls[reply.number] = rest
             if rest.sections:
                 reply = Verdicts(reply.number, 0, 0, reply.horizon_us, bytes([PENDING]) * _size(rest.to_send()))
         on_reply(self, reply)
 
-    with patch.object(Writer, "_on_reply", broken):
+    with patch.object(Lane, "on_reply", broken):
         yield
 
 
@@ -628,7 +629,7 @@ def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes:
     """Worlds in which only these faults happen, at these steps: what the guard is there for."""
     if steps:
         changes |= {"steps": steps, "at_a_step": 0.9}
-    return replace(profile, faults=dict.fromkeys(faults, 1), **{"rated": 0.0, **changes})
+    return replace(profile, faults=dict.fromkeys(faults, 1), **{"rated": 0.0, "shards": (1,), **changes})
 
 
 _NO_CLOCK = _only(HOURS, "writer_clock_jumps")

@@ -141,7 +141,8 @@ async def _break_raters(world: World, raters: Raters) -> None:
 
 def _stats(world: World) -> Stats:
     stats = world.stats
-    stats.scripts.update(world.redis.executed)
+    for redis in world.shards:
+        stats.scripts.update(redis.executed)
     stats.starts = sum(node.starts for node in world.nodes)
     stats.simulated_s = round(world.loop.time())
     if world.raters is not None:

@@ -27,6 +27,7 @@ RATER_STEPS = (POLLED, IN_TRANSACTION, COMMIT_SENT, REPLY_LOST, PARKED, REWINDIN
 STEPS = (SENT, EXECUTED, REPLY, APPENDED, SYNCED, MARKED, FLUSH_BEGUN, COMMITTED, PRODUCED, FLUSHED, OPENING, JOINING)
 
 Action = Callable[[], object]
+Call = tuple[int, int]  # shard, number there
 
 
 class Steps:
@@ -39,18 +40,18 @@ class Steps:
 
     def _begin(self, life: str) -> None:
         self._life = life
-        self._calls: dict[int, str] = {}
-        self._sequences: dict[int, int] = {}  # call -> sequence of its record
+        self._calls: dict[Call, str] = {}
+        self._sequences: dict[Call, int] = {}  # call -> sequence of its record
         self._flush = ""
         self._flushed_sequence = 0
-        self._mark = 0
+        self._marks: dict[int, int] = {}  # of each shard
 
     # ---- asking
 
     def now(self, *, ready: bool) -> set[str]:
         life = "" if ready else self._life
         steps = {step for step in (life, self._flush, *self._calls.values()) if step}
-        return steps or ({MARKED} if self._mark else set())
+        return steps or ({MARKED} if self._marks else set())
 
     def when(self, step: str, action: Action) -> None:
         """Do it once, right after the step is reached next."""
@@ -74,25 +75,25 @@ class Steps:
 
     # ---- the connection
 
-    def sent(self, call: int) -> None:
+    def sent(self, shard: int, call: int) -> None:
         if call:
-            self._calls[call] = SENT
+            self._calls[shard, call] = SENT
             self._reach(SENT)
 
-    def executed(self, call: int, mark: int) -> None:
+    def executed(self, shard: int, call: int, mark: int) -> None:
         self._life = ""
-        if call and call in self._calls:
-            self._calls[call] = EXECUTED
+        if call and (shard, call) in self._calls:
+            self._calls[shard, call] = EXECUTED
             self._reach(EXECUTED)
-        if mark > self._mark:
-            self._mark = mark
-            for finished in [number for number, step in self._calls.items() if step == SYNCED and number <= mark]:
+        if mark > self._marks.get(shard, 0):
+            self._marks[shard] = mark
+            for finished in [one for one, step in self._calls.items() if step == SYNCED and one[0] == shard and one[1] <= mark]:
                 del self._calls[finished]
             self._reach(MARKED)
 
-    def replied(self, call: int) -> None:
-        if self._calls.get(call) == EXECUTED:
-            self._calls[call] = REPLY
+    def replied(self, shard: int, call: int) -> None:
+        if self._calls.get((shard, call)) == EXECUTED:
+            self._calls[shard, call] = REPLY
             self._reach(REPLY)
 
     def joining(self) -> None:
@@ -120,8 +121,9 @@ class Steps:
     def _appended(self, record: JournalRecord, sequence: int) -> None:
         match record:
             case CallRecord():
-                self._calls[record.number] = APPENDED
-                self._sequences[record.number] = sequence
+                call = record.shard, record.in_shard or record.number
+                self._calls[call] = APPENDED
+                self._sequences[call] = sequence
                 self._reach(APPENDED)
             case FlushBegin():
                 self._flush = FLUSH_BEGUN
@@ -139,7 +141,7 @@ class Steps:
                 pass
 
     def _synced(self, synced: int) -> None:
-        for call in [number for number, sequence in self._sequences.items() if sequence <= synced]:
+        for call in [one for one, sequence in self._sequences.items() if sequence <= synced]:
             del self._sequences[call]
             self._calls[call] = SYNCED
             self._reach(SYNCED)

@@ -1,4 +1,4 @@
-"""The simulated world: writers, one Redis, one log, senders that retry, and what they were promised.
+"""The simulated world: writers, one Redis or several, one log, senders that retry, and what they were promised.
 
 Belongs here: what exists, what senders do, how everything is repaired at the end. The faults are in faults.py, what must hold in check.py,
 the writers in node.py.
@@ -52,12 +52,12 @@ class World:
         self.loop = loop
         loop.turn_us = self.rng.choice(habits.turn_us)
         loop.on_exception = self._on_exception
-        self.redis_clock_off_us = 0
         self.stats = Stats()
         self.stats.profiles[habits.name] = 1
-        self.redis = SimulatedRedis(self.rng, lambda: self.clock_us() + self.redis_clock_off_us)
+        shards = random.Random(f"shards {seed}").choice(habits.shards)
+        self.shards = [SimulatedRedis(self.rng, self.clock_us, shard) for shard in range(shards)]
         self.log = SharedLog(self.rng, self.rng.randint(1, 4))
-        self.surroundings = Surroundings(self.rng, habits, self.clock_us, self.redis, self.log)
+        self.surroundings = Surroundings(self.rng, habits, self.clock_us, self.shards, self.log)
         self.surroundings.on_defect = self.defect
         self.nodes = [Node(self.surroundings, f"w{index}") for index in range(self.rng.randint(*habits.writers))]
         self.sent: dict[tuple[int, str], Sent] = {}
@@ -85,6 +85,11 @@ class World:
     def clock_us(self) -> int:
         """The true time."""
         return START_US + self.loop.time_us()
+
+    @property
+    def redis(self) -> SimulatedRedis:
+        """One of them, for a fault to strike."""
+        return self.shards[0] if len(self.shards) == 1 else self.rng.choice(self.shards)
 
     def note(self, what: str) -> None:
         self.surroundings.note(what)
@@ -185,10 +190,10 @@ class World:
         await self.flush_all()
 
     def _repair(self) -> None:
-        self.redis.heal()
+        for redis in self.shards:
+            redis.heal()
         self.log.heal()
         self.after_an_answer = None
-        self.redis_clock_off_us = 0
         for node in self.nodes:
             node.steps.forget_actions()
             node.clock_off_us = 0

@@ -70,7 +70,19 @@ headers = st.lists(st.tuples(st.text(max_size=8), st.binary(max_size=8)), max_si
 records = st.builds(Record, numbers, numbers, headers, st.binary(max_size=900))
 claims = st.lists(st.tuples(numbers, st.binary(max_size=60), st.binary(max_size=20)), max_size=3)
 plain_calls = st.builds(
-    CallRecord, numbers, numbers, numbers, times, times, claims, deltas, tallies, st.lists(rejected, max_size=3), ids, st.just(0), st.just(0)
+    CallRecord,
+    numbers,
+    numbers,
+    numbers,
+    times,
+    times,
+    claims,
+    deltas,
+    tallies,
+    st.lists(rejected, max_size=3),
+    ids,
+    st.just(0),
+    st.just(0),
 )
 calls = plain_calls | st.builds(lambda call, shard, n: call._replace(shard=shard, in_shard=n), plain_calls, numbers, st.integers(1, 2**31))
 throughs = st.builds(Through, ids | st.just(b""), numbers)

@@ -1,4 +1,4 @@
-"""A journal whose tenants are spread over several claim stores: what it says of each, how it is kept, and that one store leaves no trace."""
+"""A journal whose tenants are spread over several claim stores: what it says of each, and that one store leaves no trace."""
 
 from __future__ import annotations
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 from buffer.journal_records import Through
 from buffer.record import Place
 from dedupe.redis_writers import Claimed
-from parshall.writer_loss import NO_CALL, Flushed, Loss, sort_out, what_was_flushed
+from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, sort_out, what_was_flushed
 
 OLD, NEW, LAST = b"o" * 16, b"n" * 16, b"l" * 16
 WRITER = b"w" * 16
 
 
-def places(*through: tuple[bytes, int]) -> list[Place]:
-    return [Place(WRITER, 0, n, "", Through(*call)) for n, call in enumerate(through, 1)]
-
-
 def test_what_was_flushed() -> None:
     assert what_was_flushed([], NEW) == Flushed(NO_CALL, NO_CALL)
-    assert what_was_flushed(places((OLD, 9)), NEW) == Flushed((OLD, 9), NO_CALL)
-    assert what_was_flushed(places((OLD, 9), (OLD, 4), (OLD, 7)), NEW) == Flushed((OLD, 9), (OLD, 7)), "partitions are read in any order"
-    assert what_was_flushed(places((OLD, 9), (NEW, 3)), NEW) == Flushed((NEW, 3), (OLD, 9))
-    assert what_was_flushed(places((NEW, 3), (OLD, 9)), NEW) == Flushed((NEW, 3), (OLD, 9)), "Redis says which came last"
+    assert what_was_flushed([(OLD, 9)], NEW) == Flushed((OLD, 9), NO_CALL)
+    assert what_was_flushed([(OLD, 9), (OLD, 4), (OLD, 7)], NEW) == Flushed((OLD, 9), (OLD, 7)), "partitions are read in any order"
+    assert what_was_flushed([(OLD, 9), (NEW, 3)], NEW) == Flushed((NEW, 3), (OLD, 9))
+    assert what_was_flushed([(NEW, 3), (OLD, 9)], NEW) == Flushed((NEW, 3), (OLD, 9)), "Redis says which came last"
 
 
 def test_each_claim_is_lost_in_doubt_or_counted() -> None:
@@ -36,3 +32,16 @@ def test_each_claim_is_lost_in_doubt_or_counted() -> None:
     assert sort_out(claimed, Flushed((NEW, 3), (OLD, 7)), (LAST, 6)) == Loss({1: 3, 2: 4}, {1: 56}, {2: 64})
     assert sort_out(claimed, Flushed(NO_CALL, NO_CALL), (LAST, 6)) == Loss({}, {1: 59, 2: 4}, {2: 64})
     assert sort_out(Claimed((), {}), Flushed((NEW, 3), (OLD, 7)), (b"", 0)) == Loss({}, {}, {})
+
+
+def test_what_a_flush_of_a_later_incarnation_covers_is_not_lost_where_that_one_claimed_nothing() -> None:
+    claimed = Claimed((OLD,), {(OLD, 9): {1: 1}})
+    assert sort_out(claimed, Flushed((NEW, 0), (OLD, 7)), (NEW, 0)) == Loss({1: 1}, {}, {})
+    assert sort_out(claimed, Flushed((OLD, 7), NO_CALL), (NEW, 0)) == Loss({}, {1: 1}, {})
+
+
+def test_a_flush_covers_other_calls_in_each_shard() -> None:
+    places = [Place(WRITER, 0, 1, "", Through(OLD, 9)), Place(WRITER, 0, 2, "", Through(NEW, 5), (3, 2))]
+    assert _in_shard(places, 0, 2) == [(OLD, 9), (NEW, 3)]
+    assert _in_shard(places, 1, 2) == [(OLD, 9), (NEW, 2)]
+    assert _in_shard(places, 1, 3) == _in_shard(places, 0, 1) == [(OLD, 9), (NEW, 5)]

@@ -1,0 +1,147 @@
+"""A lane: the calls of one shard, from the requests that wait for it to the replies in call order.
+
+Belongs here: what there is once for each claim store: its connection, its call numbers, its queue, and the history that it is told. Must
+not know: the journal, counters, answers; what is done with a reply is the writer's (`Answered`), and so is who gets in.
+
+A tenant has one shard, so a request has one lane, and one that stands still holds up nobody else's requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dedupe.port import Claims, Refused, Reply, State
+from ingest.batch import Rejection
+from ingest.calls import PlannedCall, Request, plan, refuse
+from ingest.fair_shares import Shares, TurnQueue
+from ingest.history import JournalHistory
+
+
+class Answered(NamedTuple):
+    """A call that is finished, in its turn."""
+
+    call: PlannedCall
+    reply: Reply
+    too_late: Sequence[tuple[Request, Rejection]]
+    sent_s: float
+
+
+class Lane:
+    def __init__(
+        self,
+        shard: int,
+        claims: Claims,
+        *,
+        calls_in_flight: int,
+        events_per_call: int,
+        waiting_events: Shares,
+        is_open: Callable[[Request], bool],
+        on_answered: Callable[[Lane, Answered], None],
+    ) -> None:
+        """`waiting_events`: shared by all lanes. `is_open`: whether anybody still waits for the answer to a request."""
+        self.shard = shard
+        self.claims = claims
+        self.history: JournalHistory | None = None  # once the writer is open
+        self.ask_now: deque[Request] = deque()
+        self.waiting: TurnQueue[Request] = TurnQueue()
+        self.calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
+        self.next_call = 1
+        self.next_append = 1
+        self.last_call_s = 0.0
+        self.sending = False  # a sending of what came is due in this turn of the loop
+        self._most_calls = calls_in_flight
+        self._most_events = events_per_call
+        self._waiting_events = waiting_events
+        self._is_open = is_open
+        self._on_answered = on_answered
+        self._sent_s: dict[int, float] = {}
+        self._replies: dict[int, Reply] = {}
+        self._too_late: dict[int, list[tuple[Request, Rejection]]] = {}
+
+    @property
+    def open(self) -> bool:
+        return self.claims.state is State.OPEN
+
+    @property
+    def reason(self) -> str:
+        """Why it is not open, in words."""
+        return str(getattr(self.claims, "reason", self.claims.state.value))
+
+    @property
+    def appended(self) -> int:
+        """Its last call that is in the journal's queue."""
+        return self.next_append - 1
+
+    # ---- requests
+
+    def push(self, request: Request) -> None:
+        self.waiting.push(request.batch.tenant, request)
+        self._waiting_events.take(request.batch.tenant, request.batch.received)
+        if not self.sending:  # once this turn of the loop is over: what arrives within it shares a call
+            self.sending = True
+            asyncio.get_running_loop().call_soon(self._send_what_came)
+
+    def _send_what_came(self) -> None:
+        self.sending = False
+        self.send_calls()
+
+    def drop_late(self) -> None:
+        """Those at the head of the queue that nobody waits for any more: they hold room that other lanes share."""
+        while (first := self.waiting.first()) is not None and not self._is_open(first):
+            self._pop()
+
+    def _pop(self) -> Request:
+        request = self.waiting.pop()
+        self._waiting_events.give(request.batch.tenant, request.batch.received)
+        return request
+
+    def _next_requests(self) -> list[Request]:
+        requests: list[Request] = []
+        room = self._most_events
+        while self.ask_now and (not requests or self.ask_now[0].undecided <= room):
+            request = self.ask_now.popleft()
+            if self._is_open(request):
+                requests.append(request)
+                room -= request.undecided
+        while (first := self.waiting.first()) is not None and (not requests or first.undecided <= room):
+            request = self._pop()
+            if self._is_open(request):  # else its deadline passed while it waited: nothing of it is under way
+                requests.append(request)
+                room -= request.undecided
+        return requests
+
+    # ---- calls
+
+    def send_calls(self) -> None:
+        while len(self.calls) < self._most_calls:
+            requests = self._next_requests()
+            if not requests:
+                return
+            self.send(requests)
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """A call for these; for nobody: an empty one, which brings the horizon."""
+        call = plan(self.next_call, requests)
+        self.next_call += 1
+        self.calls[call.number] = call
+        self._sent_s[call.number] = self.last_call_s = asyncio.get_running_loop().time()
+        self.claims.send(call.to_send(), self.on_reply)
+
+    def on_reply(self, reply: Reply) -> None:
+        if isinstance(reply, Refused):
+            rest, too_late = refuse(self.calls[reply.number], reply.horizon_us)
+            self._too_late.setdefault(reply.number, []).extend(too_late)
+            self.calls[reply.number] = rest
+            if rest.sections:
+                self.claims.send(rest.to_send(), self.on_reply)
+                return
+        self._replies[reply.number] = reply
+        while self.next_append in self._replies:  # in call order, whatever the order of execution was
+            number = self.next_append
+            answered = Answered(self.calls.pop(number), self._replies.pop(number), self._too_late.pop(number, ()), self._sent_s.pop(number))
+            self.next_append += 1
+            self._on_answered(self, answered)
+        self.send_calls()
