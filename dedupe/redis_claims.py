@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from dedupe.clearance import Clearance
 from dedupe.ordered_connection import ConnectionEnded, OrderedConnection, pack
 from dedupe.port import Call, History, Identity, Refused, Reply, State, UnsuitableStore, Verdicts
 from dedupe.rebuild import StartOver, enter, refused
@@ -45,7 +46,9 @@ class RedisClaims:
         entropy: Callable[[int], bytes],
         namespace: str = NAMESPACE,
         timeout_s: float = 5.0,
+        clearance: Clearance | None = None,
     ) -> None:
+        """`clearance`: what this shard shares with the others of its writer, where there are others."""
         self.reason = "not connected yet"
         self.joined = self.accepted = False
         self.accepted = False
@@ -55,6 +58,7 @@ class RedisClaims:
         self._entropy = entropy
         self._namespace = namespace
         self._timeout_s = timeout_s
+        self._clearance = clearance
         self._scripts = load()
         self._state = State.DISCONNECTED
         self._session = 0
@@ -96,6 +100,10 @@ class RedisClaims:
     async def _enter(self, history: History) -> None:
         connection = self._connection = await OrderedConnection.open(self._address.connect, self._timeout_s)
         await self._prepare(connection)
+        if self._clearance is not None and not self.accepted:
+            await self._look_at(history, connection)
+            self._on_rebuilding("waiting for the other shards to look at this journal")
+            await self._clearance.by(self._identity.shard)
         self._session += 1
         self._context = context_of(self._identity, history.writer, history.incarnation, self._session)
         self._headers = []
@@ -127,6 +135,21 @@ class RedisClaims:
             )
         for script in self._scripts.values():
             await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
+
+    async def _look_at(self, history: History, connection: OrderedConnection) -> None:
+        """Raises StaleJournal where `publish` would, and writes nothing."""
+
+        async def look(command: bytes, key: str, *fields: bytes) -> object:
+            return await connection.ask(pack([command, f"{self._namespace}{key}".encode(), *fields]))
+
+        named = cast(bytes | None, await look(b"GET", f"writer:{history.writer.hex()}"))
+        known = [incarnation.hex().encode() for incarnation, _ in history.closed]
+        if named is not None and named not in known and named != history.incarnation.hex().encode():
+            refused([b"stale_journal", named, b"unknown"])
+        for incarnation, last in history.closed:
+            mark, closed = cast(Sequence[bytes | None], await look(b"HMGET", f"w:{incarnation.hex()}", b"mark", b"closed"))
+            if (mark is not None and int(mark) > last) or (closed is not None and int(closed) != last):
+                refused([b"stale_journal", incarnation.hex().encode(), b"mark" if closed is None else b"closed"])
 
     async def _serve(self) -> None:
         """Send what is unanswered, in call order; then calls go out as they come, until the connection ends."""

@@ -96,7 +96,6 @@ class Writer:
         self._coming_counters = Shares(limits.live_counters)  # of requests that are not in a record yet: they may all become live
         self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
         self.lanes = [self._lane(shard, claims) for shard, claims in enumerate(shards)]
-        self._accepted = False  # every shard has once taken this journal for the newest there is
         self._next_number = 1  # of the next call record
         self._unsynced: deque[_Unsynced] = deque()
         self.pending_events = 0  # claimed by another call whose record is not on its disk yet; asked again in a moment
@@ -157,24 +156,16 @@ class Writer:
     @property
     def ready(self) -> bool:
         """For the tenants of every shard."""
-        return self._may_serve and all(lane.open for lane in self.lanes)
+        return self._up and all(lane.open for lane in self.lanes)
 
     @property
     def serves(self) -> bool:
         """The tenants of some shard at least."""
-        return self._may_serve and any(lane.open for lane in self.lanes)
+        return self._up and any(lane.open for lane in self.lanes)
 
     @property
-    def _may_serve(self) -> bool:
-        return not self._draining and self.incarnation != b"" and self.accepted
-
-    @property
-    def accepted(self) -> bool:
-        """Whether every shard has once taken the journal for what it claims to be. Nothing is claimed before: one of them may know that it
-        is an old copy, and what it then counted for the tenants of the others would never be flushed."""
-        if not self._accepted:
-            self._accepted = all(lane.claims.accepted for lane in self.lanes)
-        return self._accepted
+    def _up(self) -> bool:
+        return not self._draining and self.incarnation != b""
 
     async def open(self) -> None:
         """Connect to the log, join the registry, journal a new incarnation. After it `run`. Raises CannotStart, UnfitLog."""
@@ -246,7 +237,7 @@ class Writer:
             tasks.create_task(self._allow_flushes())
 
     async def _allow_flushes(self) -> None:
-        while not self.accepted:
+        while not all(lane.claims.accepted for lane in self.lanes):
             await asyncio.sleep(_SWEEP_S)
         self.flusher.allowed.set()
 
@@ -300,8 +291,6 @@ class Writer:
         lane = self.lane_of(tenant)
         if not lane.open:
             raise self._refusal(tenant, decoded, "claims", f"The claims are not ready ({lane.claims.state.value}).")
-        if not self._accepted and not self.accepted:
-            raise self._refusal(tenant, decoded, "claims", "The claims are not ready (another shard does not know this writer yet).")
         waiting = self._waiting_events
         if not waiting.fits(tenant, events):
             if waiting.crowded(tenant):
@@ -373,7 +362,7 @@ class Writer:
 
     def _call_when_idle(self, now_s: float) -> None:
         """An empty call: it brings the horizon, and its record lets the journal give up what lies behind it."""
-        if self._draining or not self.accepted:
+        if self._draining:
             return
         for lane in self.lanes:
             if not lane.calls and now_s - lane.last_call_s >= _IDLE_CALL_S and lane.open:

@@ -134,15 +134,18 @@ def make_shards(settings: Settings, log_identity: str, world: World = REAL) -> l
         from dedupe.in_process import InProcessClaims
 
         return [InProcessClaims(identity=identity_of(settings, log_identity), clock_us=world.clock_us, entropy=world.entropy)]
+    from dedupe.clearance import Clearance
     from dedupe.redis_address import RedisAddress
     from dedupe.redis_claims import RedisClaims
 
+    clearance = Clearance(len(settings.redis.urls)) if len(settings.redis.urls) > 1 else None
     return [
         RedisClaims(
             RedisAddress.from_url(url),
             identity=identity_of(settings, log_identity, shard),
             clock_us=world.clock_us,
             entropy=world.entropy,
+            clearance=clearance,
         )
         for shard, url in enumerate(settings.redis.urls)
     ]

@@ -242,9 +242,7 @@ def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
     lanes = parts.writer.lanes
     if len(lanes) == 1:
         return [f"The claims are not ready ({lanes[0].reason})."]
-    return [
-        f"The claims of shard {lane.shard} are not ready ({lane.reason or 'open, others do not know this writer yet'})." for lane in lanes
-    ]
+    return [f"The claims of shard {lane.shard} are not ready ({lane.reason})." for lane in lanes]
 
 
 def metrics_of_all(workers: peers.AllWorkers, pool: asyncpg.Pool | None, clock_us: Callable[[], int]) -> Mapping[tuple[str, str], Route]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from buffer.counter_log import LogUnavailable
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import JournalError, JournalLimits, JournalStopped, open_journal
+from dedupe.clearance import Clearance
 from dedupe.port import ClaimsError, Identity, Zombie
 from dedupe.redis_claims import RedisClaims
 from ingest.catalogue import read_catalogue
@@ -219,6 +220,7 @@ class Node:
             limits=limits,
         )
         self._log = SimulatedLog(world.log, journal.writer, self.steps)
+        clearance = Clearance(len(world.shards)) if len(world.shards) > 1 else None
         shards = [
             RedisClaims(
                 redis.address(self.steps),
@@ -226,6 +228,7 @@ class Node:
                 clock_us=self.clock_us,
                 entropy=world.rng.randbytes,
                 timeout_s=2.0,
+                clearance=clearance,
             )
             for shard, redis in enumerate(world.shards)
         ]

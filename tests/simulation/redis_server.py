@@ -130,6 +130,8 @@ class SimulatedRedis:
             return _encode(b"maxmemory_policy:noeviction\r\n")
         if name in (b"SCRIPT", b"AUTH", b"SELECT"):
             return _OK
+        if name in (b"GET", b"HMGET"):
+            return _look(table, command[1].decode())
         raise AssertionError(f"the simulated redis does not know {command[0]!r}")
 
     def _run(self, table: ClaimTable, script: str, command: list[bytes], steps: Steps) -> bytes:
@@ -275,6 +277,17 @@ def _encode(value: object) -> bytes:
         return b"$%d\r\n%b\r\n" % (len(value), value)
     assert isinstance(value, int)
     return b":%d\r\n" % value
+
+
+def _look(table: ClaimTable, key: str) -> bytes:
+    """At writer:ID, or at mark and closed of w:INCARNATION."""
+    _, kind, name = key.split(":")
+    if kind == "writer":
+        named = table._writers.get(bytes.fromhex(name))
+        return b"$-1\r\n" if named is None else _encode(named.hex().encode())
+    w = table._w.get(bytes.fromhex(name))
+    values = (None, None) if w is None else (w.mark, w.closed)
+    return b"*2\r\n" + b"".join(b"$-1\r\n" if value is None else _encode(b"%d" % value) for value in values)
 
 
 def _run_script(table: ClaimTable, name: str, argv: list[bytes]) -> object:
