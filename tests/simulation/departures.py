@@ -101,6 +101,9 @@ class LostDisk:
         while True:
             try:
                 registry = await log.writers()
+                if self.writer in world.log.registry_lost:  # nobody can retire it before the topic is restored
+                    await asyncio.sleep(1)
+                    continue
                 if self.writer not in registry or registry[self.writer] is not None:
                     return
                 habits = world.habits

@@ -19,9 +19,10 @@ import parshall.writer_loss as writer_loss
 from buffer.counter_log import Record, Retired
 from buffer.journal_records import CallRecord, FlushCommit, JournalRecord, Through
 from buffer.journal_segments import SegmentFacts, Tail
-from buffer.journal_state import Standing
+from buffer.journal_state import Replayed, Standing
 from dedupe import rebuild
 from dedupe.claim_table import _TAG, _VOID, ClaimTable
+from dedupe.clearance import Clearance
 from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Call, Claimed, Refused, Reply, Verdicts
 from dedupe.redis_claims import RedisClaims
 from dedupe.scripts import Context
@@ -625,6 +626,44 @@ def _retired_at_once() -> Iterator[None]:
         yield
 
 
+# ---- several shards
+
+
+@contextmanager
+def _told_before_all_looked() -> Iterator[None]:
+    async def broken(self: Clearance, shard: int) -> None:
+        pass
+
+    with patch.object(Clearance, "by", broken):
+        yield
+
+
+@contextmanager
+def _closed_with_calls_of_all_shards() -> Iterator[None]:
+    with patch.object(Replayed, "closed_in", lambda self, shard, shards: list(self.incarnations)):
+        yield
+
+
+@contextmanager
+def _mark_of_all_shards() -> Iterator[None]:
+    """The place of its record in the journal is taken for a call's number in its shard."""
+    append = Writer._append
+
+    def broken(self: Writer, lane: Lane, answered: Answered) -> None:
+        append(self, lane, answered)
+        self._unsynced.append(self._unsynced.pop()._replace(call=self._next_number - 1))
+
+    with patch.object(Writer, "_append", broken):
+        yield
+
+
+@contextmanager
+def _highest_horizon() -> Iterator[None]:
+    """A segment goes once the horizon of some shard has passed it."""
+    with patch.object(Standing, "least_horizon_us", property(lambda self: self.horizon_us)):
+        yield
+
+
 def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes: Any) -> Habits:
     """Worlds in which only these faults happen, at these steps: what the guard is there for."""
     if steps:
@@ -730,5 +769,17 @@ SABOTAGES: dict[str, Sabotage] = {
         _retired_at_once,
     ),
     "a segment goes before the horizon has passed it": Sabotage(_REDIS_LOST_OFTEN, lambda: _retains(_flushed)),
+    "a shard is told of an opening before all have looked at the journal": Sabotage(
+        _only(OPERATED, "old_copy_starts", shards=(2, 3)), _told_before_all_looked
+    ),
+    "a shard is told that calls of all shards are on the disk": Sabotage(
+        _only(DUEL, "power_loss", steps=(EXECUTED,), shards=(2, 3)), _closed_with_calls_of_all_shards
+    ),
+    "a mark counts the calls of all shards": Sabotage(
+        _only(DUEL, "power_loss", steps=(SENT, APPENDED), shards=(2, 3)), _mark_of_all_shards
+    ),
+    "a segment goes once one shard's horizon has passed it": Sabotage(
+        _only(HOURS, "redis_pauses", "redis_restarts_empty", "writer_clock_jumps", shards=(2,)), _highest_horizon
+    ),
     "a segment goes before it is flushed": Sabotage(_only(BRIEF, "kill", "log_unreachable"), lambda: _retains(_below_horizon)),
 }
