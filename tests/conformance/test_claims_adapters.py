@@ -15,6 +15,7 @@ import pytest
 import redis as redis_py
 
 from dedupe.claim_table import ClaimTable
+from dedupe.clearance import Clearance
 from dedupe.in_process import InProcessClaims
 from dedupe.port import (
     Call,
@@ -80,9 +81,15 @@ class InRedis(Place):
     def __init__(self, server: Redis) -> None:
         self.server = server
 
-    def claims(self, identity: Identity = IDENTITY, timeout_s: float = 5.0) -> RedisClaims:
-        address = RedisAddress.from_url(self.server.url)
-        return RedisClaims(address, identity=identity, clock_us=lambda: NOW_US, entropy=os.urandom, timeout_s=timeout_s)
+    def claims(self, identity: Identity = IDENTITY, timeout_s: float = 5.0, clearance: Clearance | None = None) -> RedisClaims:
+        return RedisClaims(
+            RedisAddress.from_url(self.server.url),
+            identity=identity,
+            clock_us=lambda: NOW_US,
+            entropy=os.urandom,
+            timeout_s=timeout_s,
+            clearance=clearance,
+        )
 
 
 class InThisProcess(Place):
@@ -557,3 +564,90 @@ async def test_a_password_and_a_database() -> None:
         client = redis_py.Redis.from_url(f"redis://:a%20b@{server.address}/3")
         assert client.exists("parshall:open") == 1
         client.close()
+
+
+# ---- several shards
+
+
+@pytest.fixture
+def two_shards() -> Iterator[list[InRedis]]:
+    with redis_server() as first, redis_server() as second:
+        yield [InRedis(first), InRedis(second)]
+
+
+def both(shards: list[InRedis]) -> list[RedisClaims]:
+    """Of one writer's next opening."""
+    clearance = Clearance(2)
+    return [place.claims(IDENTITY._replace(shard=shard, shards=2), clearance=clearance) for shard, place in enumerate(shards)]
+
+
+def keys(place: InRedis) -> dict[bytes, object]:
+    """What the store knows of writers."""
+    with redis_py.Redis(port=place.server.port) as connection:
+        found = {name: connection.hgetall(name) for name in connection.scan_iter("parshall:w:*")}
+        return found | {name: connection.get(name) for name in connection.scan_iter("parshall:writer:*")}
+
+
+async def test_an_old_copy_that_one_shard_knows_is_told_to_no_other(two_shards: list[InRedis]) -> None:
+    journal = Journal()
+    first, second = both(two_shards)
+    async with running(first, journal, State.REBUILDING), running(second, journal):
+        await answer(second, call(1, section("a")))
+        second.raise_mark(1)
+        await until(lambda: keys(two_shards[1])[f"parshall:w:{journal.incarnation.hex()}".encode()].get(b"mark") == b"1")  # type: ignore[attr-defined]
+    before = keys(two_shards[0])
+    first, second = both(two_shards)
+    copy = journal.reopened(0)
+    waiting = asyncio.create_task(first.run(copy))
+    with pytest.raises(StaleJournal, match=r"\(mark\)"):
+        await asyncio.wait_for(second.run(copy), 10)
+    await until(lambda: "waiting for the other shards" in first.reason)
+    assert first.state is not State.OPEN and not first.accepted
+    assert keys(two_shards[0]) == before
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    first, second = both(two_shards)
+    right = [Journal(journal.writer, os.urandom(16), [(journal.incarnation, last_call)]) for last_call in (0, 1)]
+    async with running(first, right[0], State.REBUILDING), running(second, right[1]):
+        await until(lambda: first.accepted and second.accepted)
+
+
+async def test_an_opening_that_the_journal_lacks_is_seen_before_anything_is_said(two_shards: list[InRedis]) -> None:
+    journal = Journal()
+    first, second = both(two_shards)
+    async with running(first, journal, State.REBUILDING), running(second, journal):
+        pass
+    first, second = both(two_shards)
+    without_it = Journal(journal.writer)
+    before = keys(two_shards[0])
+    with pytest.raises(StaleJournal, match=r"\(unknown\)"):
+        await asyncio.wait_for(first.run(without_it), 10)
+    assert keys(two_shards[0]) == before
+
+
+async def test_no_shard_opens_before_the_others_can_be_reached(two_shards: list[InRedis]) -> None:
+    journal = Journal()
+    two_shards[1].server.kill()
+    first, second = both(two_shards)
+    async with running(first, journal, State.REBUILDING):
+        assert "waiting for the other shards" in first.reason
+        assert not keys(two_shards[0]), "nothing was said"
+        await asyncio.to_thread(two_shards[1].server.start)
+        async with running(second, journal):
+            await until(lambda: first.state is State.OPEN)
+            two_shards[1].server.kill()
+            await until(lambda: second.state is not State.OPEN)
+            await answer(first, call(1, section("a")))
+
+
+async def test_a_store_of_another_set_of_shards_is_refused(two_shards: list[InRedis]) -> None:
+    async with running(two_shards[0].claims(), Journal()):
+        pass
+    with pytest.raises(WrongLog, match="set of shards"):
+        await asyncio.wait_for(two_shards[0].claims(IDENTITY._replace(shard=0, shards=2)).run(Journal()), 10)
+    with redis_py.Redis(port=two_shards[0].server.port) as connection:
+        connection.flushall()
+    async with running(two_shards[0].claims(IDENTITY._replace(shard=0, shards=2)), Journal()):
+        pass
+    with pytest.raises(WrongLog, match="set of shards"):
+        await asyncio.wait_for(two_shards[0].claims(IDENTITY._replace(shard=1, shards=2)).run(Journal()), 10)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dedupe.digest import MOST_PREFIXES, _prefixes, digest, digests, identity_hash
+from dedupe.port import shard_of
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
@@ -44,3 +45,14 @@ def test_what_is_remembered_of_sources_is_bounded() -> None:
 
 def test_identity_depends_on_the_length_of_a_generation() -> None:
     assert identity_hash(1) != identity_hash(2)
+
+
+def test_identity_holds_which_tenants_are_in_a_store() -> None:
+    assert identity_hash(1, 0, 1) == identity_hash(1), "one store is as it was before there were shards"
+    places = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+    assert len({identity_hash(1, *place) for place in places}) == len(places)
+
+
+def test_every_tenant_has_one_shard() -> None:
+    assert [shard_of(tenant, 3) for tenant in (1, 2, 3, 77, 2**32 - 1)] == [1, 2, 0, 2, 0]
+    assert {shard_of(tenant, 1) for tenant in range(1, 100)} == {0}

@@ -176,6 +176,20 @@ def test_a_wrong_variable_or_option_is_named_as_what_it_is(tmp_path: Path) -> No
     assert option.startswith("--redis: redis.url: 'http://x' cannot be used; allowed: a URL as in redis://")
 
 
+def test_several_redis_are_parted_by_commas(tmp_path: Path) -> None:
+    def urls(text: str) -> tuple[str, ...]:
+        return load(tmp_path, "", options={"redis.url": text}).redis.urls
+
+    assert load(tmp_path, "").redis.urls == ()
+    assert urls("redis://a") == ("redis://a",)
+    assert urls("redis://a,rediss://b:1/0,unix:///run/c") == ("redis://a", "rediss://b:1/0", "unix:///run/c")
+    assert urls("redis://u:a,b@one,redis://two") == ("redis://u:a,b@one", "redis://two"), "a comma may stand in a password"
+    (wrong,) = problems(tmp_path, "", options={"redis.url": "redis://a,http://b"})
+    assert "several, separated by commas, share the tenants" in wrong
+    (twice,) = problems(tmp_path, "", options={"redis.url": "redis://a,redis://b,redis://a"})
+    assert twice.endswith("allowed: each URL once: every shard is a Redis of its own")
+
+
 def test_catalogue_and_prices_are_checked_with_places_too(tmp_path: Path) -> None:
     text = DEMO.read_text().replace('aggregation = "max"', 'aggregation = "maximum"').replace('unit_price = "15.00"', "unit_price = -1")
     lines = text.splitlines()
