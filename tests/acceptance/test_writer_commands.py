@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ LATE_US = 4 * 10**15  # a horizon beyond every event time
 class Edge:
     """Two workers that share Redis, Kafka and PostgreSQL, and a rater. Nothing is flushed unless it is told to."""
 
-    def __init__(self, folder: Path, redis: services.Redis, kafka: services.Kafka, database: str) -> None:
-        self.redis = redis
+    def __init__(self, folder: Path, shards: Sequence[services.Redis], kafka: services.Kafka, database: str) -> None:
+        self.shards = shards
+        self.redis = shards[-1]  # it has the tenant that sends
         self.folder = folder
-        more = f'\n[redis]\nurl = "{redis.url}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 3600000\n'
+        urls = ",".join(redis.url for redis in shards)
+        more = f'\n[redis]\nurl = "{urls}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 3600000\n'
         more += f'[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
         self.key = write_config(folder, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
         self.config = str(folder / "parshall.toml")
@@ -66,7 +69,8 @@ class Edge:
         code, said = await self.writer("list", "--json")
         assert code == 0, said
         rows, _ = json.JSONDecoder().raw_decode(said)  # behind it: what went to standard error
-        return {row["writer"]: row for row in rows}
+        assert [row["shard"] for row in rows] == list(range(len(self.shards))) * (len(rows) // len(self.shards))
+        return {row["writer"]: row for row in rows}  # in the last shard
 
     async def send(self, role: Role, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Until it is answered."""
@@ -110,19 +114,28 @@ class Edge:
         with redis_client.Redis(port=self.redis.port) as connection:
             return connection.execute_command(*words)
 
+    def horizon_passes(self, horizon_us: int) -> None:
+        for redis in self.shards:
+            with redis_client.Redis(port=redis.port) as connection:
+                connection.set("parshall:horizon", horizon_us)
+
     async def redis_restarts_empty(self) -> None:
-        await asyncio.to_thread(self.redis.kill)
-        await asyncio.to_thread(self.redis.start)
+        for redis in self.shards:
+            await asyncio.to_thread(redis.kill)
+        for redis in self.shards:
+            await asyncio.to_thread(redis.start)
 
 
-@pytest.fixture
-async def edge(tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str) -> AsyncIterator[Edge]:
-    edge = Edge(tmp_path, redis, own_kafka, database)
-    try:
-        await edge.start()
-        yield edge
-    finally:
-        await edge.end()
+@pytest.fixture(params=[1, 2], ids=["one Redis", "two shards"])
+async def edge(request: pytest.FixtureRequest, tmp_path: Path, own_kafka: services.Kafka, database: str) -> AsyncIterator[Edge]:
+    with ExitStack() as stack:
+        shards = [stack.enter_context(services.redis_server()) for _ in range(request.param)]
+        edge = Edge(tmp_path, shards, own_kafka, database)
+        try:
+            await edge.start()
+            yield edge
+        finally:
+            await edge.end()
 
 
 def events(first: int, last: int) -> list[dict[str, Any]]:
@@ -171,7 +184,7 @@ async def test_a_journal_is_drained_elsewhere(edge: Edge) -> None:
     assert some(await edge.send(edge.stays, sent)) == (0, 50, 0)
 
     # Its claims have grown old, as a day and more would do: nobody needs the journal any more.
-    edge.redis_cli("SET", "parshall:horizon", LATE_US)
+    edge.horizon_passes(LATE_US)
     code, said = await edge.writer("drain", str(journal))
     assert code == 0 and "drained and retired" in said, said
     assert sorted(row["state"] for row in (await edge.listed()).values()) == ["member", "retired"]
