@@ -137,11 +137,14 @@ class RedisClaims:
             await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
 
     async def _look_at(self, history: History, connection: OrderedConnection) -> None:
-        """Raises StaleJournal where `publish` would, and writes nothing."""
+        """Raises StaleJournal where `publish` would, and WrongLog where the claims are another share of the tenants; writes nothing."""
 
         async def look(command: bytes, key: str, *fields: bytes) -> object:
             return await connection.ask(pack([command, f"{self._namespace}{key}".encode(), *fields]))
 
+        (identity,) = cast(Sequence[bytes | None], await look(b"HMGET", "open", b"identity"))
+        if identity not in (None, context_of(self._identity, history.writer, history.incarnation, 0).identity):
+            refused([b"wrong_identity", identity])
         named = cast(bytes | None, await look(b"GET", f"writer:{history.writer.hex()}"))
         known = [incarnation.hex().encode() for incarnation, _ in history.closed]
         if named is not None and named not in known and named != history.incarnation.hex().encode():

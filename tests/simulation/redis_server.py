@@ -280,14 +280,21 @@ def _encode(value: object) -> bytes:
 
 
 def _look(table: ClaimTable, key: str) -> bytes:
-    """At writer:ID, or at mark and closed of w:INCARNATION."""
-    _, kind, name = key.split(":")
+    """At writer:ID, at the identity in open, or at mark and closed of w:INCARNATION."""
+    _, kind, *names = key.split(":")
+    if kind == "open":
+        return b"*1\r\n" + _or_nil(table._open.identity)
+    (name,) = names
     if kind == "writer":
         named = table._writers.get(bytes.fromhex(name))
-        return b"$-1\r\n" if named is None else _encode(named.hex().encode())
+        return _or_nil(None if named is None else named.hex().encode())
     w = table._w.get(bytes.fromhex(name))
     values = (None, None) if w is None else (w.mark, w.closed)
-    return b"*2\r\n" + b"".join(b"$-1\r\n" if value is None else _encode(b"%d" % value) for value in values)
+    return b"*2\r\n" + b"".join(_or_nil(None if value is None else b"%d" % value) for value in values)
+
+
+def _or_nil(value: bytes | None) -> bytes:
+    return b"$-1\r\n" if value is None else _encode(value)
 
 
 def _run_script(table: ClaimTable, name: str, argv: list[bytes]) -> object:
