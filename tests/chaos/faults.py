@@ -77,6 +77,18 @@ async def _killed(stage: Stage, fault: Fault) -> bool:
     return True
 
 
+async def _told_to_end(stage: Stage, fault: Fault) -> bool:
+    """SIGTERM, as in a rolling restart: whatever else is broken meanwhile, it ends in order."""
+    role = stage.roles[fault.target]
+    if not role.running:
+        return False
+    code = await asyncio.to_thread(role.stop)
+    assert code == 0, f"{role.name} was told to end and did with exit code {code}:\n{role.log_end()}"
+    await asyncio.sleep(fault.length_s)
+    role.start()
+    return True
+
+
 async def _stopped(stage: Stage, fault: Fault) -> bool:
     role = stage.roles[fault.target]
     if not role.running:
@@ -205,11 +217,13 @@ async def _on_link(stage: Stage, fault: Fault) -> bool:
 
 _WAYS: dict[str, Callable[[Stage, Fault], Awaitable[bool]]] = {
     "ingest killed": _killed,
+    "ingest told to end": _told_to_end,
     "ingest stopped": _stopped,
     "ingest killed, its claims not heard of": _killed_unheard,
     "disk full in mid-write": _full_in_mid_write,
     "disk without room": _without_room,
     "rater killed": _killed,
+    "rater told to end": _told_to_end,
     "rater stopped": _stopped,
     "redis killed, data lost": _redis_empty,
     "redis killed, data kept": _redis_with_data,

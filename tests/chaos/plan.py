@@ -32,12 +32,14 @@ _ON_A_WAY = (("replies lost", 0.2, 1.5), ("delay", 1, 4), ("reset", 0, 0), ("hal
 
 KINDS = (
     Kind("ingest killed", WORKERS, 0.2, 2),
+    Kind("ingest told to end", WORKERS, 0.1, 1),
     Kind("ingest stopped", WORKERS, 0.5, 5),
     Kind("ingest killed, its claims not heard of", WORKERS, 0.3, 1),
     Kind("disk full in mid-write", WORKERS, 1, 3),
     Kind("disk without room", WORKERS, 1, 4),
     Kind("rater killed", RATERS, 0.2, 3),
-    Kind("rater stopped", RATERS, 0.5, 6),
+    Kind("rater told to end", RATERS, 0.1, 1),
+    Kind("rater stopped", RATERS, 0.5, 12),  # longer than its group waits for it: its partitions go to the other meanwhile
     Kind("redis killed, data lost", ("redis",), 0.1, 1),
     Kind("redis killed, data kept", ("redis",), 0.1, 1),
     Kind("redis stopped", ("redis",), 0.5, 4),
