@@ -72,15 +72,15 @@ async def test_a_replica_without_the_last_claims_is_promoted(
     more = f'\n[postgres]\ndsn = "{database}"\n[kafka]\nbootstrap = "{own_kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
     key = write_config(tmp_path, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
     config = ["--config", str(tmp_path / "parshall.toml")]
-    proxies = [TcpProxy(("127.0.0.1", redis.port)) for _ in range(2)]
-    for proxy in proxies:
+    replication, *proxies = [TcpProxy(("127.0.0.1", redis.port)) for _ in range(3)]
+    for proxy in (replication, *proxies):
         await proxy.start()
     one, other = (
         Role(f"w{n}", ["ingest", *config, "--data", str(tmp_path / f"data-{n}"), "--redis", f"redis://{proxy.address}"], tmp_path)
         for n, proxy in enumerate(proxies)
     )
     rater = Role("rater", ["rate", *config], tmp_path)
-    with services.redis_server(replicaof=f"127.0.0.1 {redis.port}") as second:
+    with services.redis_server(replicaof=f"127.0.0.1 {replication.port}") as second:
         primary, replica = redis_client.Redis(port=redis.port), redis_client.Redis(port=second.port)
         try:
             for role in (rater, one, other):
@@ -92,13 +92,14 @@ async def test_a_replica_without_the_last_claims_is_promoted(
                 whole = BATCHES * EVENTS
                 assert await sender.send_all(one, copied) == (whole, 0)
                 await in_step(primary, replica)
-                second.pause()  # from here on the replica misses everything
+                # From here on the replica misses everything. (One that merely stands still reads it from its socket when it goes on.)
+                replication.cut_off = True
                 assert await sender.send_all(one, late[: BATCHES // 2]) == (whole // 2, 0)
                 assert await sender.send_all(other, late[BATCHES // 2 :]) == (whole // 2, 0)
                 assert await sender.send(one, late[-1]) == (0, EVENTS)  # so the mark of the other's last call has arrived
+                assert claims(replica) == whole < claims(primary), "the last claims are missing there"
                 if old_primary == "is dead":
                     redis.kill()
-                second.resume()
                 replica.replicaof("NO", "ONE")
 
                 for proxy in proxies[1:] if old_primary != "is dead" else proxies:
@@ -129,8 +130,12 @@ async def test_a_replica_without_the_last_claims_is_promoted(
             for role in (rater, one, other):
                 if role.running:
                     role.kill()
-            for proxy in proxies:
+            for proxy in (replication, *proxies):
                 await proxy.stop()
+
+
+def claims(server: redis_client.Redis) -> int:
+    return sum(server.hlen(key) for key in server.scan_iter("parshall:claims:*"))
 
 
 async def readiness(session: aiohttp.ClientSession, role: Role) -> str:

@@ -24,7 +24,7 @@ from tests.acceptance.edge import PROJECT, Api, Role, make_key, wait_rated, writ
 from tests.acceptance.exactness import make_traffic
 from tests.acceptance.fleet import compare_fleet, services_sections
 from tests.acceptance.senders import VERDICTS, Record, Route, Sending
-from tests.acceptance.test_redis_failover import in_step
+from tests.acceptance.test_redis_failover import claims, in_step
 from tests.tcp_proxy import TcpProxy
 
 EVENTS, EVENTS_PER_S = 6000, 400
@@ -186,10 +186,6 @@ async def fail_over(
     finally:
         primary.close()
         replica.close()
-
-
-def claims(server: redis_client.Redis) -> int:
-    return sum(server.hlen(key) for key in server.scan_iter("parshall:claims:*"))
 
 
 async def until(condition: Callable[[], bool], most_s: float = 60) -> None:
