@@ -149,6 +149,18 @@ async def test_what_waits_for_a_redis_that_stands_still_gives_its_room_back(tmp_
         servers[1].resume()
 
 
+async def test_a_redis_that_stands_still_does_not_keep_what_others_counted_from_the_log(tmp_path: Path, servers: list[Redis]) -> None:
+    async with running(tmp_path, servers) as it:
+        servers[1].pause()
+        sent = asyncio.create_task(it.send(1, "a"))
+        assert (await it.send(2, "a")).accepted == 1
+        with pytest.raises(TimeoutError):
+            await it.writer.drain(1)
+        assert it.writer.flusher.live_counters == 0 and [*it.writer.journal.records()]
+        await asyncio.to_thread(servers[1].resume)
+        assert (await sent).accepted == 1
+
+
 async def test_another_list_is_taken_up_only_by_empty_redis(tmp_path: Path, servers: list[Redis]) -> None:
     """One becomes two, two become three, three become one: nothing counts twice, and no horizon or call of before is in the way."""
     known: list[str] = []
