@@ -102,6 +102,9 @@ class LostDisk:
         while True:
             try:
                 registry = await log.writers()
+                if world.log.registry_lost:  # it is told that there is no such writer, and comes again
+                    await asyncio.sleep(1)
+                    continue
                 if self.writer not in registry or registry[self.writer] is not None:
                     return
                 habits = world.habits
