@@ -101,7 +101,7 @@ class LostDisk:
         while True:
             try:
                 registry = await log.writers()
-                if self.writer in world.log.registry_lost:  # nobody can retire it before the topic is restored
+                if world.log.registry_lost:  # it is told that there is no such writer, and comes again
                     await asyncio.sleep(1)
                     continue
                 if self.writer not in registry or registry[self.writer] is not None:
