@@ -89,6 +89,10 @@ else
 	$(BIN)/python -m pytest tests/simulation $(ARGS)
 endif
 
+.PHONY: chaos
+chaos: services ## break all services, workers and connections under load for a minute; ARGS="--seed 7 --seconds 300"
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
 .PHONY: bench
 bench: services ## measure what is promised about cost, beside the targets and a control (at most ten minutes); ARGS=growth: how it grows
 	$(BIN)/python -m bench $(ARGS)

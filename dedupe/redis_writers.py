@@ -20,6 +20,7 @@ from dedupe.scripts import NAMESPACE, arguments_of, context_arguments, context_o
 _TAG = Struct(">II")  # first in the value of a claim: incarnation number, call
 _SCANNED_AT_ONCE = 5000
 _NOBODY = bytes(16)
+_NO_END = 1 << 32
 
 Unreachable = redis.RedisError
 
@@ -40,6 +41,18 @@ class Buried(NamedTuple):
     mark: int
     closed: int | None  # before this
     last_call: int  # what it ends with; claims of later calls are void
+
+
+class Claimed(NamedTuple):
+    """What a writer claimed in some of its calls."""
+
+    incarnations: tuple[bytes, ...]  # in the order in which they were opened
+    events: Mapping[tuple[bytes, int], Mapping[int, int]]  # (incarnation, call) -> tenant number -> events
+
+
+def _call_in(through: tuple[bytes, int], incarnation: bytes) -> int:
+    """The call of this incarnation that is covered; -1 when none is known to be."""
+    return through[1] if through[0] == incarnation else -1
 
 
 class RedisWriters:
@@ -84,34 +97,43 @@ class RedisWriters:
         _, named, mark, closed, last = cast(tuple[bytes, bytes, int, int, int], tuple(reply))
         return Buried(bytes.fromhex(named.decode()), mark, None if closed < 0 else closed, last)
 
-    async def claimed_after(self, writer: bytes, through: tuple[bytes, int], last: tuple[bytes, int]) -> Mapping[int, int]:
-        """Tenant number -> events that the writer claimed after `through`, in calls that count (up to `last`): looks at every claim."""
-        doubtful = await self._doubtful_calls(writer, through, last)
-        events: Counter[int] = Counter()
-        if doubtful:
+    async def claimed_after(self, writer: bytes, before: tuple[bytes, int], through: tuple[bytes, int]) -> Claimed:
+        """What the writer claimed in calls after `before`: looks at every claim.
+
+        Call 0 stands for what was claimed again from the journal when Redis was new: it is told only where the journal then held calls
+        after `through`.
+        """
+        incarnations = await self._incarnations_from(writer, before[0])
+        spans = {number: await self._span(incarnation, before) for number, incarnation in incarnations.items()}
+        told_again = {
+            number for number, incarnation in incarnations.items() if await self._base(incarnation) > _call_in(through, incarnation)
+        }
+        events: dict[tuple[bytes, int], Counter[int]] = {}
+        if incarnations:
             async for key in self._redis.scan_iter(f"{self._namespace}claims:*", count=_SCANNED_AT_ONCE):
                 tenant = int(key.rsplit(b":", 1)[1])
                 async for _, value in self._redis.hscan_iter(key, count=_SCANNED_AT_ONCE):
                     number, call = _TAG.unpack_from(value)
-                    events[tenant] += number in doubtful and doubtful[number][0] < call <= doubtful[number][1]
-        return +events
+                    if number in spans and (call in spans[number] if call else number in told_again):
+                        events.setdefault((incarnations[number], call), Counter())[tenant] += 1
+        return Claimed(tuple(incarnations.values()), events)
 
-    async def _doubtful_calls(self, writer: bytes, through: tuple[bytes, int], last: tuple[bytes, int]) -> dict[int, tuple[int, int]]:
-        """Number of an incarnation in the tags of claims -> (call after which, call up to which) nothing was seen in the log.
-
-        Numbers are given in order of opening. Call 0 stands for what was claimed again from the journal.
-        """
+    async def _incarnations_from(self, writer: bytes, first: bytes) -> dict[int, bytes]:
+        """Of this writer, `first` and those opened after it; all where the store does not know `first`. By their number in tags."""
         found = cast(Mapping[bytes, bytes], await self._redis.hgetall(f"{self._namespace}incarnations"))
-        numbers = {int(number): bytes.fromhex(incarnation.decode()) for number, incarnation in found.items()}
-        covered = {incarnation: number for number, incarnation in numbers.items()}.get(through[0], 0)
-        doubtful = {}
-        for number, incarnation in sorted(numbers.items()):
-            if number < covered or await self._get(f"w:{incarnation.hex()}", "writer") != writer.hex().encode():
-                continue
-            mark, closed = await self._marks(incarnation)
-            end = last[1] if incarnation == last[0] else max(mark, closed or 0)
-            doubtful[number] = (through[1] if number == covered else -1, end)
-        return doubtful
+        numbers = sorted((int(number), bytes.fromhex(incarnation.decode())) for number, incarnation in found.items())
+        least = next((number for number, incarnation in numbers if incarnation == first), 0)
+        owners = {number: await self._get(f"w:{incarnation.hex()}", "writer") for number, incarnation in numbers if number >= least}
+        return {number: incarnation for number, incarnation in numbers if owners.get(number) == writer.hex().encode()}
+
+    async def _span(self, incarnation: bytes, before: tuple[bytes, int]) -> range:
+        """Its calls after `before` that may count: a call above the one that it was closed with was never answered."""
+        _, closed = await self._marks(incarnation)
+        return range(before[1] + 1 if incarnation == before[0] else 1, _NO_END if closed is None else closed + 1)
+
+    async def _base(self, incarnation: bytes) -> int:
+        """The call up to which its journal was claimed again here; -1 when it was not."""
+        return int(await self._get(f"w:{incarnation.hex()}", "base") or -1)
 
     async def _marks(self, incarnation: bytes) -> tuple[int, int | None]:
         if not incarnation:

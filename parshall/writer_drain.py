@@ -38,7 +38,7 @@ async def drain_journal(settings: Settings, folder: DataFolder | None, directory
     try:
         writer, log = await make_writer(settings, folder, directory, FlushTuner(1000, settings.flush.max_counters))
         try:
-            return await _drain(settings, writer, log, directory, say)
+            return await finish_journal(settings, writer, log, directory, say)
         finally:
             await log.close()
             await writer.journal.close()
@@ -47,7 +47,7 @@ async def drain_journal(settings: Settings, folder: DataFolder | None, directory
 
 
 def _stop(error: BaseException) -> Stop:
-    from buffer.counter_log import UnfitLog
+    from buffer.counter_log import LogUnavailable, UnfitLog
     from buffer.journal import JournalBusy, JournalError
     from dedupe.port import ClaimsError
     from ingest.writer import CannotStart
@@ -55,6 +55,8 @@ def _stop(error: BaseException) -> Stop:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     match error:
+        case LogUnavailable():
+            return Stop(f"The counter log cannot be reached ({error}): run this again.", UNAVAILABLE)
         case JournalBusy() | OSError():
             return Stop(str(error), UNAVAILABLE)
         case JournalError() | ClaimsError() | CannotStart() | UnfitLog():
@@ -63,7 +65,8 @@ def _stop(error: BaseException) -> Stop:
             raise error
 
 
-async def _drain(settings: Settings, writer: Writer, log: CounterLog, directory: str, say: Callable[[str], None]) -> Told:
+async def finish_journal(settings: Settings, writer: Writer, log: CounterLog, directory: str, say: Callable[[str], None]) -> Told:
+    """`writer` has its journal open and was not opened itself. Raises what a writer raises, in groups."""
     name = writer.journal.writer.hex()
     if (await log.writers()).get(writer.journal.writer) is not None:
         return Told(f"Writer {name} is retired already: {directory} can be deleted.", OK)
@@ -89,7 +92,10 @@ async def _finish(settings: Settings, writer: Writer, log: CounterLog, directory
     reason = claims.reason
     horizon_us = await writer.learn_horizon() if complete else 0
     newest_us = writer.journal.newest_us
-    await writer.drain(settings.ingest.drain_s)
+    try:
+        await writer.drain(settings.ingest.drain_s)
+    except TimeoutError:
+        return Told(f"Writer {name} could not be closed within {settings.ingest.drain_s} s: run this again.", UNAVAILABLE)
     if complete and newest_us <= horizon_us:
         await log.retire(writer.journal.writer, Retired(horizon_us))
         return Told(f"Writer {name} is drained and retired: {directory} can be deleted.", OK)

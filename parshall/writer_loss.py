@@ -1,21 +1,26 @@
 """`parshall writer lost`: the disk of a writer is gone. What went with it, and its end.
 
 What was counted by it and flushed stays counted. Calls that were on its disk but in no flush are lost: their events were answered, and
-a retry of them is answered as duplicate. Calls above its last known one were never answered; their claims are void from now on, and a
-retry counts. It is retired with a horizon beyond everything that it can have claimed: where claims are rebuilt without its journal, an
-event at or before that time might be one that it counted, and is refused as too late rather than counted twice.
+a retry of them is answered as duplicate. Claims of calls above its last known one are void from now on, and a retry counts; whoever was
+answered before Redis had heard of it and does not send again loses them. It is retired with a horizon beyond everything that it can have
+claimed: where claims are rebuilt without its journal, an event at or before that time might be one that it counted, and is refused as
+too late rather than counted twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from buffer.counter_log import Retired
 from parshall.errors import REFUSED, UNAVAILABLE, USAGE, Stop
 from parshall.writer_log import opened_log
 
 if TYPE_CHECKING:
-    from dedupe.redis_writers import Buried, RedisWriters
+    from buffer.counter_log import CounterLog
+    from buffer.record import Place
+    from dedupe.redis_writers import Buried, Claimed, Standing
     from parshall.data_folder import DataFolder
     from parshall.settings import Settings
 
@@ -23,11 +28,35 @@ Call = tuple[bytes, int]  # (incarnation, number)
 NO_CALL: Call = (b"", 0)
 
 
+class LostWriterStore(Protocol):
+    """What the end of a lost writer needs of the claim store; dedupe.redis_writers.RedisWriters says what each does."""
+
+    async def standings(self, writers: Sequence[bytes]) -> Mapping[bytes, Standing]: ...
+
+    async def bury(self, writer: bytes, through: Call, *, for_good: bool) -> Buried: ...
+
+    async def claimed_after(self, writer: bytes, before: Call, through: Call) -> Claimed: ...
+
+
+class Flushed(NamedTuple):
+    """What the counter log has of one writer."""
+
+    through: Call  # the last call that a flush in it covers
+    before: Call  # the same of the flush before
+
+
+class Loss(NamedTuple):
+    """Tenant number -> events, each at most."""
+
+    cut_short: Mapping[int, int]  # of the last flush seen, which may not be whole
+    lost: Mapping[int, int]  # answered, maybe, and in no flush
+    doubtful: Mapping[int, int]  # of calls that are void now: a retry counts
+
+
 async def declare_lost(
     settings: Settings, folder: DataFolder | None, writer: bytes, *, accept: bool, say: Callable[[str], None]
 ) -> list[str]:
     """The lines to tell. Raises Stop."""
-    from buffer.counter_log import Retired
     from dedupe.port import ClaimsError
     from dedupe.redis_writers import RedisWriters, Unreachable
     from parshall.wiring import CLOCK_MARGIN_S, clock_us, identity_of
@@ -40,33 +69,49 @@ async def declare_lost(
         if (retired := registry[writer]) is not None:
             return [f"Writer {writer.hex()} is {'retired' if retired.lost is None else f'lost already: {retired.lost}'}."]
         say("Reading the counter log for what it flushed …")
-        covered = await _covered(settings, folder, writer)
+        places = await _places(settings, folder, writer)
+        say("Looking through the claims for what it did not …")
+        horizon_us = clock_us() + (settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
         try:
             async with RedisWriters(settings.redis.url, identity_of(settings, log.identity)) as store:
-                say("Looking through the claims for what it did not …")
-                through = last_covered(covered, (await store.standings([writer]))[writer].incarnation)
-                lost = _sentence(await _lost(store, writer, through), _names(settings))
-                if not accept:
-                    return [
-                        *lost,
-                        "Nothing was done yet: --i-accept-loss does it. Is the disk really gone? `parshall writer drain` loses nothing.",
-                    ]
-                await store.bury(writer, through, for_good=True)
+                names = {tenant.number: tenant.name for tenant in settings.tenants}
+                _, lines = await end_lost_writer(log, store, writer, places, names=names, horizon_us=horizon_us, accept=accept)
         except (Unreachable, OSError) as error:
             raise Stop(f"Redis cannot be asked: {error}.", UNAVAILABLE) from error
         except ClaimsError as error:
             raise Stop(str(error), REFUSED) from error
-        horizon_us = clock_us() + (settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
-        await log.retire(writer, Retired(horizon_us, " ".join(lost)))
-        return [*lost, f"Writer {writer.hex()} is retired: nobody waits for it any more."]
+        return lines
 
 
-async def _covered(settings: Settings, folder: DataFolder | None, writer: bytes) -> dict[bytes, int]:
-    """Incarnation -> its last call that a flush in the log covers, in the order in which the log first names them."""
+async def end_lost_writer(
+    log: CounterLog,
+    store: LostWriterStore,
+    writer: bytes,
+    places: Iterable[Place],
+    *,
+    names: Mapping[int, str],
+    horizon_us: int,
+    accept: bool,
+) -> tuple[Loss, list[str]]:
+    """`places`: of the writer's records in the log, in its order. Returns what is lost, also in sentences. Does it only if `accept`."""
+    flushed = what_was_flushed(places, (await store.standings([writer]))[writer].incarnation)
+    buried = await store.bury(writer, flushed.through, for_good=False)
+    loss = sort_out(await store.claimed_after(writer, flushed.before, flushed.through), flushed, (buried.incarnation, buried.last_call))
+    lines = _sentences(loss, buried, flushed.through, names)
+    if not accept:
+        not_yet = "Nothing was done yet: --i-accept-loss does it. Is the disk really gone? `parshall writer drain` loses nothing."
+        return loss, [*lines, not_yet]
+    await store.bury(writer, flushed.through, for_good=True)
+    await log.retire(writer, Retired(horizon_us, " ".join(lines)))
+    return loss, [*lines, f"Writer {writer.hex()} is retired: nobody waits for it any more."]
+
+
+async def _places(settings: Settings, folder: DataFolder | None, writer: bytes) -> list[Place]:
+    """One for each flush and partition would be many: of each incarnation and flush the first one."""
     from buffer.record import NoPlace, read_place
     from parshall.whole_log import whole_log
 
-    covered: dict[bytes, int] = {}
+    found: dict[Call, Place] = {}
     async with whole_log(settings, folder) as log:
         async for received in log:
             try:
@@ -74,49 +119,62 @@ async def _covered(settings: Settings, folder: DataFolder | None, writer: bytes)
             except NoPlace:
                 continue
             if place.writer == writer:
-                incarnation, call = place.through
-                covered[incarnation] = max(call, covered.get(incarnation, 0))
-    return covered
+                found.setdefault(place.through, place)
+    return list(found.values())
 
 
-def last_covered(covered: Mapping[bytes, int], named: bytes) -> Call:
-    """The last call seen in the log. `named`: the incarnation that Redis names as the last, so calls of it come after all others.
+def what_was_flushed(places: Iterable[Place], named: bytes) -> Flushed:
+    """`named`: the incarnation that Redis names as the last, so calls of it come after all others.
 
     Where Redis names none that the log has, partitions tell no order between incarnations: the last one to be named is a guess that can
     only make more seem lost than is.
     """
+    covered: dict[bytes, set[int]] = {}
+    for place in places:
+        incarnation, call = place.through
+        covered.setdefault(incarnation, set()).add(call)
     if named in covered:
-        return named, covered[named]
-    return next(((incarnation, call) for incarnation, call in reversed(list(covered.items()))), NO_CALL)
+        covered[named] = covered.pop(named)
+    calls = [(incarnation, call) for incarnation, numbers in covered.items() for call in sorted(numbers)]
+    return Flushed(*reversed(([NO_CALL, NO_CALL, *calls])[-2:]))
 
 
-class _Loss:
-    def __init__(self, buried: Buried, through: Call, events: Mapping[int, int]) -> None:
-        self.buried = buried
-        self.through = through
-        self.events = events  # tenant number -> events claimed in calls that count, seen in no flush
+def sort_out(claimed: Claimed, flushed: Flushed, last: Call) -> Loss:
+    """`last`: with what its last incarnation ends."""
+    order = {incarnation: at for at, incarnation in enumerate(claimed.incarnations)}
+    cut_short, lost, doubtful = Counter[int](), Counter[int](), Counter[int]()
+    for (incarnation, call), events in claimed.events.items():
+        at = order[incarnation]
+        if (at == order.get(flushed.through[0], -1) and 0 < call <= flushed.through[1]) or at < order.get(flushed.through[0], -1):
+            cut_short.update(events)
+        elif incarnation == last[0] and call > last[1]:
+            doubtful.update(events)
+        else:
+            lost.update(events)
+    return Loss(cut_short, lost, doubtful)
 
 
-async def _lost(store: RedisWriters, writer: bytes, through: Call) -> _Loss:
-    buried = await store.bury(writer, through, for_good=False)
-    return _Loss(buried, through, await store.claimed_after(writer, through, (buried.incarnation, buried.last_call)))
-
-
-def _names(settings: Settings) -> Mapping[int, str]:
-    return {tenant.number: tenant.name for tenant in settings.tenants}
-
-
-def _sentence(loss: _Loss, names: Mapping[int, str]) -> list[str]:
-    buried, (incarnation, call) = loss.buried, loss.through
+def _sentences(loss: Loss, buried: Buried, through: Call, names: Mapping[int, str]) -> list[str]:
+    incarnation, call = through
     flushed = f"call {call} of incarnation {incarnation.hex()}" if incarnation else "nothing"
     lines = [f"The counter log has what it counted up to {flushed}."]
     if buried.incarnation:
         lines.append(f"Redis knows call {buried.last_call} of incarnation {buried.incarnation.hex()} as its last one that was on its disk.")
     else:
         lines.append("Redis does not know it, so what it answered after its last flush cannot be told.")
-    if loss.events:
-        told = ", ".join(f"{events} of tenant {names.get(tenant, tenant)}" for tenant, events in sorted(loss.events.items()))
-        lines.append(f"Lost: at most so many events that may have been answered and are in no flush: {told}.")
+
+    def told(events: Mapping[int, int]) -> str:
+        return ", ".join(f"{number} of tenant {names.get(tenant, tenant)}" for tenant, number in sorted(events.items()))
+
+    if loss.lost:
+        lines.append(f"Lost: at most so many events that may have been answered and are in no flush: {told(loss.lost)}.")
     elif buried.incarnation:
-        lines.append("No claim of it is left that was answered and is in no flush.")
+        lines.append("No claim of it is left that was answered and is in no flush, as far as Redis knows.")
+    if loss.doubtful:
+        lines.append(
+            f"In doubt: events of its last moments, which it may have answered before Redis heard that they were on its disk: "
+            f"{told(loss.doubtful)}. When they are sent again they count."
+        )
+    if loss.cut_short:
+        lines.append(f"In doubt: its last flush, in case it ended within it and not all of it is in the log: {told(loss.cut_short)}.")
     return lines

@@ -94,7 +94,13 @@ class _Link:
             asyncio.create_task(self._pump(server[0], self._client, replies=True)),
         ]
         self._over = asyncio.gather(*self._pumps)
-        self._over.add_done_callback(lambda _: on_over(self))
+        self._over.add_done_callback(lambda _: self._end(on_over))
+
+    def _end(self, on_over: Callable[[_Link], None]) -> None:
+        """Both sides have ended, so a half that was left open is of no more use either."""
+        self._client.close()
+        self._server.close()
+        on_over(self)
 
     async def over(self) -> None:
         await asyncio.wait(self._pumps)

@@ -23,11 +23,13 @@ DAYS_A_QUERY = 3  # hours of so many days in one answer: the number of rows in a
 
 
 class Differences(list[str]):
-    """One sentence each; `kinds` says of what: usage, charges, ledger."""
+    """One sentence each; `kinds` says of what: usage, charges, ledger. `missing_events` and `extra_events`: of hours, over all meters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kinds: Counter[str] = Counter()
+        self.missing_events = 0
+        self.extra_events = 0
 
     def note(self, kind: str, place: str, expected: object, found: object) -> None:
         self.kinds[kind] += 1
@@ -89,6 +91,8 @@ async def _compare_usage(outcome: Outcome, tenant: str, meter: Meter, api: Api, 
             )
             found.update(_rows(answer["data"], tenant, meter, names))
         _compare_cells(expected, found, f"by {window} in {timezone}", meter, differences)
+        if window == "hour":
+            _count_events(expected, found, differences)
 
 
 def _ranges(expected: Usage, window: str, timezone: str) -> Iterator[tuple[int, int]]:
@@ -119,6 +123,13 @@ def _compare_cells(expected: Usage, found: dict[Key, tuple[str, int]], how: str,
         wanted = None if cell is None else (scaled_text(cell.value, meter.scale), cell.events)
         if found.get(key) != wanted:
             differences.note("usage", f"{how} of {key}", wanted, found.get(key))
+
+
+def _count_events(expected: Usage, found: Mapping[Key, tuple[str, int]], differences: Differences) -> None:
+    for key in expected.keys() | found.keys():
+        too_many = found.get(key, ("", 0))[1] - (expected[key].events if key in expected else 0)
+        differences.extra_events += max(0, too_many)
+        differences.missing_events += max(0, -too_many)
 
 
 def scaled_text(value: int, scale: int) -> str:

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from tests import services
-from tests.acceptance.comparison import Differences, compare
-from tests.acceptance.edge import Api, Role, wait_rated, write_config
-from tests.acceptance.exactness import check_traffic, make_traffic
+from tests.acceptance.comparison import Differences
+from tests.acceptance.edge import Role, write_config
+from tests.acceptance.exactness import make_traffic
+from tests.acceptance.fleet import compare_fleet, services_sections
 from tests.acceptance.patches import ROWS, ROWS_KEY
 from tests.acceptance.senders import PATIENCE_S, Piece, Record, Route, Sender, Sending
-from tests.oracle.outcome import Outcome, outcome
+from tests.oracle.outcome import Outcome
 from tests.tcp_proxy import TcpProxy
 
 WORKERS = 3
@@ -192,9 +193,8 @@ async def run_crashes(
     now, pick = datetime.now(UTC), random.Random(seed)
     proxy = TcpProxy(("127.0.0.1", redis.port))
     await proxy.start()
-    more = f'\n[redis]\nurl = "redis://{proxy.address}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 300\n'
-    more += f'[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
-    keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=more)
+    services_used = services_sections(redis=f"redis://{proxy.address}", kafka=kafka.address, postgres=database)
+    keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=services_used)
     traffic = make_traffic(folder, seed, events, now)
     config = str(folder / "parshall.toml")
     workers = [
@@ -229,45 +229,12 @@ async def run_crashes(
             await killer
             await sending.send_ordered(traffic, keys, record, route)
         assert all(role.running for role in workers), "\n".join(role.log_end() for role in workers)
-        run = await _compare(folder, workers, keys, record, now, redis)
-        run.kills = crashing.kills
-        return run
+        expected, differences = await compare_fleet(folder, workers, keys, record, now)
+        return Run(differences, expected, record, verdict_rows(redis), crashing.kills)
     finally:
         for role in roles:
             role.kill()
         await proxy.stop()
-
-
-async def _compare(
-    folder: Path, workers: Sequence[Role], keys: dict[str, str], record: Record, now: datetime, redis: services.Redis
-) -> Run:
-    record.write(folder / "sent.ndjson")
-    expected = outcome(folder / "parshall.toml", folder / "sent.ndjson", now)
-    check_traffic(expected)
-    accepted = {tenant: ledger.accepted for tenant, ledger in expected.ledger.tenants.items()}
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(300)) as session:
-        for worker in workers:
-            await Api(session, worker.url, keys["demo"]).flush_now()
-        apis = {tenant: Api(session, workers[0].url, key) for tenant, key in keys.items()}
-        await wait_rated(apis, accepted)
-        differences = await compare(expected, apis)
-        for tenant, key in keys.items():
-            ledgers = [(await Api(session, worker.url, key).get("/v1/ledger"))["tenants"][tenant] for worker in workers]
-            _compare_ledgers(tenant, accepted[tenant], ledgers, differences)
-    return Run(differences, expected, record, verdict_rows(redis))
-
-
-def _compare_ledgers(tenant: str, accepted: int, ledgers: Sequence[dict[str, Any]], differences: Differences) -> None:
-    """Of all workers together. What was received and answered how depends on the crashes; what was accepted does not."""
-    found = {
-        name: sum(ledger[name] for ledger in ledgers) for name in ("received", "accepted", "duplicate", "rejected", "flushed", "buffered")
-    }
-    found["rated"] = ledgers[0]["rated"]  # every worker asks the same database
-    wanted = {"accepted": accepted, "flushed": accepted, "buffered": 0, "rated": accepted}
-    wanted["received"] = found["accepted"] + found["duplicate"] + found["rejected"]
-    for name, number in wanted.items():
-        if found[name] != number:
-            differences.note("ledger", f"{tenant} {name}", number, found[name])
 
 
 def verdict_rows(redis: services.Redis) -> dict[str, int]:

@@ -86,11 +86,12 @@ class Role:
         self.log = folder / f"{name}.log"
         self._command = [sys.executable, "-m", "parshall", *arguments, "--listen", f"127.0.0.1:{self.port}"]
         self._patches = patches
+        self.environment: dict[str, str] = {}  # what a start adds to this process's own
         self._process: subprocess.Popen[bytes] | None = None
         self._log_before = 0  # where this start's part of the log begins
 
     def start(self) -> None:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environment}
         if self._patches:
             environment["TEST_PATCHES"] = ",".join(self._patches)
             environment["TEST_PROJECT"] = str(PROJECT)
@@ -123,6 +124,27 @@ class Role:
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} was never started"
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self._process is None else self._process.poll()
+
+    def pause(self) -> None:
+        """SIGSTOP of the whole tree: its connections stay, nothing is answered."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        for pid in tree(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def kill(self) -> None:
         """kill -9 of the whole tree; the parent is stopped first, so that no supervisor starts a child again."""

@@ -103,17 +103,67 @@ def count_rows() -> None:
 
 def _counting(load: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     def counting_load() -> dict[str, Any]:
-        scripts = load()
-        text = scripts["claim"].text.decode()
-        assert text.count(_BEFORE_USE) == 1 and text.count(_BEFORE_ANSWER) == 1, (
-            "the claim script has changed: see tests/acceptance/patches.py"
-        )
-        text = text.replace(_BEFORE_USE, _COUNT_ROW + _BEFORE_USE).replace(_BEFORE_ANSWER, _STORE_ROWS + _BEFORE_ANSWER)
-        encoded = text.encode()
-        scripts["claim"] = scripts["claim"]._replace(text=encoded, sha=hashlib.sha1(encoded).hexdigest().encode())
-        return scripts
+        before_use, before_answer = (_BEFORE_USE, _COUNT_ROW + _BEFORE_USE), (_BEFORE_ANSWER, _STORE_ROWS + _BEFORE_ANSWER)
+        return _script_changed(load(), "claim", before_use, before_answer)
 
     return counting_load
+
+
+def _script_changed(scripts: dict[str, Any], name: str, *changes: tuple[str, str]) -> dict[str, Any]:
+    text = scripts[name].text.decode()
+    for old, new in changes:
+        assert text.count(old) == 1, f"the script {name} has changed: see tests/acceptance/patches.py"
+        text = text.replace(old, new)
+    encoded = text.encode()
+    scripts[name] = scripts[name]._replace(text=encoded, sha=hashlib.sha1(encoded).hexdigest().encode())
+    return scripts
+
+
+# ---- mutants of the way to the rated totals, which only faults bring to light
+
+
+def pending_is_duplicate() -> None:
+    """The claim script calls an event counted that another call has claimed and may never journal."""
+    import dedupe.scripts
+
+    def patched(load: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+        return lambda: _script_changed(load(), "claim", ("  return 'p'\nend\n", "  return 'd'\nend\n"))
+
+    _replace(dedupe.scripts, "load", patched)
+
+
+def produce_unheard() -> None:
+    """A flush counts as handed over once it was sent, whatever Kafka says."""
+    import contextlib
+
+    from buffer.counter_log import LogUnavailable
+    from buffer.kafka_log import KafkaLog
+
+    def patched(produce: Callable[..., Any]) -> Callable[..., Any]:
+        async def unheard(self: Any, records: Any) -> None:
+            with contextlib.suppress(LogUnavailable):
+                await produce(self, records)
+
+        return unheard
+
+    _replace(KafkaLog, "produce", patched)
+
+
+def rate_again() -> None:
+    """The rater folds a record that it has already, as if its key were not in the way."""
+    from rater.transaction import Transaction
+
+    def patched(known_hashes: Callable[..., Any]) -> Callable[..., Any]:
+        async def again(self: Any, incoming: Any) -> Any:
+            known = await known_hashes(self, incoming)
+            for record in incoming:
+                if record.hash in known[(*record.chain, record.place.n)] and await self._take(record) is None:
+                    self._accepted.pop()
+            return known
+
+        return again
+
+    _replace(Transaction, "_known_hashes", patched)
 
 
 # ---- mutants of a price
@@ -211,11 +261,13 @@ def lost_sums() -> None:
     _replace(buffer.counters, "merge", lambda _: merge)
 
 
+FAULTY = (pending_is_duplicate, produce_unheard, rate_again)
 MUTANTS = {
     "price": (dearer, no_allowance, half_up, newest_prices),
     "window": (late_windows, months_in_utc),
     "merge": (last_maximum, lost_sums),
 }
 PATCHES: dict[str, Callable[[], None]] = {
-    patch.__name__: patch for patch in (drop_unsynced, no_sync, count_rows, *(mutant for group in MUTANTS.values() for mutant in group))
+    patch.__name__: patch
+    for patch in (drop_unsynced, no_sync, count_rows, *FAULTY, *(mutant for group in MUTANTS.values() for mutant in group))
 }

@@ -11,10 +11,10 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -36,11 +36,20 @@ class Piece:
     lines: tuple[bytes, ...]
 
 
+class Answered(NamedTuple):
+    """When a request was answered with a verdict."""
+
+    at_s: float
+    events: int
+    waited_s: float  # since its first try
+
+
 @dataclass
 class Record:
     """What was answered."""
 
     sent: list[dict[str, Any]] = field(default_factory=list)  # requests, in the order of their answers, as the oracle reads them
+    times: list[Answered] = field(default_factory=list)  # of requests; `sent` has one entry for each of several answers
     rejected: dict[str, Counter[str]] = field(default_factory=dict)  # tenant -> code -> events
     unanswered: int = 0  # tries that ended without a verdict
     tries: Counter[int] = field(default_factory=Counter)  # statuses; 0: no answer
@@ -74,8 +83,17 @@ Route = Callable[[int, Sequence[str]], Sequence[str]]
 
 
 class Sender:
-    def __init__(self, session: aiohttp.ClientSession, keys: dict[str, str], record: Record, pick: random.Random, route: Route) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        keys: dict[str, str],
+        record: Record,
+        pick: random.Random,
+        route: Route,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._session = session
+        self._patience_s = patience_s
         self._keys = keys
         self._record = record
         self._pick = pick
@@ -84,7 +102,7 @@ class Sender:
     async def send(self, piece: Piece) -> None:
         """Until it is answered."""
         body, headers = self._request(piece)
-        deadline = time.monotonic() + PATIENCE_S
+        first_s = time.monotonic()
         urls: Sequence[str] = ()
         for attempt in range(10_000):
             urls = self._route(attempt, urls)
@@ -93,8 +111,11 @@ class Sender:
             for answer in good:
                 self._record.answered(piece, answer)
             if good:
+                now_s = time.monotonic()
+                self._record.times.append(Answered(now_s, len(piece.lines), now_s - first_s))
                 return
-            assert time.monotonic() < deadline, f"{piece.file} line {piece.first} was not answered: {dict(self._record.tries)}"
+            waited_s = time.monotonic() - first_s
+            assert waited_s < self._patience_s, f"{piece.file} line {piece.first} was not answered: {dict(self._record.tries)}"
             await asyncio.sleep(min(0.02 * 2**attempt, 0.5))
 
     async def _try(self, url: str, body: bytes, headers: dict[str, str]) -> dict[str, Any] | None:
@@ -166,6 +187,9 @@ class Sending:
     again_per_mille: int  # requests of the files without order that are sent again after their answer, as if it had been lost
     sizes: Sequence[int] = SIZES
     gate: Gate = field(default_factory=Gate)
+    events_per_s: int | None = None  # None: as fast as they are answered
+    try_s: float = PATIENCE_S  # after so long a try has no answer
+    patience_s: float = PATIENCE_S
 
     def pieces(self, traffic: Traffic) -> list[Piece]:
         """Of the files without order."""
@@ -177,25 +201,32 @@ class Sending:
 
     async def send_all(self, pieces: Sequence[Piece], keys: dict[str, str], record: Record, route: Route) -> None:
         """By many senders at once."""
-        async with _session() as session:
-            queue = iter(pieces)
+        async with self._session() as session:
+            queue = self._timed(pieces)
 
             async def work(number: int) -> None:
-                sender = Sender(session, keys, record, random.Random(f"{self.seed}/{number}"), route)
-                for piece in queue:
+                sender = Sender(session, keys, record, random.Random(f"{self.seed}/{number}"), route, self.patience_s)
+                for due_s, piece in queue:
+                    await asyncio.sleep(due_s - time.monotonic())
                     async with self.gate:
                         await sender.send(piece)
 
             await asyncio.gather(*(work(number) for number in range(self.senders)))
 
+    def _timed(self, pieces: Sequence[Piece]) -> Iterator[tuple[float, Piece]]:
+        """With the time at which each is due."""
+        start_s, events = time.monotonic(), 0
+        for piece in pieces:
+            yield start_s + (events / self.events_per_s if self.events_per_s else 0), piece
+            events += len(piece.lines)
+
     async def send_ordered(self, traffic: Traffic, keys: dict[str, str], record: Record, route: Route) -> None:
         """The files whose order matters, by one sender, after everything else."""
-        async with _session() as session:
+        async with self._session() as session:
             for tenant, lines in traffic.ordered.items():
-                sender = Sender(session, keys, record, random.Random(f"{self.seed}/{tenant}"), route)
+                sender = Sender(session, keys, record, random.Random(f"{self.seed}/{tenant}"), route, self.patience_s)
                 for piece in cut(tenant, 2, lines, self.sizes, random.Random(f"{self.seed}/ordered")):
                     await sender.send(piece)
 
-
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S), connector=aiohttp.TCPConnector(limit=0))
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.try_s), connector=aiohttp.TCPConnector(limit=0))

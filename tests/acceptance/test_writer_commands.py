@@ -192,6 +192,14 @@ async def test_a_disk_is_lost(edge: Edge) -> None:
     edge.gone.kill()
     shutil.rmtree(edge.folder / "gone")
 
+    # Had its mark not reached Redis, nobody could tell whether they were answered.
+    incarnation = (await edge.listed())[gone]["incarnation"]
+    edge.redis_cli("HSET", f"parshall:w:{incarnation}", "mark", 1)
+    code, said = await edge.writer("lost", gone)
+    assert code == 0 and "In doubt: events of its last moments" in said and "20 of tenant demo. When they are sent again" in said, said
+    assert "not all of it is in the log: 30 of tenant demo" in said and "Lost:" not in said, said
+    edge.redis_cli("HSET", f"parshall:w:{incarnation}", "mark", 2)
+
     code, said = await edge.writer("lost", gone)
     assert code == 0 and "at most so many events that may have been answered and are in no flush: 20 of tenant demo" in said, said
     assert "Nothing was done yet" in said

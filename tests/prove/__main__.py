@@ -23,6 +23,7 @@ from tests import services
 from tests.acceptance.crash import run_crashes
 from tests.acceptance.exactness import Run, run_up, seeds
 from tests.acceptance.patches import MUTANTS
+from tests.chaos.run import Chaos, run_chaos
 
 RESULTS = Path(__file__).parent / "results"
 EVENTS = 1_000_000
@@ -30,6 +31,7 @@ SEVERAL_SEEDS_EVENTS = 100_000
 MUTANT_EVENTS = 20_000
 CRASH_EVENTS = 100_000
 CRASHES = 20
+CHAOS_S = 180
 
 
 class Report:
@@ -98,7 +100,23 @@ async def crashes(report: Report, seed: int) -> None:
             report.verdict(good, what, int(time.monotonic() - start))
 
 
-PROOFS: dict[str, Callable[[Report, int], Coroutine[None, None, None]]] = {"exactness": exactness, "mutants": mutants, "crashes": crashes}
+async def chaos(report: Report, seed: int) -> None:
+    """Every service, worker and connection is broken under load, every kind of fault several times."""
+    for one_seed in seeds(seed, 3):
+        with folder() as place:
+            start = time.monotonic()
+            told = await run_chaos(place, Chaos(one_seed, CHAOS_S), _commit())
+            for line in told.markdown().splitlines():
+                report.say("  " + line)
+            report.verdict(told.good, f"{sum(told.faults.values())} faults in {CHAOS_S} s, seed {one_seed}", int(time.monotonic() - start))
+
+
+PROOFS: dict[str, Callable[[Report, int], Coroutine[None, None, None]]] = {
+    "exactness": exactness,
+    "mutants": mutants,
+    "crashes": crashes,
+    "chaos": chaos,
+}
 
 
 def _say_run(report: Report, what: str, run: Run, start: float) -> None:

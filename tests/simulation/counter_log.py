@@ -37,7 +37,9 @@ class SharedLog:
         self.registry.clear()
 
     def restore_registry(self) -> None:
-        self.registry.update(self.registry_lost)
+        for writer, retired in self.registry_lost.items():
+            if self.registry.get(writer) is None:  # who was retired meanwhile stays so
+                self.registry[writer] = retired
         self.registry_lost.clear()
 
     def heal(self) -> None:

@@ -18,6 +18,7 @@ from tests.simulation.world import World
 Fault = Callable[[World, Node], None]
 FAULTS: dict[str, Fault] = {}
 WAITING: set[str] = set()
+_MOST_LEAVE = 2  # in one world
 
 
 def fault(function: Fault) -> Fault:
@@ -339,6 +340,50 @@ def catalogue_changes(world: World, _: Node) -> None:
 
 
 @waiting_fault
+def process_never_returns(world: World, node: Node) -> None:
+    """Its journal is finished by `parshall writer drain`; sometimes a new writer takes its place."""
+
+    def strike() -> None:
+        if _can_leave(world, node):
+            world.struck("process_never_returns")
+            world.leave(node)
+            _maybe_replace(world)
+
+    _now_or_at_a_step(world, node, strike)
+
+
+@waiting_fault
+def disk_is_lost(world: World, node: Node) -> None:
+    """With its process. `parshall writer lost` ends it."""
+
+    def strike() -> None:
+        if _can_leave(world, node) and not node.disk.off:
+            world.struck("disk_is_lost")
+            world.lose_disk(node)
+            _maybe_replace(world)
+
+    _now_or_at_a_step(world, node, strike)
+
+
+def _now_or_at_a_step(world: World, node: Node, strike: Callable[[], None]) -> None:
+    if world.rng.random() < world.habits.at_a_step:
+        node.steps.when(world.rng.choice(world.habits.steps), strike)
+    else:
+        strike()
+
+
+def _can_leave(world: World, node: Node) -> bool:
+    """Somebody must be left to answer."""
+    leaving = sum(other.gone for other in world.nodes)
+    return node in world.staying and len(world.staying) > 1 and leaving < _MOST_LEAVE and node.disk_aside is None
+
+
+def _maybe_replace(world: World) -> None:
+    if world.rng.random() < 0.5:
+        _later(world, 0.01, 5, world.replace)
+
+
+@waiting_fault
 def closed_by_somebody_else(world: World, node: Node) -> None:
     """Its incarnation is closed while it lives and has nothing under way: it must end at its next word to Redis."""
 
@@ -361,7 +406,7 @@ def old_copy_starts(world: World, node: Node) -> None:
 
 async def _start_old_copy(world: World, node: Node, copy: WatchedDisk) -> None:
     await asyncio.sleep(world.rng.uniform(0.05, 2))
-    if world.redis_kept or not node.up or not _redis_knows_more(world, node, copy):
+    if world.redis_kept or node.gone or not node.up or not _redis_knows_more(world, node, copy):
         return
     world.struck("old_copy_starts")
     world.redis_kept += 1

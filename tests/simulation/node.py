@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from buffer.counter_log import LogUnavailable
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import JournalError, JournalLimits, JournalStopped, open_journal
 from dedupe.port import ClaimsError, Identity, Zombie
@@ -18,6 +19,9 @@ from dedupe.redis_claims import RedisClaims
 from ingest.catalogue import read_catalogue
 from ingest.decode import Decoder, Limits
 from ingest.writer import CannotStart, Writer, WriterLimits
+from parshall.errors import OK
+from parshall.settings import Settings
+from parshall.writer_drain import finish_journal
 from tests.lossy_disk import LossyDisk
 from tests.simulation.counter_log import SharedLog, SimulatedLog
 from tests.simulation.habits import Habits
@@ -35,6 +39,8 @@ _REQUESTS = {**_METER, "name": "requests", "aggregation": "count", "dimensions":
 _LARGEST = {**_METER, "name": "largest", "aggregation": "max", "value": "data.size"}
 CATALOGUES = (read_catalogue([_REQUESTS]), read_catalogue([_REQUESTS, _LARGEST]))
 MIN_FREE_BYTES = 1 << 20
+_FOR_EVER_S = 10**9
+_SETTINGS = Settings()
 
 
 class Surroundings:
@@ -46,6 +52,7 @@ class Surroundings:
         self.clock_us = clock_us
         self.redis = redis
         self.log = log
+        self.identity = Identity(LOG, habits.generation_s * 1_000_000, habits.lifetime_us)
         self.catalogue = 0
         self.trace: list[str] = []
         self.on_defect: Callable[[BaseException], None] = _unheard
@@ -65,10 +72,13 @@ class Slow:
         self._rng = rng
         self._takes_s = takes_s
         self._lock = asyncio.Lock()
+        self.killed = False
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         async with self._lock:
             await asyncio.sleep(self._rng.choice(self._takes_s))
+            if self.killed:
+                await asyncio.sleep(_FOR_EVER_S)
             return function(*arguments)
 
 
@@ -107,13 +117,21 @@ class Node:
         self.decoder: Decoder | None = None
         self.refused = ""  # why it must not start any more, if so
         self.closed_by_somebody_else = False  # then it is right that it ends as a zombie, and it may start again
+        self.never_returns = False  # what starts from now on is `parshall writer drain`
+        self.disk_lost = False
+        self.drained = ""  # what the last drain that succeeded said
         self.starts = 0
         self._process: asyncio.Task[None] | None = None
         self._log: SimulatedLog | None = None
+        self._background: Slow | None = None
 
     @property
     def up(self) -> bool:
         return self._process is not None and not self._process.done()
+
+    @property
+    def gone(self) -> bool:
+        return self.never_returns or self.disk_lost
 
     @property
     def ready(self) -> bool:
@@ -145,6 +163,8 @@ class Node:
         world = self.world
         try:
             writer = await self._open()
+            if self.never_returns:
+                return await self._drain(writer)
             await writer.open()
             catalogue = CATALOGUES[world.catalogue]
             numbers = {definition.name: writer.meter_number(definition) for definition in catalogue.definitions}
@@ -154,24 +174,35 @@ class Node:
             await writer.run()
         except (OSError, JournalStopped) as error:
             world.note(f"{self.name}: stopped by the disk: {error}")
+        except LogUnavailable as error:  # a drain says so and ends; a writer that serves waits
+            assert self.never_returns, error
         except (ClaimsError, CannotStart, JournalError) as error:
             self._refuse(error)
         except ExceptionGroup as group:
             self._stopped(group)
         except Exception as error:
             world.on_defect(error)
-        if self._process is asyncio.current_task():  # ended by itself, not killed: its locks end with it
-            self.writer = self.decoder = None
-            self.steps.ended()
-            self.disk.kill()
+        finally:
+            if self._process is asyncio.current_task():  # ended by itself, not killed: its locks end with it
+                self.writer = self.decoder = None
+                self.steps.ended()
+                self.disk.kill()
+
+    async def _drain(self, writer: Writer) -> None:
+        assert self._log is not None
+        told = await finish_journal(_SETTINGS, writer, self._log, self.directory, self.world.note)
+        self.world.note(f"{self.name}: {told.sentence}")
+        if told.code == OK:
+            self.drained = told.sentence
 
     async def _open(self) -> Writer:
         world, habits = self.world, self.world.habits
+        self._background = Slow(world.rng, habits.disk_s)
         limits = JournalLimits(habits.segment_bytes, max_bytes=1 << 30, min_free_bytes=MIN_FREE_BYTES, free_check_bytes=4096)
         journal = await open_journal(
             self.directory,
             disk=self.disk,
-            background=Slow(world.rng, habits.disk_s),
+            background=self._background,
             entropy=world.rng.randbytes,
             clock_us=self.clock_us,
             limits=limits,
@@ -179,7 +210,7 @@ class Node:
         self._log = SimulatedLog(world.log, journal.writer, self.steps)
         claims = RedisClaims(
             world.redis.address(self.steps),
-            identity=Identity(LOG, habits.generation_s * 1_000_000, habits.lifetime_us),
+            identity=world.identity,
             clock_us=self.clock_us,
             entropy=world.rng.randbytes,
             timeout_s=2.0,
@@ -209,7 +240,7 @@ class Node:
                 asyncio.get_running_loop().call_later(0.1, self.restart)
             elif isinstance(error, ClaimsError):
                 self.refused = f"{type(error).__name__}: {error}"
-            elif not isinstance(error, (OSError, JournalStopped)):
+            elif not isinstance(error, (OSError, JournalStopped)) and not (self.never_returns and isinstance(error, LogUnavailable)):
                 self.world.on_defect(error)
 
     async def stop(self) -> None:
@@ -235,6 +266,8 @@ class Node:
         self.disk.off = True  # whatever the cancelled tasks still try, nothing reaches disk or log
         if self._log is not None:
             self._log.dead = True
+        if self._background is not None:
+            self._background.killed = True
         self.writer = self.decoder = None
         self.steps.ended()
         if self._process is not None:
@@ -243,7 +276,7 @@ class Node:
         self.disk.off = False
 
     def restart(self) -> None:
-        if not self.up and not self.refused:
+        if not self.up and not self.refused and not self.disk_lost:
             if self.disk.off:
                 self.lose_power()
             self.start()

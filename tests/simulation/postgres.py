@@ -77,6 +77,8 @@ class Work:
 
     async def lock(self, table: str, key: Key, mode: int) -> bool:
         """Until the end of the transaction. Whether it was not held before."""
+        if self.over:  # its connection ended while it waited for another lock
+            raise _gone()
         cell = (table, key)
         held = self.locks.get(cell)
         if held is not None and held >= mode:
@@ -101,6 +103,8 @@ class Work:
             if not waiting.granted.done():
                 raise TimeoutError
             waiting.granted.result()
+            if self.over:
+                raise _gone()
         finally:
             self.waits = None
             if waiting in self.server.queues[cell]:
@@ -116,6 +120,10 @@ class Work:
         """A lock that was only needed to wait for another transaction."""
         del self.locks[table, key]
         self.server.release(self, (table, key))
+
+
+def _gone() -> ConnectionDoesNotExistError:
+    return ConnectionDoesNotExistError("connection was closed in the middle of operation")
 
 
 class SimulatedPostgres:
@@ -147,6 +155,7 @@ class SimulatedPostgres:
         return [other for other, held in self._holders.get(cell, {}).items() if other is not work and held + mode >= UPDATE]
 
     def grant(self, work: Work, cell: Cell, mode: int) -> None:
+        assert not work.over, "a transaction that has ended takes no lock"
         self._holders.setdefault(cell, {})[work] = mode
         work.locks[cell] = mode
 
@@ -205,7 +214,7 @@ class SimulatedPostgres:
     def roll_back(self, work: Work, why: BaseException | None = None) -> None:
         if not work.over:
             if work.waits is not None and not work.waits[1].granted.done():
-                work.waits[1].granted.set_exception(why or ConnectionDoesNotExistError("connection was closed in the middle of operation"))
+                work.waits[1].granted.set_exception(why or _gone())
             self._end(work)
 
     def _end(self, work: Work) -> None:
@@ -334,7 +343,7 @@ class SimulatedConnection:
             self._work = None
         await self._stand_still()
         if self._closed:
-            raise ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            raise _gone()
         return answer
 
     async def _travel(self, within_s: float) -> None:
@@ -346,7 +355,7 @@ class SimulatedConnection:
         if takes_s > within_s:
             raise TimeoutError
         if self._closed:
-            raise ConnectionDoesNotExistError("connection was closed in the middle of operation")
+            raise _gone()
 
     async def _stand_still(self) -> None:
         """A stopped process: the server waits for its next word, not for ever."""
@@ -405,7 +414,7 @@ class SimulatedConnection:
         try:
             await self._travel(self._command_timeout_s)
         except InterfaceError as error:
-            raise ConnectionDoesNotExistError("connection was closed in the middle of operation") from error
+            raise _gone() from error
 
     def _end(self, how: Callable[[Work], None]) -> None:
         work, self._work = self._work, None
@@ -427,7 +436,7 @@ class SimulatedConnection:
             return
         arrived = self._committing and not work.failed and server.rng.random() < 0.5
         if work.waits is not None and not work.waits[1].granted.done():
-            work.waits[1].granted.set_exception(ConnectionDoesNotExistError("connection was closed in the middle of operation"))
+            work.waits[1].granted.set_exception(_gone())
         end = server.commit if arrived else server.roll_back
         if at_once:
             end(work)

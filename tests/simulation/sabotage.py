@@ -15,7 +15,8 @@ from unittest.mock import patch
 import buffer.journal as journal
 import buffer.journal_segments as journal_segments
 import ingest.calls as calls
-from buffer.counter_log import Record
+import parshall.writer_loss as writer_loss
+from buffer.counter_log import Record, Retired
 from buffer.journal_records import CallRecord, FlushCommit, JournalRecord, Through
 from buffer.journal_segments import SegmentFacts, Tail
 from buffer.journal_state import Standing
@@ -30,7 +31,7 @@ from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
 from tests.simulation.counter_log import Ledger
 from tests.simulation.habits import BRIEF, CROWDED, DUEL, FLUSHING, HEDGED, HOURS, OPERATED, Habits
-from tests.simulation.steps import APPENDED, EXECUTED, FLUSH_PART, FLUSHED, JOINING, PRODUCED, SENT
+from tests.simulation.steps import APPENDED, EXECUTED, FLUSH_PART, FLUSHED, JOINING, PRODUCED, SENT, SYNCED
 
 Off = Callable[[], AbstractContextManager[None]]
 
@@ -593,6 +594,36 @@ def _below_horizon(segment: SegmentFacts, standing: Standing) -> bool:
     return segment.newest_us <= standing.horizon_us
 
 
+# ---- writers that never come back
+
+
+@contextmanager
+def _retired_without_horizon() -> Iterator[None]:
+    with patch("parshall.writer_loss.Retired", lambda _, lost: Retired(0, lost)):
+        yield
+
+
+@contextmanager
+def _lost_and_left_open() -> Iterator[None]:
+    bury = ClaimTable.bury
+    with patch.object(ClaimTable, "bury", lambda self, context, _, *rest: bury(self, context, False, *rest)):
+        yield
+
+
+@contextmanager
+def _told_without(kind: str) -> Iterator[None]:
+    sort_out = writer_loss.sort_out
+    with patch.object(writer_loss, "sort_out", lambda *arguments: sort_out(*arguments)._replace(**{kind: {}})):
+        yield
+
+
+@contextmanager
+def _retired_at_once() -> Iterator[None]:
+    """A drained journal is deleted while its claims may be needed again."""
+    with patch.object(journal.Journal, "newest_us", 0):
+        yield
+
+
 def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes: Any) -> Habits:
     """Worlds in which only these faults happen, at these steps: what the guard is there for."""
     if steps:
@@ -669,6 +700,33 @@ SABOTAGES: dict[str, Sabotage] = {
     ),
     "the rater counts known records": Sabotage(
         _only(FLUSHING, "produce_outcome_unknown", "kill", steps=(PRODUCED, FLUSHED)), _rater_does_not_skip
+    ),
+    "a lost writer is retired without a horizon": Sabotage(
+        _only(OPERATED, "disk_is_lost", "redis_restarts_empty"), _retired_without_horizon
+    ),
+    "a lost writer is left open": Sabotage(_only(OPERATED, "disk_is_lost"), _lost_and_left_open),
+    "events of a lost disk are not told": Sabotage(_only(OPERATED, "disk_is_lost"), lambda: _told_without("lost")),
+    "events answered in the last moment of a disk are not told": Sabotage(
+        _only(OPERATED, "disk_is_lost", steps=(SYNCED,)), lambda: _told_without("doubtful")
+    ),
+    "a flush that a lost disk cut short is not told": Sabotage(
+        _only(
+            FLUSHING, "produce_outcome_unknown", "disk_is_lost", steps=(PRODUCED, APPENDED), writers=(2, 3), number=(3, 6), between_s=(0.3,)
+        ),
+        lambda: _told_without("cut_short"),
+    ),
+    "a drained writer is retired while it is needed": Sabotage(
+        _only(
+            OPERATED,
+            "process_never_returns",
+            "redis_restarts_empty",
+            batches=(40, 80),
+            memory=100,
+            pause_s=(0.2, 1.0),
+            number=(4, 8),
+            between_s=(10.0,),
+        ),
+        _retired_at_once,
     ),
     "a segment goes before the horizon has passed it": Sabotage(_REDIS_LOST_OFTEN, lambda: _retains(_flushed)),
     "a segment goes before it is flushed": Sabotage(_only(BRIEF, "kill", "log_unreachable"), lambda: _retains(_below_horizon)),

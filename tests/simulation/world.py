@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from ingest.sink import Unavailable
 from tests.simulation.check_rated import Rated
 from tests.simulation.counter_log import SharedLog
+from tests.simulation.departures import SOURCE, LostDisk, claims_are_complete, drain_for_ever
 from tests.simulation.habits import Habits
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.node import CATALOGUES, TENANTS, Node, Surroundings
@@ -28,7 +29,6 @@ from tests.simulation.topic import Topic
 
 START = datetime(2026, 3, 31, 20, tzinfo=UTC)  # the run crosses a month's end
 START_US = int(START.timestamp()) * 1_000_000
-SOURCE = "/simulated"
 _SUBJECTS = 5  # of a tenant: their charge lines grow with many records
 
 
@@ -65,6 +65,8 @@ class World:
         self.broken: asyncio.Future[None] = loop.create_future()  # ends with the first defect
         self.after_an_answer: Callable[[Node], None] | None = None  # a fault that waits for the next answer to happen at once
         self.after_power_loss: Callable[[Node], None] = lambda _: None
+        self.lost_disks: list[LostDisk] = []
+        self._operators: set[asyncio.Task[None]] = set()
         self.redis_kept = 0  # while a fault relies on what Redis knows
         self._tasks: set[asyncio.Task[None]] = set()
         self.raters: Raters | None = None
@@ -115,6 +117,45 @@ class World:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.defect(error)
 
+    # ---- writers that come and go
+
+    @property
+    def staying(self) -> list[Node]:
+        return [node for node in self.nodes if not node.gone]
+
+    def leave(self, node: Node) -> None:
+        """Its process never returns; an operator finishes its journal elsewhere."""
+        node.never_returns = True
+        node.kill()
+        operator = self.loop.create_task(drain_for_ever(self, node))
+        self._operators.add(operator)  # busy to the end
+        operator.add_done_callback(self._operator_done)
+
+    def _operator_done(self, task: asyncio.Task[None]) -> None:
+        self._operators.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.defect(error)
+
+    def lose_disk(self, node: Node) -> None:
+        node.kill()
+        node.disk_lost = True
+        disk = LostDisk(self, node)
+        self.lost_disks.append(disk)
+        self.background(disk.declare())
+
+    def replace(self) -> None:
+        """A new writer, with an empty disk."""
+        node = Node(self.surroundings, f"w{len(self.nodes)}")
+        self.nodes.append(node)
+        node.start()
+
+    def lost(self) -> Set[tuple[int, str]]:
+        """Events that may not be counted, with a lost disk, by tenant and name."""
+        return {(sent.tenant, sent.name) for disk in self.lost_disks for sent in disk.lost}
+
+    def lost_writers(self) -> Set[str]:
+        return {disk.writer.hex() for disk in self.lost_disks}
+
     def lose_power(self, node: Node) -> None:
         node.lose_power()
         self.after_power_loss(node)
@@ -128,6 +169,7 @@ class World:
         self._repair()
         for node in self.nodes:
             assert not node.refused, f"{node.name} must not start any more: {node.refused}"
+        for node in self.staying:
             while not node.ready:
                 assert not node.refused, f"{node.name} must not start any more: {node.refused}"
                 await asyncio.sleep(0.1)
@@ -135,6 +177,10 @@ class World:
             while not node.writer.journal.has_room(1 << 16):  # it looks at the disk again about every second
                 await asyncio.sleep(0.1)
             while node.writer.pending_events:  # of senders that gave up: they end at their deadline
+                await asyncio.sleep(0.1)
+        for node in self.nodes:
+            while node.never_returns and not (node.drained and claims_are_complete(self) and not node.up):
+                assert not node.refused, f"{node.name} cannot be drained: {node.refused}"
                 await asyncio.sleep(0.1)
         await self.flush_all()
 
@@ -155,7 +201,7 @@ class World:
             node.restart()
 
     async def flush_all(self) -> None:
-        for node in self.nodes:
+        for node in self.staying:
             while not await self._flushed(node):
                 await asyncio.sleep(0.1)
         await asyncio.sleep(10)  # late copies of records land
@@ -229,7 +275,8 @@ class World:
         begun_s = self.loop.time()
         while True:
             nodes, times = self.rng.choice(self.habits.copies)
-            chosen = self.rng.sample(self.nodes, min(len(self.nodes), nodes)) * times
+            staying = self.staying
+            chosen = self.rng.sample(staying, min(len(staying), nodes)) * times
             answers = await asyncio.gather(*[self._post(node, batch, body) for node in chosen])
             arrived = [answer for answer in answers if answer is not None]
             for answer in arrived:
@@ -276,6 +323,10 @@ class World:
         assert writer is not None and decoder is not None
         batch = decoder.decode_batch(sent.tenant, json.dumps(sent.body).encode(), node.clock_us())
         outcome = await writer.submit(batch, self.loop.time() + 60)
+        if (sent.tenant, sent.name) in self.lost():
+            for disk in self.lost_disks if outcome.accepted else ():
+                disk.counts_again(sent)
+            return
         assert outcome.accepted == 0, f"{sent.name} was accepted again by {node.name}"
         if outcome.duplicate:
             sent.promised = sent.acknowledged = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from parshall.resend import InLog, Wanted, _ranges
-from parshall.writer_loss import NO_CALL, last_covered
 
 CHAIN = ("ab" * 16, 2)
 
@@ -44,10 +43,3 @@ def test_what_is_named(wanted: Wanted, fitting: list[int]) -> None:
 @pytest.mark.parametrize(("numbers", "told"), [([], ""), ([7], "7"), ([1, 2, 3, 5, 8, 9], "1 to 3, 5, 8 to 9")])
 def test_numbers_are_told_in_ranges(numbers: list[int], told: str) -> None:
     assert _ranges(numbers) == told
-
-
-def test_the_last_call_that_was_flushed() -> None:
-    old, new = b"o" * 16, b"n" * 16
-    assert last_covered({}, new) == NO_CALL
-    assert last_covered({new: 3, old: 9}, new) == (new, 3), "Redis says which came last, whatever the log names first"
-    assert last_covered({old: 9}, new) == (old, 9)
