@@ -1,4 +1,4 @@
-"""Claims in Redis as they grow: memory and CPU a claim, in two live generations.
+"""Claims in Redis as they grow: memory and CPU a claim, in two live generations. `python -m bench.claims_at_size`: in more generations.
 
 Belongs here: filling Redis with claims by the shipped client and scripts, and reading what that took. Must not know: journals, HTTP.
 """
@@ -26,6 +26,7 @@ SECTION = "claims"
 AIMED_AT = 10_000_000
 PER_CALL = 8000
 MEASURED = 200_000  # claims of which the cost is taken, once so many are there
+A_GENERATION = 40_000  # claims, when looks are measured
 HOUR_US = 3600 * 1_000_000
 GENERATION_US = HOUR_US  # short, so that claims of the one before it stay alive
 LIFETIME_US = 86_700 * 1_000_000
@@ -70,6 +71,19 @@ async def _point(url: str, pid: int, size: int) -> Point:
     return Point(size, bytes_each, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
 
 
+async def looks(generations: Sequence[int]) -> list[tuple[int, int]]:
+    """(live generations, ns of Redis' CPU a claim): each claim is looked for in all of them."""
+    found = []
+    for count in generations:
+        with real_redis() as (url, pid):
+            for back in range(count - 1, -1, -1):
+                await _fill(url, A_GENERATION, back * GENERATION_US)
+            before = cpu_us(pid)
+            await _fill(url, MEASURED, 0, per_call=1000)
+            found.append((count, 1000 * (cpu_us(pid) - before) // MEASURED))
+    return found
+
+
 async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL) -> int:
     """CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
 
@@ -111,3 +125,12 @@ def _used_memory(url: str) -> int:
     with redis.Redis.from_url(url) as client:
         used: int = client.info("memory")["used_memory"]
         return used
+
+
+def main() -> None:
+    for count, ns in uvloop.run(looks((2, 12, 22))):
+        print(f"{count:3} live generations: {ns:,} ns of Redis' CPU a claim", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -189,8 +189,9 @@ async def postgres_sizes(scale_percent: int) -> None:
         await connection.execute("VACUUM ANALYZE")
         print(f"PostgreSQL: bytes, indexes included, after {rated:,} counters")
         for table in ("records", "usage", "series", "charge_lines"):
-            size, rows = await connection.fetchval(f"SELECT pg_total_relation_size('{table}')"), await connection.fetchval(
-                f"SELECT count(*) FROM {table}"
+            size, rows = (
+                await connection.fetchval(f"SELECT pg_total_relation_size('{table}')"),
+                await connection.fetchval(f"SELECT count(*) FROM {table}"),
             )
             each = f", {_tenths(size, rated)} a rated counter" if table == "records" else ""
             print(f"  {table:12} {size:>12,} B, {rows:>9,} rows: {_tenths(size, rows)} a row{each}")

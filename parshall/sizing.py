@@ -21,6 +21,7 @@ The model
 - *Claims and journal* are kept alike: a claim goes with its generation, once the newest event time in it is older than max_age + max_skew +
   the clocks' margin. The oldest is then generation + max_age + 2 max_skew + margin old. The journal keeps the digests and deltas of
   each call and the bytes of each flush, both for so long.
+- *Redis* looks for each claim in every live generation: two with a max_age of a day, thirty with one of a month.
 - *A limit* is the highest rate, all else as given, at which one instance of a part that cannot be doubled in this version still suffices.
 """
 
@@ -42,10 +43,12 @@ from parshall.measured import (
     PLAIN_COUNTERS,
     PLAIN_DELTAS_TENTHS,
     SEGMENT_BYTES,
+    USUAL_GENERATIONS,
     Constants,
 )
 
 MONTH_S = 31 * 86_400
+_NO_LIMIT = 1 << 50  # events a second
 _SECOND_NS = 1_000_000_000
 _SPARE_SEGMENTS = 3  # one being written, one across two generations, one waiting to be removed
 
@@ -90,7 +93,7 @@ class Counters(NamedTuple):
     hits_per_s: int
     per_s: int  # of all writers together
     per_flush: int  # of one writer
-    events_each_tenths: int  # how many hits a counter stands for, in tenths
+    hits_each_tenths: int  # at least so many hits a counter stands for, in tenths
     deltas_per_request: int
 
 
@@ -118,6 +121,7 @@ class Claims(NamedTuple):
     by_cpu: int
     by_memory: int
     bytes_each: int  # a primary
+    generations: int  # in which a claim is looked for
     cores_hundredths: int  # busy, of all primaries together
     rebuild_s: int  # a primary that lost everything
     in_process: bool  # whether `parshall up` could do it without Redis
@@ -177,6 +181,10 @@ class Limit(NamedTuple):
     part: str
     why: str
     remedy: str
+
+    @property
+    def breaks(self) -> bool:
+        return self.events_per_second < _NO_LIMIT
 
 
 class Sizing(NamedTuple):
@@ -343,6 +351,7 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
         by_cpu,
         by_memory,
         _up(memory, primaries),
+        generations(workload),
         _up(100 * cpu_ns, _SECOND_NS),
         _up(alive, primaries * rebuild.planned),
         alive <= IN_PROCESS_CLAIMS,
@@ -360,9 +369,15 @@ def claims_bytes(workload: Workload, events_per_second: int, constants: Constant
 
 def claims_ns_per_s(workload: Workload, events_per_second: int, constants: Constants) -> int:
     c = constants
-    points = [(at, at * cost.planned) for at, cost in ((1, c.redis_1), (100, c.redis_100), (1000, c.redis_1000))]
-    request_ns = _between(points, workload.events_per_request) * (c.valkey_percent.planned if workload.valkey else 100)
-    return _up(events_per_second * request_ns, 100 * workload.events_per_request)
+    claim_ns = c.redis_cpu.planned + (generations(workload) - USUAL_GENERATIONS) * c.redis_look.planned
+    request_ns = c.redis_request.planned + workload.events_per_request * claim_ns
+    percent = c.valkey_percent.planned if workload.valkey else 100
+    return _up(events_per_second * request_ns * percent, 100 * workload.events_per_request)
+
+
+def generations(workload: Workload) -> int:
+    """In how many a claim is looked for."""
+    return max(USUAL_GENERATIONS, alive_s(workload) // GENERATION_S + 1)
 
 
 def largest_tenant_per_s(workload: Workload) -> int:
@@ -511,9 +526,6 @@ def _least(holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-_NO_LIMIT = 1 << 50
 
 
 def _highest(holds: Callable[[int], bool]) -> int:
