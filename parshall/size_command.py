@@ -103,7 +103,9 @@ _PERCENT = click.IntRange(1, 100)
 @click.option("--partitions", type=click.IntRange(1, 100_000), metavar="N", help="Of usage.counters. [default: as many as are needed]")
 @click.option("--replication", default=3, show_default=True, type=click.IntRange(1, 9), metavar="N", help="Of Kafka.")
 @click.option("--retention", "retention_s", default="7d", show_default=True, type=Time("1h", "3650d"), metavar="TIME", help="Of Kafka.")
-@click.option("--months", "kept_months", default=13, show_default=True, type=click.IntRange(1, 240), help="That PostgreSQL keeps.")
+@click.option(
+    "--months", "kept_months", default=13, show_default=True, type=click.IntRange(1, 240), help="That PostgreSQL must have room for."
+)
 @click.option("--busy-percent", default=60, show_default=True, type=_PERCENT, help="Of a core that may be used for good.")
 @click.option(
     "--start", "start_s", default="10m", show_default=True, type=Time("1s", "1d"), metavar="TIME", help="A writer may take to start."

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from textwrap import fill
 from typing import NamedTuple
 
 from parshall.measured import IN_PROCESS_CLAIMS, Constants
 from parshall.sizing import Limit, Sizing
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_WIDTH = 100
 
 
 class Row(NamedTuple):
@@ -117,7 +119,7 @@ def _aligned(rows: Iterable[Row]) -> list[str]:
 
 
 def _breaks(found: Sizing) -> str:
-    lines = [found.bottleneck, f"  What helps: {found.limits[0].remedy}."]
+    lines = [_wrapped(found.bottleneck, ""), _wrapped(f"What helps: {found.limits[0].remedy}.", "  ")]
     later = [limit for limit in found.limits[1:] if limit.breaks]
     if later:
         lines.append("Then, each for itself:")
@@ -126,7 +128,11 @@ def _breaks(found: Sizing) -> str:
 
 
 def _limit(limit: Limit) -> str:
-    return f"  {limit.part}, beyond {limit.events_per_second:,} events/s: {limit.remedy}."
+    return _wrapped(f"{limit.part}, beyond {limit.events_per_second:,} events/s: {limit.remedy}.", "  ")
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
 
 
 def _settings(found: Sizing) -> str:

@@ -28,6 +28,7 @@ The model
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 from parshall.measured import (
@@ -197,9 +198,10 @@ class Sizing(NamedTuple):
     @property
     def bottleneck(self) -> str:
         first, rate = self.limits[0], self.workload.events_per_second
+        beyond = f"first, beyond {first.events_per_second:,} events/s: {first.why}."
         if rate <= first.events_per_second:
-            return f"Nothing breaks at {rate:,} events/s; {first.part} would be first, beyond {first.events_per_second:,} events/s: {first.why}."
-        return f"{_capital(first.part)} breaks first, beyond {first.events_per_second:,} events/s: {first.why}."
+            return f"Nothing breaks at {rate:,} events/s; {first.part} would be {beyond}"
+        return f"{_capital(first.part)} breaks {beyond}"
 
 
 def size(workload: Workload, machines: Machines = Machines(), constants: Constants = Constants()) -> Sizing:  # noqa: B008 - they do not change
@@ -297,7 +299,7 @@ def writer_ns_per_request(workload: Workload, constants: Constants) -> int:
 
 def _between(points: list[tuple[int, int]], x: int) -> int:
     """On the line between the two points around x; beyond the last, in proportion to it."""
-    for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+    for (x1, y1), (x2, y2) in pairwise(points):
         if x <= x2:
             return y1 + _up((x - x1) * (y2 - y1), x2 - x1)
     last_x, last_y = points[-1]
@@ -439,51 +441,73 @@ def _network(workload: Workload, counters: Counters, records: int, constants: Co
 
 
 def _limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
-    def at(rate: int) -> Demand:
-        return demand(workload._replace(events_per_second=rate), machines, constants)
+    found = [*_redis_limits(workload, machines, constants), *_rating_limits(workload, machines, constants)]
+    if workload.tenants > 1:
+        found += _tenant_limits(workload, machines, constants)
+    return sorted(found, key=lambda limit: limit.events_per_second)
 
-    def largest(rate: int) -> int:
-        return largest_tenant_per_s(workload._replace(events_per_second=rate))
 
+def _redis_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
     core_ns = _SECOND_NS * machines.busy_percent // 100
-    gib = machines.redis_bytes >> 30
-    kept = f"{_up(alive_s(workload), 3600)} hours"
-    found = [
+    larger = "more memory" if workload.valkey else "more memory; Valkey, which takes two thirds"
+    shards = "then shards by tenant, which the design has and this version does not"
+    return [
         Limit(
-            _highest(lambda rate: at(rate).claims.bytes <= machines.redis_bytes),
+            _highest(lambda rate: claims_bytes(workload, rate, constants) <= machines.redis_bytes),
             "the memory of Redis",
-            f"the claims of {kept} fill the {gib:,} GiB of one primary, and this version uses only one",
-            "more memory; Valkey, which takes two thirds; then shards, which the design has and this version does not",
+            f"the claims of {_kept(workload)} fill the {machines.redis_bytes >> 30:,} GiB of one primary, and this version uses only one",
+            f"{larger}; {shards}",
         ),
         Limit(
             _highest(lambda rate: claims_ns_per_s(workload, rate, constants) <= core_ns),
             "the one core of Redis",
             "a primary runs its scripts on one core, and this version uses only one primary",
-            "larger requests; then shards, which the design has and this version does not",
+            f"larger requests; {shards}",
         ),
+    ]
+
+
+def _tenant_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
+    """With shards, too: a tenant is on one."""
+
+    def largest(rate: int) -> int:
+        return largest_tenant_per_s(workload._replace(events_per_second=rate))
+
+    core_ns = _SECOND_NS * machines.busy_percent // 100
+    split = "no number of shards helps: such a customer must be several tenants"
+    return [
         Limit(
             _highest(lambda rate: claims_bytes(workload, largest(rate), constants) <= machines.redis_bytes),
-            "the largest tenant, by memory",
-            f"a tenant is on one shard, and its claims of {kept} fill {gib:,} GiB",
-            "more memory for its shard; no number of shards helps: such a customer must be several tenants",
+            "the memory of the largest tenant's shard",
+            f"a tenant is on one shard, and its claims of {_kept(workload)} fill {machines.redis_bytes >> 30:,} GiB",
+            f"more memory for it; {split}",
         ),
         Limit(
             _highest(lambda rate: claims_ns_per_s(workload, largest(rate), constants) <= core_ns),
-            "the largest tenant, by CPU",
+            "the core of the largest tenant's shard",
             "a tenant is on one shard, which runs on one core",
-            "larger requests; no number of shards helps: such a customer must be several tenants",
+            f"larger requests; {split}",
         ),
+    ]
+
+
+def _rating_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
+    def at(rate: int) -> Demand:
+        return demand(workload._replace(events_per_second=rate), machines, constants)
+
+    fewer = "a longer flush interval, requests routed by subject, fewer dimension values"
+    found = [
         Limit(
             _highest(lambda rate: at(rate).postgres.cores <= machines.postgres_cores),
             "the CPU of PostgreSQL",
             f"every counter is folded into one database of {machines.postgres_cores:,} cores",
-            "a longer flush interval, requests routed by subject, fewer dimension values; a larger database",
+            f"{fewer}; a larger database",
         ),
         Limit(
             _highest(lambda rate: at(rate).postgres.all_bytes <= machines.postgres_bytes),
             "the disk of PostgreSQL",
-            f"{workload.kept_months} months of records and usage fill {machines.postgres_bytes >> 30:,} GiB",
-            "fewer months; a longer flush interval; a larger disk",
+            f"{workload.kept_months} months fill {machines.postgres_bytes >> 30:,} GiB, and this version removes nothing",
+            f"{fewer}; a larger disk",
         ),
     ]
     if workload.partitions:
@@ -495,7 +519,11 @@ def _limits(workload: Workload, machines: Machines, constants: Constants) -> lis
                 "more partitions, which can be added while everything runs, and a rater for each",
             )
         )
-    return sorted(found, key=lambda limit: limit.events_per_second)
+    return found
+
+
+def _kept(workload: Workload) -> str:
+    return f"{_up(alive_s(workload), 3600)} hours"
 
 
 def _settings(found: Demand) -> list[tuple[str, int, int]]:
