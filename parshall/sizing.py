@@ -121,7 +121,9 @@ class Claims(NamedTuple):
     primaries: int
     by_cpu: int
     by_memory: int
-    bytes_each: int  # a primary
+    by_tenants: int  # that are alike, as a tenant is on one primary
+    fit: bool  # the largest tenant on one primary
+    bytes_each: int  # a primary, on average
     generations: int  # in which a claim is looked for
     cores_hundredths: int  # busy, of all primaries together
     rebuild_s: int  # a primary that lost everything
@@ -344,7 +346,8 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
     cpu_ns = claims_ns_per_s(workload, workload.events_per_second, constants)
     by_cpu = _up(100 * cpu_ns, _SECOND_NS * machines.busy_percent)
     by_memory = _up(memory, machines.redis_bytes)
-    primaries = max(by_cpu, by_memory)
+    by_tenants = _primaries_by_tenants(workload, machines, constants)
+    primaries = max(by_cpu, by_memory, by_tenants)
     rebuild = constants.valkey_rebuild if workload.valkey else constants.redis_rebuild
     return Claims(
         alive,
@@ -352,12 +355,34 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
         primaries,
         by_cpu,
         by_memory,
+        by_tenants,
+        largest_tenant_per_s(workload) <= primary_per_s(workload, machines, constants),
         _up(memory, primaries),
         generations(workload),
         _up(100 * cpu_ns, _SECOND_NS),
         _up(alive, primaries * rebuild.planned),
         alive <= IN_PROCESS_CLAIMS,
     )
+
+
+def _primaries_by_tenants(workload: Workload, machines: Machines, constants: Constants) -> int:
+    """A primary holds whole tenants; of those that do not even fit on one by themselves, each has its own."""
+    held = primary_per_s(workload, machines, constants) // _up(workload.events_per_second, workload.tenants)
+    return _up(workload.tenants, max(1, held))
+
+
+def primary_per_s(workload: Workload, machines: Machines, constants: Constants) -> int:
+    """Events a second of which one primary can hold the claims."""
+    return min(_highest_by_memory(workload, machines, constants), _highest_by_cpu(workload, machines, constants))
+
+
+def _highest_by_memory(workload: Workload, machines: Machines, constants: Constants) -> int:
+    return _highest(lambda rate: claims_bytes(workload, rate, constants) <= machines.redis_bytes)
+
+
+def _highest_by_cpu(workload: Workload, machines: Machines, constants: Constants) -> int:
+    core_ns = _SECOND_NS * machines.busy_percent // 100
+    return _highest(lambda rate: claims_ns_per_s(workload, rate, constants) <= core_ns)
 
 
 def claims_alive(workload: Workload, events_per_second: int) -> int:
@@ -448,18 +473,17 @@ def _limits(workload: Workload, machines: Machines, constants: Constants) -> lis
 
 
 def _redis_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
-    core_ns = _SECOND_NS * machines.busy_percent // 100
     larger = "more memory" if workload.valkey else "more memory; Valkey, which takes two thirds"
     shards = "then shards by tenant, which the design has and this version does not"
     return [
         Limit(
-            _highest(lambda rate: claims_bytes(workload, rate, constants) <= machines.redis_bytes),
+            _highest_by_memory(workload, machines, constants),
             "the memory of Redis",
             f"the claims of {_kept(workload)} fill the {machines.redis_bytes >> 30:,} GiB of one primary, and this version uses only one",
             f"{larger}; {shards}",
         ),
         Limit(
-            _highest(lambda rate: claims_ns_per_s(workload, rate, constants) <= core_ns),
+            _highest_by_cpu(workload, machines, constants),
             "the one core of Redis",
             "a primary runs its scripts on one core, and this version uses only one primary",
             f"larger requests; {shards}",
@@ -470,20 +494,19 @@ def _redis_limits(workload: Workload, machines: Machines, constants: Constants) 
 def _tenant_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
     """With shards, too: a tenant is on one."""
 
-    def largest(rate: int) -> int:
-        return largest_tenant_per_s(workload._replace(events_per_second=rate))
+    def with_tenant(most: int) -> int:
+        return _highest(lambda rate: largest_tenant_per_s(workload._replace(events_per_second=rate)) <= most)
 
-    core_ns = _SECOND_NS * machines.busy_percent // 100
     split = "no number of shards helps: such a customer must be several tenants"
     return [
         Limit(
-            _highest(lambda rate: claims_bytes(workload, largest(rate), constants) <= machines.redis_bytes),
+            with_tenant(_highest_by_memory(workload, machines, constants)),
             "the memory of the largest tenant's shard",
             f"a tenant is on one shard, and its claims of {_kept(workload)} fill {machines.redis_bytes >> 30:,} GiB",
             f"more memory for it; {split}",
         ),
         Limit(
-            _highest(lambda rate: claims_ns_per_s(workload, largest(rate), constants) <= core_ns),
+            with_tenant(_highest_by_cpu(workload, machines, constants)),
             "the core of the largest tenant's shard",
             "a tenant is on one shard, which runs on one core",
             f"larger requests; {split}",
