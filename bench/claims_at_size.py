@@ -1,4 +1,5 @@
-"""Claims in Redis as they grow: memory and CPU a claim, in two live generations. `python -m bench.claims_at_size`: in more generations.
+"""Claims in Redis as they grow: memory and CPU a claim, in two live generations. `python -m bench.claims_at_size`: in more generations, and
+bytes between client and Redis.
 
 Belongs here: filling Redis with claims by the shipped client and scripts, and reading what that took. Must not know: journals, HTTP.
 """
@@ -84,6 +85,17 @@ async def looks(generations: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
+async def sent(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(claims a call, bytes a call, both ways)"""
+    found = []
+    for per_call in sizes:
+        with real_redis() as (url, _):
+            before = _network_bytes(url)
+            await _fill(url, 1000 * per_call, 0, per_call=per_call)
+            found.append((per_call, (_network_bytes(url) - before) // 1000))
+    return found
+
+
 async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL) -> int:
     """CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
 
@@ -127,7 +139,17 @@ def _used_memory(url: str) -> int:
         return used
 
 
+def _network_bytes(url: str) -> int:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        stats = client.info("stats")
+        return int(stats["total_net_input_bytes"]) + int(stats["total_net_output_bytes"])
+
+
 def main() -> None:
+    for per_call, size in uvloop.run(sent((1, 100, 1000))):
+        print(f"{per_call:4} claims a call: {size:,} bytes a call", flush=True)
     for count, ns in uvloop.run(looks((2, 12, 22))):
         print(f"{count:3} live generations: {ns:,} ns of Redis' CPU a claim", flush=True)
 

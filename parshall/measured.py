@@ -51,7 +51,7 @@ REBUILD = "python -m bench.micro_rebuild --claims 10000000"
 FLUSH = "python -m bench.micro_flush"
 SIZES = "python -m bench.sizes"
 PS = "ps -o rss"
-FORMAT = "counted in docs/FORMATS.md"
+CURL = "curl -w '%{size_request} %{size_header} %{size_download}'"
 
 
 class Constants(NamedTuple):
@@ -81,7 +81,7 @@ class Constants(NamedTuple):
     valkey_rebuild: Speed = Speed(143_000, "claims/s", 25, REBUILD, "Valkey 9, claiming everything again")
     # The journal, subjects named by UUIDs.
     journal_call: Cost = Cost(200, "B/request", 15, SIZES, "journal, a call record without its events")
-    journal_claim: Cost = Cost(16, "B/event", 0, FORMAT, "journal, digest and fingerprint")
+    journal_claim: Cost = Cost(16, "B/event", 0, SIZES, "journal, digest and fingerprint")
     journal_delta: Cost = Cost(34, "B/delta", 50, SIZES, "journal, a counter of a call")
     journal_counter: Cost = Cost(35, "B/counter", 50, SIZES, "journal, a counter of a flush")
     # Kafka.
@@ -96,10 +96,10 @@ class Constants(NamedTuple):
     postgres_series: Cost = Cost(180, "B/row", 15, SIZES, "PostgreSQL, a series, indexes included")
     postgres_line: Cost = Cost(780, "B/row", 15, SIZES, "PostgreSQL, a charge line, indexes included, much updated")
     # The network, headers of HTTP included, those of TCP not.
-    request: Cost = Cost(300, "B/request", 15, FORMAT, "network, a request without its events")
-    answer: Cost = Cost(300, "B/request", 15, FORMAT, "network, an answer")
-    claim_sent: Cost = Cost(18, "B/claim", 15, FORMAT, "network, a claim to Redis and its verdict")
-    call_sent: Cost = Cost(300, "B/request", 15, FORMAT, "network, a call to Redis without its claims")
+    request: Cost = Cost(220, "B/request", 15, CURL, "network, a request without its events")
+    answer: Cost = Cost(220, "B/request", 15, CURL, "network, an answer")
+    claim_sent: Cost = Cost(16, "B/claim", 15, LOOKS, "network, a claim to Redis")
+    call_sent: Cost = Cost(405, "B/request", 15, LOOKS, "network, a call to Redis and its reply without the claims")
 
 
 # Measured with the plain mix of the benchmark, whose requests of 1000 events meet 300 counters, 1.6 for an event that is alone.
