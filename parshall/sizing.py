@@ -278,7 +278,7 @@ def _writers(workload: Workload, machines: Machines, constants: Constants) -> in
 def _writers_by_cpu(workload: Workload, machines: Machines, constants: Constants) -> int:
     """The least number that carries itself: what they do grows slower than their number, so all above carry themselves too."""
     core = _SECOND_NS * machines.busy_percent // 100
-    requests_ns = workload.events_per_second * writer_ns_per_request(workload, constants) // workload.events_per_request
+    requests_ns = _up(workload.events_per_second * writer_ns_per_request(workload, constants), workload.events_per_request)
 
     def carry(writers: int) -> bool:
         return writers * core >= requests_ns + counters_per_s(workload, writers) * constants.writer_flush.planned
@@ -418,7 +418,7 @@ def largest_tenant_per_s(workload: Workload) -> int:
 def _records_per_s(workload: Workload, counters: Counters, writers: int, partitions: int, constants: Constants) -> int:
     """A flush has a record for each partition that it has counters for, and one more for each 256 KiB."""
     started = _up(1000 * writers * min(partitions, counters.per_flush), workload.flush_interval_ms)
-    return started + counters.per_s * constants.counter_json.planned // CHUNK_BYTES
+    return started + _up(counters.per_s * constants.counter_json.planned, CHUNK_BYTES)
 
 
 def _kafka(workload: Workload, counters: Counters, records: int, partitions: int, constants: Constants) -> Kafka:
