@@ -210,6 +210,12 @@ def test_a_month_of_max_age_is_thirty_generations() -> None:
     assert found.cores_hundredths == -(-(10_000 + 1_000 * (2_000 + 28 * SIMPLE.redis_look.planned)) // 10**7)
 
 
+def test_there_are_never_more_rows_than_hits() -> None:
+    # One event a second for a month of 2,678,400 s, and ten million keys.
+    found = demand(PLAIN._replace(events_per_second=1, subjects=5_000_000, kept_months=1), MACHINES, SIMPLE).postgres
+    assert (found.usage_rows, found.series_rows, found.line_rows) == (2_678_400, 2_678_400, 2_678_400)
+
+
 def test_margins_are_for_the_worse() -> None:
     assert Cost(101, "B", 25, "", "").planned == 127  # 126.25
     assert Speed(100, "events/s", 25, "", "").planned == 80
@@ -306,7 +312,10 @@ def test_no_constant_is_idle(name: str) -> None:
 
 
 def test_settings_that_do_not_suffice_are_named() -> None:
-    found = size(Workload(100_000, 1_000_000, 10, values=10, max_age_s=3_600, flush_interval_ms=3_600_000))
-    assert [name for name, _, _ in found.settings] == ["journal.max_bytes", "flush.max_counters", "ingest.max_live_counters"]
-    assert all(least > default for _, least, default in found.settings)
-    assert size(Workload(100, 10, 1, max_age_s=3_600)).settings == []
+    # An hour's flush of 500,000 keys has each once, and as many for the window that ends within it: 278 a second, 1,000,800 of one writer.
+    found = size(PLAIN._replace(subjects=250_000, flush_interval_ms=3_600_000), MACHINES, SIMPLE)
+    assert (found.demand.writers.needed, found.demand.counters.per_flush) == (1, 1_000_800)
+    assert found.settings == [("flush.max_counters", 1_000_801, 1_000_000), ("ingest.max_live_counters", 4_003_204, 4_000_000)]
+    fewer = size(PLAIN._replace(subjects=245_000, flush_interval_ms=3_600_000), MACHINES, SIMPLE)
+    assert fewer.settings == []
+    assert [name for name, _, _ in size(PLAIN._replace(events_per_second=6_000), MACHINES, SIMPLE).settings] == ["journal.max_bytes"]
