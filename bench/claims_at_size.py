@@ -1,4 +1,5 @@
-"""Claims in Redis as they grow: memory and CPU a claim, in two live generations.
+"""Claims in Redis as they grow: memory and CPU a claim, in two live generations. `python -m bench.claims_at_size`: in more generations, and
+bytes between client and Redis.
 
 Belongs here: filling Redis with claims by the shipped client and scripts, and reading what that took. Must not know: journals, HTTP.
 """
@@ -26,6 +27,7 @@ SECTION = "claims"
 AIMED_AT = 10_000_000
 PER_CALL = 8000
 MEASURED = 200_000  # claims of which the cost is taken, once so many are there
+A_GENERATION = 40_000  # claims, when looks are measured
 HOUR_US = 3600 * 1_000_000
 GENERATION_US = HOUR_US  # short, so that claims of the one before it stay alive
 LIFETIME_US = 86_700 * 1_000_000
@@ -70,6 +72,30 @@ async def _point(url: str, pid: int, size: int) -> Point:
     return Point(size, bytes_each, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
 
 
+async def looks(generations: Sequence[int]) -> list[tuple[int, int]]:
+    """(live generations, ns of Redis' CPU a claim): each claim is looked for in all of them."""
+    found = []
+    for count in generations:
+        with real_redis() as (url, pid):
+            for back in range(count - 1, -1, -1):
+                await _fill(url, A_GENERATION, back * GENERATION_US)
+            before = cpu_us(pid)
+            await _fill(url, MEASURED, 0, per_call=1000)
+            found.append((count, 1000 * (cpu_us(pid) - before) // MEASURED))
+    return found
+
+
+async def sent(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(claims a call, bytes a call, both ways)"""
+    found = []
+    for per_call in sizes:
+        with real_redis() as (url, _):
+            before = _network_bytes(url)
+            await _fill(url, 1000 * per_call, 0, per_call=per_call)
+            found.append((per_call, (_network_bytes(url) - before) // 1000))
+    return found
+
+
 async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL) -> int:
     """CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
 
@@ -111,3 +137,22 @@ def _used_memory(url: str) -> int:
     with redis.Redis.from_url(url) as client:
         used: int = client.info("memory")["used_memory"]
         return used
+
+
+def _network_bytes(url: str) -> int:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        stats = client.info("stats")
+        return int(stats["total_net_input_bytes"]) + int(stats["total_net_output_bytes"])
+
+
+def main() -> None:
+    for per_call, size in uvloop.run(sent((1, 100, 1000))):
+        print(f"{per_call:4} claims a call: {size:,} bytes a call", flush=True)
+    for count, ns in uvloop.run(looks((2, 12, 22))):
+        print(f"{count:3} live generations: {ns:,} ns of Redis' CPU a claim", flush=True)
+
+
+if __name__ == "__main__":
+    main()

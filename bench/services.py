@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -51,6 +52,24 @@ def real_postgres() -> Iterator[str]:
 
     with postgres_server() as postgres:
         yield postgres.create_database("bench")
+
+
+@contextmanager
+def postgres_and_pid() -> Iterator[tuple[str, int]]:
+    """(DSN of an empty database, process id of the postmaster)"""
+    from tests.services import postgres_server
+
+    with postgres_server() as postgres:
+        yield postgres.create_database("bench"), postgres.pid
+
+
+@contextmanager
+def kafka_and_folder() -> Iterator[tuple[str, Path]]:
+    """(bootstrap address, where the partitions lie)"""
+    from tests.services import kafka_broker
+
+    with kafka_broker() as kafka:
+        yield kafka.address, kafka.folder / "data"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ COMMANDS = {  # name -> (where it is, what it does)
     "held": ("parshall.held_commands:held", "See what could not be rated, and go on."),
     "resend": ("parshall.resend:resend", "Produce counter records again that the counter log has lost."),
     "check": ("parshall.check:check", "Check a configuration, or print one with every setting."),
+    "size": ("parshall.size_command:size", "Say what a workload needs of every part, and what breaks first."),
     "key": ("parshall.key:key", "Make an API key."),
 }
 
