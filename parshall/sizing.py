@@ -466,49 +466,29 @@ def _network(workload: Workload, counters: Counters, records: int, constants: Co
 
 
 def _limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
-    found = [*_redis_limits(workload, machines, constants), *_rating_limits(workload, machines, constants)]
-    if workload.tenants > 1:
-        found += _tenant_limits(workload, machines, constants)
+    found = [*_claim_limits(workload, machines, constants), *_rating_limits(workload, machines, constants)]
     return sorted(found, key=lambda limit: limit.events_per_second)
 
 
-def _redis_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
-    larger = "more memory" if workload.valkey else "more memory; Valkey, which takes two thirds"
-    shards = "then shards by tenant, which the design has and this version does not"
-    return [
-        Limit(
-            _highest_by_memory(workload, machines, constants),
-            "the memory of Redis",
-            f"the claims of {_kept(workload)} fill the {machines.redis_bytes >> 30:,} GiB of one primary, and this version uses only one",
-            f"{larger}; {shards}",
-        ),
-        Limit(
-            _highest_by_cpu(workload, machines, constants),
-            "the one core of Redis",
-            "a primary runs its scripts on one core, and this version uses only one primary",
-            f"larger requests; {shards}",
-        ),
-    ]
-
-
-def _tenant_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
-    """With shards, too: a tenant is on one."""
+def _claim_limits(workload: Workload, machines: Machines, constants: Constants) -> list[Limit]:
+    """Shards can be added, but a tenant is on one."""
 
     def with_tenant(most: int) -> int:
         return _highest(lambda rate: largest_tenant_per_s(workload._replace(events_per_second=rate)) <= most)
 
+    larger = "more memory for it" if workload.valkey else "more memory for it; Valkey, which takes two thirds"
     split = "no number of shards helps: such a customer must be several tenants"
     return [
         Limit(
             with_tenant(_highest_by_memory(workload, machines, constants)),
             "the memory of the largest tenant's shard",
             f"a tenant is on one shard, and its claims of {_kept(workload)} fill {machines.redis_bytes >> 30:,} GiB",
-            f"more memory for it; {split}",
+            f"{larger}; {split}",
         ),
         Limit(
             with_tenant(_highest_by_cpu(workload, machines, constants)),
             "the core of the largest tenant's shard",
-            "a tenant is on one shard, which runs on one core",
+            "a tenant is on one shard, which runs its scripts on one core",
             f"larger requests; {split}",
         ),
     ]
