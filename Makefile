@@ -63,7 +63,11 @@ up: install ## start everything on this machine, with a demo catalogue and tenan
 
 .PHONY: test
 test: services ## run all tests, against real Redis, Valkey, Kafka and PostgreSQL (at most 15 minutes on 2 cores)
+ifdef ONLY
 	$(BIN)/python -m pytest $(ONLY) $(ARGS)
+else
+	$(BIN)/python -m tests $(ARGS)
+endif
 
 .PHONY: check
 check: $(VENV)/installed-dev ## formatting, lint, types, and the arrows between the packages

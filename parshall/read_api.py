@@ -41,10 +41,10 @@ def ledger_routes(api: Api | None, snapshots: Snapshots) -> Routes:
         tenant = _tenant(principal)
         if request.query_string:
             raise Problem(400, "The ledger takes no parameters.")
-        rated = await _rated(api, tenant)  # before the workers: what is rated was flushed before, so it can never look like more
+        as_of, rated = await _rated(api, tenant)  # before the workers: what is rated was flushed before, so it can never look like more
         entry = add_up(tenant, await snapshots())
         entry["rated"] = rated
-        return json_response(msgspec.json.encode({"tenants": {tenant: entry}}))
+        return json_response(msgspec.json.encode({"as_of": as_of, "tenants": {tenant: entry}}))
 
     return {("GET", "/v1/ledger"): Route(ledger, READ)}
 
@@ -72,14 +72,16 @@ def add_up(tenant: str, snapshots: Mapping[int, WriterSnapshot | None]) -> dict[
     return sums
 
 
-async def _rated(api: Api | None, tenant: str) -> int | None:
+async def _rated(api: Api | None, tenant: str) -> tuple[str | None, int | None]:
+    """`as_of` of what is rated, and how many events are. The numbers of events of a flush come with one of its records, so these may be
+    rated a moment before the counters in its other records; up to `as_of` all are."""
     if api is None:
-        return None
+        return None, None
     answer = await api.ledger(tenant, {})
     if answer.status != 200:
-        return None
-    rated: int = msgspec.json.decode(answer.body)["tenants"][tenant]["rated"]
-    return rated
+        return None, None
+    content = msgspec.json.decode(answer.body)
+    return content["as_of"], content["tenants"][tenant]["rated"]
 
 
 def _known(api: Api | None) -> Api:

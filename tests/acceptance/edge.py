@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +202,21 @@ class Api:
 
 
 async def wait_rated(apis: Mapping[str, Api], accepted: Mapping[str, int], timeout_s: int = 120) -> dict[str, dict[str, Any]]:
-    """The ledger of each tenant, once as many events are rated as must be, or when the time is over."""
-    deadline = time.monotonic() + timeout_s
+    """The ledger of each tenant, once all is rated that was flushed before, as many events as must be; or when the time is over.
+
+    `rated` alone does not say so: a flush is several records, and its numbers of events come with one of them.
+    """
+    flushed, deadline = datetime.now(UTC), time.monotonic() + timeout_s
     while True:
-        ledgers = {tenant: (await api.get("/v1/ledger"))["tenants"][tenant] for tenant, api in apis.items()}
-        if all((ledgers[tenant]["rated"] or 0) >= accepted[tenant] for tenant in apis) or time.monotonic() > deadline:
+        answers = {tenant: await api.get("/v1/ledger") for tenant, api in apis.items()}
+        ledgers = {tenant: answer["tenants"][tenant] for tenant, answer in answers.items()}
+        if all(_is_rated(answers[tenant]["as_of"], flushed, ledgers[tenant]["rated"], accepted[tenant]) for tenant in apis):
+            return ledgers
+        if time.monotonic() > deadline:
             return ledgers
         await asyncio.sleep(0.1)
+
+
+def _is_rated(as_of: str | None, flushed: datetime, rated: int | None, accepted: int) -> bool:
+    """Both are null while PostgreSQL is away."""
+    return as_of is not None and datetime.fromisoformat(as_of) > flushed and rated is not None and rated >= accepted

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -106,11 +107,15 @@ class Up:
         return [row["value"] for row in self.ask(f"/v1/usage?meter={meter}&subject={subject}&window=month")["data"]]
 
     def until_rated(self, wanted: int) -> dict[str, Any]:
-        """The ledger, once so many events are rated."""
+        """The ledger, once so many events and all that was flushed with them are rated."""
+        flushed = None
         while True:
-            ledger: dict[str, Any] = self.ask("/v1/ledger")["tenants"]["demo"]
-            if ledger["rated"] == wanted:  # null while PostgreSQL is away
-                return ledger
+            answer = self.ask("/v1/ledger")
+            ledger: dict[str, Any] = answer["tenants"]["demo"]
+            if ledger["rated"] == wanted and ledger["buffered"] == 0:  # null while PostgreSQL is away
+                flushed = flushed or datetime.now(UTC)
+                if answer["as_of"] is not None and datetime.fromisoformat(answer["as_of"]) > flushed:
+                    return ledger
             time.sleep(0.05)
 
 

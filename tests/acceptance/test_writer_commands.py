@@ -19,7 +19,7 @@ import pytest
 import redis as redis_client
 
 from tests import services
-from tests.acceptance.edge import PROJECT, Api, Role, write_config
+from tests.acceptance.edge import PROJECT, Api, Role, wait_rated, write_config
 
 LATE_US = 4 * 10**15  # a horizon beyond every event time
 
@@ -97,12 +97,9 @@ class Edge:
         await Api(self.session, role.url, self.key).flush_now()
 
     async def counted(self, events: int) -> None:
-        """That many are rated, and the audit agrees."""
-        api = Api(self.session, self.stays.url, self.key)
-        async with asyncio.timeout(60):
-            while (await api.get("/v1/ledger"))["tenants"]["demo"]["rated"] < events:
-                await asyncio.sleep(0.05)
-        assert (await api.get("/v1/ledger"))["tenants"]["demo"]["rated"] == events
+        """That many are rated."""
+        ledgers = await wait_rated({"demo": Api(self.session, self.stays.url, self.key)}, {"demo": events}, 60)
+        assert ledgers["demo"]["rated"] == events
 
     async def audit(self, *journals: Path) -> str:
         more = [word for journal in journals for word in ("--journal", str(journal))]

@@ -20,11 +20,13 @@ from pathlib import Path
 from tests import services
 from tests.chaos.plan import REDIS_LINKS, WORKERS, Fault
 from tests.chaos.stage import Stage
+from tests.tcp_proxy import TcpProxy
 
 LAG_S = 0.4  # how much of the last claims a promoted replica lacks
 DELAY_S = 0.15
 _FULL_AFTER_BYTES = 3000  # less than a few records
 _MOST_UNTIL_A_WRITE_S = 20.0
+_MOST_UNTIL_CONNECTED_S = 10.0
 _NO_DISK_HAS_BYTES = 1 << 50
 
 
@@ -197,7 +199,7 @@ async def _split(stage: Stage, fault: Fault) -> bool:
 
 async def _on_link(stage: Stage, fault: Fault) -> bool:
     link, what = stage.links[fault.target], fault.kind.partition(", ")[0]
-    met = link.connections > 0
+    met = await _has_connections(link)
     if what == "reset":
         link.reset()
     elif what == "half open":
@@ -213,6 +215,15 @@ async def _on_link(stage: Stage, fault: Fault) -> bool:
         setattr(link, name, False)
         link.reset()
     return met
+
+
+async def _has_connections(link: TcpProxy) -> bool:
+    """Another fault may just have ended them: whoever uses the link comes back soon."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + _MOST_UNTIL_CONNECTED_S
+    while not link.connections and loop.time() < until_s:
+        await asyncio.sleep(0.02)
+    return link.connections > 0
 
 
 _WAYS: dict[str, Callable[[Stage, Fault], Awaitable[bool]]] = {

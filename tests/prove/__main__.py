@@ -24,6 +24,9 @@ from tests.acceptance.crash import run_crashes
 from tests.acceptance.exactness import Run, run_up, seeds
 from tests.acceptance.patches import MUTANTS
 from tests.chaos.run import Chaos, run_chaos
+from tests.simulation.rater_sabotage import RATER_SABOTAGES
+from tests.simulation.sabotage import SABOTAGES
+from tests.simulation.scenario import simulate
 
 RESULTS = Path(__file__).parent / "results"
 EVENTS = 1_000_000
@@ -32,6 +35,7 @@ MUTANT_EVENTS = 20_000
 CRASH_EVENTS = 100_000
 CRASHES = 20
 CHAOS_S = 180
+SABOTAGE_WORLDS = 400  # until a guard's absence must have been found
 
 
 class Report:
@@ -111,11 +115,26 @@ async def chaos(report: Report, seed: int) -> None:
             report.verdict(told.good, f"{sum(told.faults.values())} faults in {CHAOS_S} s, seed {one_seed}", int(time.monotonic() - start))
 
 
+async def sabotage(report: Report, seed: int) -> None:
+    """Each guard of the protocol is taken out, and the simulation finds that, from whatever seed it begins."""
+    for name, guard in {**SABOTAGES, **RATER_SABOTAGES}.items():
+        start, found = time.monotonic(), 0
+        for world in range(SABOTAGE_WORLDS):
+            try:
+                with guard.off():
+                    simulate(seed * SABOTAGE_WORLDS + world, guard.habits)
+            except AssertionError:
+                found = world + 1
+                break
+        report.verdict(found > 0, f"{name}: found in world {found or 'none'}", int(time.monotonic() - start))
+
+
 PROOFS: dict[str, Callable[[Report, int], Coroutine[None, None, None]]] = {
     "exactness": exactness,
     "mutants": mutants,
     "crashes": crashes,
     "chaos": chaos,
+    "sabotage": sabotage,
 }
 
 

