@@ -11,7 +11,6 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13 py
 	$(name) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 CODE := ingest dedupe buffer rater parshall bench tests deploy
 # `make test ONLY=tests/unit` runs a part of the tests; ARGS are handed on to the program that a target runs.
-ONLY ?= tests
 ARGS ?=
 
 .PHONY: help

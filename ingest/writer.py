@@ -228,14 +228,17 @@ class Writer:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must stop the process: a failed journal, a claim store that forbids going on."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_journal())
-            for lane in self.lanes:
-                assert lane.history is not None, "open first"
-                tasks.create_task(lane.claims.run(lane.history))
-            tasks.create_task(self.flusher.run())
-            tasks.create_task(self._sweep())
-            tasks.create_task(self._allow_flushes())
+        histories = [lane.history for lane in self.lanes if lane.history is not None]
+        assert len(histories) == len(self.lanes), "open first"
+        claims = [lane.claims.run(history) for lane, history in zip(self.lanes, histories, strict=True)]
+        parts = [self._watch_journal(), *claims, self.flusher.run(), self._sweep(), self._allow_flushes()]
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # in this order: a TaskGroup cancels in any, so a simulated world would not be the same again
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _allow_flushes(self) -> None:
         while not all(lane.claims.accepted for lane in self.lanes):

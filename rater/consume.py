@@ -90,6 +90,7 @@ class Rater:
         backoff_s = self._limits.first_backoff_s
         started = False
         while True:
+            _end_if_told()
             try:
                 if not started:
                     await self._start()
@@ -178,6 +179,13 @@ class Rater:
         if as_of_us is not None:
             self.counts.as_of_us = as_of_us
             self._goal = None
+
+
+def _end_if_told() -> None:
+    """A cancellation is lost when what it interrupts fails while it cleans up, as a rollback on a broken connection does."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _slices(polled: Sequence[Received], most_bytes: int) -> Iterator[Sequence[Received]]:

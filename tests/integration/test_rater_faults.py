@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from rater.migrate import migrate
-from rater.postgres import Ledger, open_pool
+from rater.postgres import DatabaseFailed, Ledger, open_pool
+from rater.source import Received
+from rater.transaction import Applied
 from tests import services
 from tests.integration.rating import Count, ListSource, Writer
 from tests.integration.test_rater import assert_all_rated, at_random, book, rater_of, run_until, some
@@ -52,6 +54,29 @@ async def test_a_server_that_is_killed_and_stands_still_again_and_again() -> Non
                 assert await pool.fetchval("SELECT count(*) FROM records") == total
         finally:
             await ledger.close()
+
+
+class EndsBadly(Ledger):
+    """When it is cancelled within a transaction, the connection has broken too, and rolling back fails: seen on a real one."""
+
+    async def apply(self, log: str, batch: Sequence[Received], refuse: str | None = None) -> Applied:
+        try:
+            return await asyncio.Future()
+        except asyncio.CancelledError as error:
+            raise DatabaseFailed("InterfaceError: cannot perform operation: connection is closed") from error
+
+
+async def test_a_rater_that_is_told_to_end_ends_although_rolling_back_fails(database: str) -> None:
+    await migrate(database)
+    source, _ = a_stream(1, 1)
+    ledger = EndsBadly(database)
+    rating = asyncio.create_task(rater_of(source, ledger).run())
+    await asyncio.sleep(0.2)
+    assert not rating.done()
+    rating.cancel()
+    done, _ = await asyncio.wait([rating], timeout=5)
+    assert done and rating.cancelled()
+    await ledger.close()
 
 
 @pytest.fixture

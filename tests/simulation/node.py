@@ -184,16 +184,8 @@ class Node:
             self.decoder = Decoder(catalogue, numbers, Limits(max_age_s=habits.max_age_s, max_skew_s=habits.max_skew_s))
             self.writer = writer
             await writer.run()
-        except (OSError, JournalStopped) as error:
-            world.note(f"{self.name}: stopped by the disk: {error}")
-        except LogUnavailable as error:  # a drain says so and ends; a writer that serves waits
-            assert self.never_returns, error
-        except (ClaimsError, CannotStart, JournalError) as error:
-            self._refuse(error)
-        except ExceptionGroup as group:
-            self._stopped(group)
         except Exception as error:
-            world.on_defect(error)
+            self._stopped(error)
         finally:
             if self._process is asyncio.current_task():  # ended by itself, not killed: its locks end with it
                 self.writer = self.decoder = None
@@ -245,20 +237,26 @@ class Node:
         self.steps.watch(journal)
         return writer
 
+    def _stopped(self, error: BaseException) -> None:
+        """A failed journal or a claim store that forbids going on ends the process; anything else is a defect."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        match error:
+            case OSError() | JournalStopped():
+                self.world.note(f"{self.name}: stopped by the disk: {error}")
+            case LogUnavailable() if self.never_returns:
+                pass  # a drain says so and ends; a writer that serves waits
+            case Zombie() if self.closed_by_somebody_else:
+                self.world.note(f"{self.name}: stopped: {error}")
+                asyncio.get_running_loop().call_later(0.1, self.restart)
+            case ClaimsError() | CannotStart() | JournalError():
+                self._refuse(error)
+            case _:
+                self.world.on_defect(error)
+
     def _refuse(self, error: Exception) -> None:
         self.world.note(f"{self.name}: refused: {type(error).__name__}: {error}")
         self.refused = f"{type(error).__name__}: {error}"
-
-    def _stopped(self, group: BaseExceptionGroup[Any]) -> None:
-        """A failed journal or a claim store that forbids going on ends the process; anything else is a defect."""
-        self.world.note(f"{self.name}: stopped: {group.exceptions}")
-        for error in _leaves(group):
-            if isinstance(error, Zombie) and self.closed_by_somebody_else:
-                asyncio.get_running_loop().call_later(0.1, self.restart)
-            elif isinstance(error, ClaimsError):
-                self.refused = f"{type(error).__name__}: {error}"
-            elif not isinstance(error, (OSError, JournalStopped)) and not (self.never_returns and isinstance(error, LogUnavailable)):
-                self.world.on_defect(error)
 
     async def stop(self) -> None:
         """SIGTERM: drain, then end; when draining takes too long, end as a kill would."""
@@ -311,10 +309,3 @@ class Node:
             accepted, flushed = counts.get("accepted", 0), writer.journal.flushed.get(tenant, 0)
             assert accepted == flushed + buffered, f"{self.name}: accepted {accepted}, flushed {flushed}, buffered {buffered}"
             assert 2 * counts["received"] == sum(counts.values()), f"{self.name}: the verdicts do not add up: {counts}"
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
