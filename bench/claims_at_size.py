@@ -19,6 +19,7 @@ from bench.figures import NONE, Figure, Target, at_most, figure
 from bench.micro_claims import Caller, NoHistory, fresh
 from bench.processes import cpu_us
 from bench.services import real_redis
+from dedupe.claim_layouts import HASHED, PACKED
 from dedupe.port import Identity, State
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
@@ -41,33 +42,32 @@ class Point(NamedTuple):
 
 
 def figures(sizes: Sequence[int]) -> Iterator[Figure]:
-    for point in uvloop.run(grow(sizes)):
-        name = f"{point.claims // 1_000_000} million"
-        aimed = point.claims == AIMED_AT
-        yield figure(SECTION, f"memory, {name}", "B/claim", [100 * point.bytes_each], at_most(80) if aimed else NONE)
-        yield figure(SECTION, f"Redis, {name}", "us/claim", [point.redis_us], Target(most=150) if aimed else NONE)
-        yield figure(SECTION, f"client, {name}", "us/claim", [point.client_us])
-    yield figure(SECTION, "packed layout, 10 million: memory", "B/claim", [], at_most(40))
-    yield figure(SECTION, "packed layout, 10 million: Redis", "us/claim", [], Target(most=250))
+    for layout, most_bytes, most_us in ((HASHED, 80, 150), (PACKED, 40, 250)):
+        for point in uvloop.run(grow(sizes, layout)):
+            name = f"{layout}, {point.claims // 1_000_000} million"
+            aimed = point.claims == AIMED_AT
+            yield figure(SECTION, f"{name}: memory", "B/claim", [100 * point.bytes_each], at_most(most_bytes) if aimed else NONE)
+            yield figure(SECTION, f"{name}: Redis", "us/claim", [point.redis_us], Target(most=most_us) if aimed else NONE)
+            yield figure(SECTION, f"{name}: client", "us/claim", [point.client_us])
 
 
-async def grow(sizes: Sequence[int]) -> list[Point]:
+async def grow(sizes: Sequence[int], layout: str = HASHED) -> list[Point]:
     """At each size half of the claims are in the generation before the current one."""
     points = []
     for size in sizes:
         with real_redis() as (url, pid):
-            points.append(await _point(url, pid, size))
+            points.append(await _point(url, pid, size, layout))
     return points
 
 
-async def _point(url: str, pid: int, size: int) -> Point:
+async def _point(url: str, pid: int, size: int, layout: str) -> Point:
     empty = _used_memory(url)
-    await _fill(url, size // 2, GENERATION_US)
-    await _fill(url, size - size // 2, 0)
+    await _fill(url, size // 2, GENERATION_US, layout=layout)
+    await _fill(url, size - size // 2, 0, layout=layout)
     assert _claims(url) >= size * 99 // 100, "the generation before is gone"  # calls are of a full size
     bytes_each = (_used_memory(url) - empty) // size
     before = cpu_us(pid)
-    client_ns = await _fill(url, MEASURED, 0, per_call=1000)
+    client_ns = await _fill(url, MEASURED, 0, per_call=1000, layout=layout)
     redis_us = cpu_us(pid) - before
     return Point(size, bytes_each, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
 
@@ -96,13 +96,13 @@ async def sent(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return found
 
 
-async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL) -> int:
+async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL, layout: str = HASHED) -> int:
     """CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
 
     def clock_us() -> int:
         return time.time_ns() // 1000 - ago_us
 
-    identity = Identity("bench", GENERATION_US, LIFETIME_US)
+    identity = Identity("bench", GENERATION_US, LIFETIME_US, layout=layout)
     claiming = RedisClaims(RedisAddress.from_url(url), identity=identity, clock_us=clock_us, entropy=os.urandom)
     serving = asyncio.ensure_future(claiming.run(NoHistory()))
     while claiming.state is not State.OPEN:
@@ -128,7 +128,8 @@ def _claims(url: str) -> int:
     import redis
 
     with redis.Redis.from_url(url) as client:
-        return sum(client.hlen(key) for key in client.scan_iter(match="*claims:*", count=1000))
+        keys = client.scan_iter(match="*claims:*", count=1000)
+        return sum(int(client.hget(key, "claims") or client.hlen(key)) for key in keys)  # packed, or hashed
 
 
 def _used_memory(url: str) -> int:

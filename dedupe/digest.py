@@ -51,7 +51,8 @@ def digests(events: Iterable[Identified]) -> list[bytes]:
     return [xxh3_128_digest((prefixes[event.source] + event.id).encode())[:12] for event in events]
 
 
-def identity_hash(generation_us: int, shard: int = 0, shards: int = 1) -> bytes:
-    """Of all that must agree between writers of one claim store, which tenants are in it included: 16 hex digits."""
+def identity_hash(generation_us: int, shard: int = 0, shards: int = 1, *, packed: bool = False) -> bytes:
+    """Of all that must agree between writers of one claim store: 16 hex digits. Which tenants are in it, and how claims lie in it, too."""
     share = f" shard {shard} of {shards}" if shards > 1 else ""
-    return xxh3_64_hexdigest(f"digest {DIGEST_VERSION} seed {SEED} generation {generation_us}{share}".encode()).encode()
+    layout = " packed" if packed else ""
+    return xxh3_64_hexdigest(f"digest {DIGEST_VERSION} seed {SEED} generation {generation_us}{share}{layout}".encode()).encode()

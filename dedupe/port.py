@@ -132,6 +132,7 @@ class Identity(NamedTuple):
     lifetime_us: int  # max_age + max_skew (the margins of both clocks included): a generation goes once its newest is older
     shard: int = 0  # which of `shards` stores this is
     shards: int = 1  # how many share the tenants
+    layout: str = "hashed"  # how claims lie in Redis: one of claim_layouts.LAYOUTS
 
 
 class ClaimsError(Exception):

@@ -40,7 +40,7 @@ def refused(reply: Sequence[object]) -> NoReturn:
         raise WrongLog(f"The claim store belongs to the log {_text(reply[1])}, not to this one: point this writer at its own claim store.")
     if status == b"wrong_identity":
         raise WrongLog(
-            "The claim store is in use with another digest version, generation length or set of shards: all writers must agree; "
+            "The claim store is in use with another digest version, generation length, layout or set of shards: all writers must agree; "
             "to change them stop every writer, empty the store, and start them again."
         )
     if status == b"stale_journal":

@@ -59,7 +59,7 @@ class RedisClaims:
         self._namespace = namespace
         self._timeout_s = timeout_s
         self._clearance = clearance
-        self._scripts = load()
+        self._scripts = load(identity.layout)
         self._state = State.DISCONNECTED
         self._session = 0
         self._known_in = ""  # the replication id that was entered last

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 
 import redis.asyncio as redis
 
+from dedupe.claim_layouts import values_in
 from dedupe.port import Identity
 from dedupe.rebuild import refused
 from dedupe.scripts import NAMESPACE, arguments_of, context_arguments, context_of, load
@@ -112,10 +113,11 @@ class RedisWriters:
         if incarnations:
             async for key in self._redis.scan_iter(f"{self._namespace}claims:*", count=_SCANNED_AT_ONCE):
                 tenant = int(key.rsplit(b":", 1)[1])
-                async for _, value in self._redis.hscan_iter(key, count=_SCANNED_AT_ONCE):
-                    number, call = _TAG.unpack_from(value)
-                    if number in spans and (call in spans[number] if call else number in told_again):
-                        events.setdefault((incarnations[number], call), Counter())[tenant] += 1
+                async for field, content in self._redis.hscan_iter(key, count=_SCANNED_AT_ONCE):
+                    for value in values_in(self._identity.layout, field, content):
+                        number, call = _TAG.unpack_from(value)
+                        if number in spans and (call in spans[number] if call else number in told_again):
+                            events.setdefault((incarnations[number], call), Counter())[tenant] += 1
         return Claimed(tuple(incarnations.values()), events)
 
     async def _incarnations_from(self, writer: bytes, first: bytes) -> dict[int, bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
+from dedupe.claim_layouts import HASHED, PACKED
 from dedupe.digest import identity_hash
 from dedupe.port import Identity, Section
 
@@ -54,18 +55,19 @@ class Script(NamedTuple):
 
 def context_of(identity: Identity, writer: bytes, incarnation: bytes, session: int) -> Context:
     assert identity.generation_us >= 1_000_000, "the scripts count generations in numbers of at most 14 digits"
-    hashed = identity_hash(identity.generation_us, identity.shard, identity.shards)
+    hashed = identity_hash(identity.generation_us, identity.shard, identity.shards, packed=identity.layout == PACKED)
     return Context(writer, incarnation, session, identity.log, hashed, identity.generation_us, identity.lifetime_us)
 
 
-def _read(file: str) -> str:
-    lines = (_FOLDER / file).read_text("utf-8").splitlines()
-    return "\n".join([_read(line.removeprefix(_INCLUDE)) if line.startswith(_INCLUDE) else line for line in lines])
+def _read(file: str, layout: str) -> str:
+    """`claims.lua`, which scripts include, is that of the layout."""
+    lines = (_FOLDER / file.replace("claims.lua", f"claims_{layout}.lua")).read_text("utf-8").splitlines()
+    return "\n".join([_read(line.removeprefix(_INCLUDE), layout) if line.startswith(_INCLUDE) else line for line in lines])
 
 
-def load() -> dict[str, Script]:
+def load(layout: str = HASHED) -> dict[str, Script]:
     """name -> script, its includes put in."""
-    texts = {name: _read(f"{name}.lua").encode() for name in NAMES}
+    texts = {name: _read(f"{name}.lua", layout).encode() for name in NAMES}
     return {name: Script(text, hashlib.sha1(text).hexdigest().encode()) for name, text in texts.items()}
 
 

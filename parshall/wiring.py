@@ -158,6 +158,7 @@ def identity_of(settings: Settings, log_identity: str, shard: int = 0) -> Identi
         lifetime_us=lifetime_us(settings),
         shard=shard,
         shards=max(1, len(settings.redis.urls)),
+        layout=settings.redis.layout,
     )
 
 

@@ -60,23 +60,10 @@ if low < gen then
   table.sort(older, function(one, other) return one > other end)
 end
 
-local function lookup(key, digests)
-  if #digests <= CHUNK then
-    return redis.call('HMGET', key, unpack(digests))
-  end
-  local values = {}
-  for first = 1, #digests, CHUNK do
-    local part = redis.call('HMGET', key, unpack(digests, first, math.min(first + CHUNK - 1, #digests)))
-    for i = 1, #part do
-      values[first + i - 1] = part[i]
-    end
-  end
-  return values
-end
-
--- The first claim found decides: newest generation first.
-local function find(key, is_new, tenant, digests)
-  local values = is_new and {} or lookup(key, digests)
+-- The first claim found decides: newest generation first. Returns also what `put` wants to know.
+local function find_claims(key, tenant, digests)
+  local values, hash = lookup(key, digests)
+  local before
   for _, generation in ipairs(older) do
     local older_key = claims_key(generation, tenant)
     if redis.call('EXISTS', older_key) == 1 then
@@ -89,13 +76,14 @@ local function find(key, is_new, tenant, digests)
       if #asked == 0 then
         break
       end
-      local more = lookup(older_key, asked)
+      local more, older_hash = lookup(older_key, asked)
+      before = before or older_hash
       for j = 1, #at do
         values[at[j]] = more[j]
       end
     end
   end
-  return values
+  return values, hash, before
 end
 
 -- Mark and last call of the other incarnations met in this call. Mark nil: its w: is missing.
@@ -156,7 +144,8 @@ local function claim_section(tenant, blob)
   end
   local key = claims_key(gen, tenant)
   local is_new = redis.call('EXISTS', key) == 0
-  local values, taken = find(key, is_new, tenant, digests), {}
+  local values, hash, before = find_claims(key, tenant, digests)
+  local taken, claims = {}, {}
   local offset = 12 * count
   for i = 1, count do
     local value, code = values[i], 'v'
@@ -168,8 +157,8 @@ local function claim_section(tenant, blob)
       end
     end
     if code == 'v' then
-      taken[#taken + 1] = digests[i]
-      taken[#taken + 1] = my_tag .. fingerprint
+      taken[#taken + 1] = i
+      claims[#claims + 1] = my_tag .. fingerprint
       any_granted = true
     elseif code == 'g' then
       any_granted = true
@@ -178,7 +167,7 @@ local function claim_section(tenant, blob)
     end
   end
   if #taken > 0 then
-    write(gen, tenant, key, is_new, taken)
+    write(gen, tenant, key, is_new, digests, taken, claims, hash, before)
   end
   total = total + count
 end

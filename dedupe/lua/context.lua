@@ -11,7 +11,8 @@
 --   gen, low, horizon  current generation, lowest live generation, time at or below which nothing is ever claimed again
 --   newest             hash: generation -> newest event time claimed in it; only generations with claims are in it
 --   tenants:{g}        set of the tenants with claims in generation g
---   claims:{g}:{t}     hash: 12 bytes of digest -> 4 bytes incarnation number, 4 bytes call (big endian), 4 bytes fingerprint
+--   claims:{g}:{t}     hash of the claims; each is 12 bytes of digest, and 12 bytes of value: 4 bytes incarnation number, 4 bytes call (big
+--                      endian), 4 bytes fingerprint. How they lie in it: claims_hashed.lua or claims_packed.lua, one for the whole store
 --   incarnations       hash: number -> incarnation, for the tags of the claims, and as old as they
 --   w:{incarnation}    hash: writer, session, mark, executions, closed (the last call; absent while it is open), base (the call up to
 --                      which it has claimed its journal here), and number, which holds only in the era it was given in

@@ -1,4 +1,5 @@
 -- Included by the scripts that touch claims: how generations come and go (step 4).
+--@include claims.lua
 
 local newest_key = namespace .. 'newest'
 
@@ -73,14 +74,10 @@ local function raise_newest(generation, time_us)
   end
 end
 
--- unpack() of ~8000 values fails: pairs go in pieces.
-local CHUNK = 3500
-
-local function write(generation, tenant, key, is_new, pairs_)
+-- `values`, `at`, `hash` and `before` as for `put`, which each layout has.
+local function write(generation, tenant, key, is_new, digests, at, values, hash, before)
   if is_new then
     redis.call('SADD', namespace .. 'tenants:' .. generation, tenant)
   end
-  for first = 1, #pairs_, 2 * CHUNK do
-    redis.call('HSET', key, unpack(pairs_, first, math.min(first + 2 * CHUNK - 1, #pairs_)))
-  end
+  put(key, digests, at, values, hash, before)
 end

@@ -22,9 +22,9 @@ FLUSH_MS = 300
 RATED_S = 120
 
 
-def services_sections(*, redis: str, kafka: str, postgres: str) -> str:
+def services_sections(*, redis: str, kafka: str, postgres: str, layout: str = "hashed") -> str:
     """Sections of parshall.toml."""
-    text = f'\n[redis]\nurl = "{redis}"\n[postgres]\ndsn = "{postgres}"\n[flush]\ninterval_ms = {FLUSH_MS}\n'
+    text = f'\n[redis]\nurl = "{redis}"\nlayout = "{layout}"\n[postgres]\ndsn = "{postgres}"\n[flush]\ninterval_ms = {FLUSH_MS}\n'
     return text + f'[kafka]\nbootstrap = "{kafka}"\naccept_weak = true\ncreate_topics = true\n'
 
 

@@ -101,10 +101,10 @@ def count_rows() -> None:
     _replace(dedupe.scripts, "load", _counting)
 
 
-def _counting(load: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    def counting_load() -> dict[str, Any]:
+def _counting(load: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    def counting_load(layout: str = "hashed") -> dict[str, Any]:
         before_use, before_answer = (_BEFORE_USE, _COUNT_ROW + _BEFORE_USE), (_BEFORE_ANSWER, _STORE_ROWS + _BEFORE_ANSWER)
-        return _script_changed(load(), "claim", before_use, before_answer)
+        return _script_changed(load(layout), "claim", before_use, before_answer)
 
     return counting_load
 
@@ -126,8 +126,8 @@ def pending_is_duplicate() -> None:
     """The claim script calls an event counted that another call has claimed and may never journal."""
     import dedupe.scripts
 
-    def patched(load: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-        return lambda: _script_changed(load(), "claim", ("  return 'p'\nend\n", "  return 'd'\nend\n"))
+    def patched(load: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+        return lambda layout="hashed": _script_changed(load(layout), "claim", ("  return 'p'\nend\n", "  return 'd'\nend\n"))
 
     _replace(dedupe.scripts, "load", patched)
 

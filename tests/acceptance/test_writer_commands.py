@@ -32,7 +32,8 @@ class Edge:
         self.redis = shards[-1]  # it has the tenant that sends
         self.folder = folder
         urls = ",".join(redis.url for redis in shards)
-        more = f'\n[redis]\nurl = "{urls}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 3600000\n'
+        layout = "hashed" if len(shards) == 1 else "packed"
+        more = f'\n[redis]\nurl = "{urls}"\nlayout = "{layout}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 3600000\n'
         more += f'[kafka]\nbootstrap = "{kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
         self.key = write_config(folder, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
         self.config = str(folder / "parshall.toml")
@@ -123,7 +124,7 @@ class Edge:
             await asyncio.to_thread(redis.start)
 
 
-@pytest.fixture(params=[1, 2], ids=["one Redis", "two shards"])
+@pytest.fixture(params=[1, 2], ids=["one Redis, hashed", "two shards, packed"])
 async def edge(request: pytest.FixtureRequest, tmp_path: Path, own_kafka: services.Kafka, database: str) -> AsyncIterator[Edge]:
     with ExitStack() as stack:
         shards = [stack.enter_context(services.redis_server()) for _ in range(request.param)]

@@ -107,4 +107,5 @@ def _replication_of(server: services.Redis) -> Mapping[str, object]:
 
 def _claims(server: services.Redis) -> int:
     with redis.Redis(port=server.port, socket_timeout=5) as connection:
-        return sum(connection.hlen(key) for key in connection.scan_iter("*claims:*", count=1000))
+        keys = connection.scan_iter("*claims:*", count=1000)
+        return sum(int(connection.hget(key, "claims") or connection.hlen(key)) for key in keys)  # packed, or hashed

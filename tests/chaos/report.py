@@ -22,6 +22,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 class Report:
     seed: int
     commit: str
+    layout: str  # of the claims in Redis
     asked_s: int  # how long the load was to last
     lasted_s: int  # until the last request was answered
     load: list[int]  # events answered in each second
@@ -70,6 +71,7 @@ class Report:
     def _figures(self) -> Iterator[tuple[str, object]]:
         yield "load asked for, lasted", f"{self.asked_s} s, {self.lasted_s} s"
         yield "events answered a second", f"{self.acknowledged_events // max(1, self.lasted_s)}: {spark(self.load)}"
+        yield "claims in Redis", self.layout
         yield "faults", sum(self.faults.values())
         yield "processes that ended by themselves and were started again", _told(self.ended_by_themselves)
         yield "claims that promoted replicas lacked", self.claims_missing_in_replicas

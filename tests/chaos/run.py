@@ -48,10 +48,15 @@ class Chaos:
     rated_s: int = RATED_S  # how long rating may take after the last answer
     patches: Sequence[str] = ()  # changes to the product, see tests/acceptance/patches.py
 
+    @property
+    def layout(self) -> str:
+        """Of the claims in Redis."""
+        return "hashed" if self.seed % 2 else "packed"
+
 
 async def run_chaos(folder: Path, chaos: Chaos, commit: str) -> Report:
     now = datetime.now(UTC)
-    async with stage(folder, now, chaos.patches) as it:
+    async with stage(folder, now, chaos.layout, chaos.patches) as it:
         record = Record()
         faults, start_s = Faults(it), time.monotonic()
         keeper = asyncio.create_task(it.keep())
@@ -142,6 +147,7 @@ def _report(
     return Report(
         seed=chaos.seed,
         commit=commit,
+        layout=chaos.layout,
         asked_s=chaos.length_s,
         lasted_s=int(end_s - start_s),
         load=by_second(record.times, start_s),

@@ -69,7 +69,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(folder: Path, now: datetime, patches: Sequence[str] = ()) -> AsyncIterator[Stage]:
+async def stage(folder: Path, now: datetime, layout: str, patches: Sequence[str] = ()) -> AsyncIterator[Stage]:
     """With everything running and ready."""
     links = {name: TcpProxy() for name in LINKS}
     for link in links.values():
@@ -87,7 +87,7 @@ async def stage(folder: Path, now: datetime, patches: Sequence[str] = ()) -> Asy
         redis = RedisPair(primary, spare, [links[name] for name in REDIS_LINKS])
         await redis.start()
         addresses = {"kafka": links[KAFKA_LINK].address, "postgres": f"postgresql://parshall@{links[POSTGRES_LINK].address}/parshall"}
-        sections = services_sections(redis=f"redis://{links[REDIS_LINKS[0]].address}", **addresses)
+        sections = services_sections(redis=f"redis://{links[REDIS_LINKS[0]].address}", layout=layout, **addresses)
         keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=sections)
         roles = _roles(folder, links, patches)
         for worker, link in zip(WORKERS, SENDERS_LINKS, strict=True):

@@ -32,13 +32,29 @@ def server(request: pytest.FixtureRequest) -> Iterator[Redis]:
         yield started
 
 
+@pytest.fixture(params=["hashed", "packed"])
+def layout(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def claims_in(layout: str, claims: dict[bytes, bytes]) -> int:
+    if layout == "hashed":
+        return len(claims)
+    groups = {field: entries for field, entries in claims.items() if field not in (b"claims", b"groups")}
+    count = sum(len(entries) for entries in groups.values()) // 24
+    assert count == int(claims[b"claims"])
+    assert all(int.from_bytes(field) < int(claims[b"groups"]) for field in groups)
+    return count
+
+
 class LuaStore:
     """The scripts on a real server."""
 
-    def __init__(self, server: Redis) -> None:
+    def __init__(self, server: Redis, layout: str) -> None:
         self._client = redis.Redis.from_url(server.url)
         self._client.flushall()
-        self._scripts = load()
+        self._scripts = load(layout)
         for script in self._scripts.values():
             assert self._client.script_load(script.text).encode() == script.sha
 
@@ -311,17 +327,17 @@ class World:
         self.ask("joined", self.context(writer), writer.now.era, writer.now.mark, horizon_us, {member.id for member in members})
 
 
-def test_every_reply_is_equal(server: Redis) -> None:
+def test_every_reply_is_equal(server: Redis, layout: str) -> None:
     seen: Counter[str] = Counter()
     for seed in SEEDS:
-        lua = LuaStore(server)
+        lua = LuaStore(server, layout)
         world = World(seed, lua, seen)
         for step in range(STEPS):
             try:
                 world.step()
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}, step {step}") from error
-        check_size(world, server)
+        check_size(world, server, layout)
         lua.close()
     print(sorted(seen.items()))
     missing = EXPECTED - set(seen)
@@ -337,9 +353,9 @@ def enter_alone(world: World) -> Context:
     return context
 
 
-def check_size(world: World, server: Redis) -> None:
+def check_size(world: World, server: Redis, layout: str) -> None:
     client = redis.Redis.from_url(server.url)
-    assert world.table.size == sum(client.hlen(key) for key in client.scan_iter(NAMESPACE + "claims:*"))
+    assert world.table.size == sum(claims_in(layout, client.hgetall(key)) for key in client.scan_iter(NAMESPACE + "claims:*"))
     client.close()
 
 
@@ -358,9 +374,9 @@ EXPECTED = {
 }
 
 
-def test_a_call_of_many_chunks(server: Redis) -> None:
+def test_a_call_of_many_chunks(server: Redis, layout: str) -> None:
     """More digests than one HMGET or HSET takes, half of them known, over two generations."""
-    lua = LuaStore(server)
+    lua = LuaStore(server, layout)
     world = World(1, lua, Counter())
     context = enter_alone(world)
     digests = [world.random.randbytes(12) for _ in range(10_000)]
@@ -373,9 +389,48 @@ def test_a_call_of_many_chunks(server: Redis) -> None:
     lua.close()
 
 
-def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis) -> None:
+def test_claims_are_found_however_many_come(server: Redis, layout: str) -> None:
+    """Calls of every size, a third of their events known, from one claim to thousands and over three generations; then a rebuild."""
+    lua = LuaStore(server, layout)
+    world = World(3, lua, Counter())
+    pick, context = world.random, enter_alone(world)
+    known: list[bytes] = []
+    for number in range(1, 241):
+        some = pick.sample(known, min(len(known), pick.randrange(1, 40)))
+        some += [pick.randbytes(12) for _ in range(pick.choice((0, 1, 2, 5, 80, 200)))]
+        pick.shuffle(some)
+        known += set(some) - set(known)
+        clock_us = START_US + number * HOUR_US // 120
+        sections = [Section(1 + number % 2, b"".join(some), b"ffff" * len(some)), Section(3, pick.randbytes(12), b"ffff")]
+        world.ask("claim", context, number, pick.randrange(number), clock_us, clock_us, clock_us, sections)
+    check_size(world, server, layout)
+    assert len(known) > 5_000
+    lua.lose("open")
+    assert world.ask("join", context, b"f" * 16, [])[0] == b"joining"
+    again = b"".join(pick.sample(known, 4_000))
+    for _ in range(2):  # the second time over what is there
+        origin = (START_US // HOUR_US, START_US)
+        world.ask("reclaim", context, b"f" * 16, START_US + 2 * HOUR_US, [Reclaim(1, *origin, again, bytes(4 * len(again) // 12))])
+    check_size(world, server, layout)
+    lua.close()
+
+
+def test_what_lies_across_two_claims_is_none(server: Redis, layout: str) -> None:
+    """Where claims lie side by side, a digest may look like the end of one and the beginning of the next."""
+    lua = LuaStore(server, layout)
+    world = World(4, lua, Counter())
+    context = enter_alone(world)
+    first, second = b"1" * 12, b"2" * 12
+    for number, digests in ((1, [first, second]), (2, [b"ffff" + second[:8]]), (3, [b"ffff" + second[:8], second])):
+        section = Section(1, b"".join(digests), b"ffff" * len(digests))
+        reply = world.ask("claim", context, number, number - 1, START_US, START_US, START_US, [section])
+        assert reply[4] == (b"dd" if number == 3 else b"")
+    lua.close()
+
+
+def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis, layout: str) -> None:
     """After a failover the sets that name the claims may be lost."""
-    lua = LuaStore(server)
+    lua = LuaStore(server, layout)
     world = World(2, lua, Counter())
     context = enter_alone(world)
     world.ask("claim", context, 1, 0, START_US, START_US, START_US, [Section(1, b"d" * 12, b"ffff")])
