@@ -8,6 +8,7 @@ stay up.
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,9 @@ from tests import services
 settings.register_profile("seeded", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("seeded")
+
+# Whoever started us in the background may have had us ignore it, and the processes that tests interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _names = itertools.count(1)
 

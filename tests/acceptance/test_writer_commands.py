@@ -240,5 +240,9 @@ async def claimed_by(edge: Edge, row: dict[str, Any]) -> int:
     with redis_client.Redis(port=edge.redis.port) as connection:
         number = int(connection.hget(f"parshall:w:{row['incarnation']}", "number") or 0)
         for key in connection.keys("parshall:claims:*"):
-            found += sum(value[:4] == number.to_bytes(4, "big") for value in connection.hvals(key))
+            for field, content in connection.hgetall(key).items():
+                if len(field) == 12:  # hashed
+                    found += content.startswith(number.to_bytes(4, "big"))
+                elif len(field) == 4:  # packed: digest and value, one after the other
+                    found += sum(content[at : at + 4] == number.to_bytes(4, "big") for at in range(12, len(content), 24))
     return found
