@@ -8,18 +8,18 @@
 --
 -- Fields of the hash: 4 bytes, the number of a group -> its entries; 'claims', how many there are; 'groups', how many.
 
-local ENTRY, DIGEST, FULL = 24, 12, 6
+local ENTRY, DIGEST, FULL = 24, 12, 12
 local CHUNK = 3500 -- unpack() of ~8000 values fails: commands of more go in pieces.
 local find, sub, pack4, unpack4 = string.find, string.sub, struct.pack, struct.unpack
 
--- What is in a hash: {claims, groups, level = the greatest power of two up to groups, texts = {group -> entries, of those read}}
+-- What is in a hash: {claims, groups, level = the greatest power of two up to groups}
 local function hash_at(key)
   local stored = redis.call('HMGET', key, 'claims', 'groups')
   local groups, level = tonumber(stored[2]) or 1, 1
   while 2 * level <= groups do
     level = 2 * level
   end
-  return {claims = tonumber(stored[1]) or 0, groups = groups, level = level, texts = {}, fields = {}}
+  return {claims = tonumber(stored[1]) or 0, groups = groups, level = level}
 end
 
 local function home_of(hash, digest)
@@ -27,28 +27,19 @@ local function home_of(hash, digest)
   return home < hash.groups and home or home - hash.level
 end
 
-local function field(hash, group)
-  local name = hash.fields[group]
-  if not name then
-    name = pack4('>I4', group)
-    hash.fields[group] = name
+-- The texts of the groups with these names, false where there is none.
+local function read(key, names)
+  if #names <= CHUNK then
+    return #names > 0 and redis.call('HMGET', key, unpack(names)) or {}
   end
-  return name
-end
-
--- Reads groups, those that are not there as ''.
-local function read(key, hash, groups)
-  local texts = hash.texts
-  for first = 1, #groups, CHUNK do
-    local names = {}
-    for i = first, math.min(first + CHUNK - 1, #groups) do
-      names[#names + 1] = field(hash, groups[i])
-    end
-    local found = redis.call('HMGET', key, unpack(names))
-    for i = 1, #found do
-      texts[groups[first + i - 1]] = found[i] or ''
+  local texts = {}
+  for first = 1, #names, CHUNK do
+    local part = redis.call('HMGET', key, unpack(names, first, math.min(first + CHUNK - 1, #names)))
+    for i = 1, #part do
+      texts[first + i - 1] = part[i]
     end
   end
+  return texts
 end
 
 -- Where the entry of a digest begins, nil if it is not there. Bytes that look like a digest may lie across entries.
@@ -60,26 +51,23 @@ local function entry_of(text, digest)
   return at
 end
 
--- The value of each digest, nil where there is none; and what `put` of the same digests needs to know.
+-- The value of each digest, nil where there is none; and what `put` of the same digests needs to know. (Digests of one group read it twice:
+-- rare where there are many groups, and where there are few it costs little.)
 local function lookup(key, digests)
-  local hash, homes, entries, values = hash_at(key), {}, {}, {}
-  local texts, wanted = hash.texts, {}
-  hash.homes, hash.entries = homes, entries
+  local hash, homes, names, entries, values = hash_at(key), {}, {}, {}, {}
   for i = 1, #digests do
     local home = home_of(hash, digests[i])
-    homes[i] = home
-    if not texts[home] then
-      texts[home] = ''
-      wanted[#wanted + 1] = home
-    end
+    homes[i], names[i] = home, pack4('>I4', home)
   end
+  hash.homes, hash.names, hash.entries, hash.texts = homes, names, entries, {}
   if hash.claims == 0 then
     return values, hash
   end
-  read(key, hash, wanted)
+  local texts = read(key, names)
+  hash.texts = texts
   for i = 1, #digests do
-    local text = texts[homes[i]]
-    local at = entry_of(text, digests[i])
+    local text = texts[i]
+    local at = text and entry_of(text, digests[i])
     if at then
       entries[i], values[i] = at, sub(text, at + DIGEST, at + ENTRY - 1)
     end
@@ -87,69 +75,52 @@ local function lookup(key, digests)
   return values, hash
 end
 
+-- The groups that a `put` writes: names and texts, and where each group is in them.
+local function group_in(writing, group, name, text)
+  local at = writing.at[group]
+  if not at then
+    at = writing.count + 1
+    writing.count, writing.at[group] = at, at
+    writing.names[at], writing.texts[at] = name or pack4('>I4', group), text or ''
+  end
+  return at
+end
+
 -- From now on there are `groups`: each new one takes those of an old one's entries that belong to it.
-local function grow(key, hash, groups, changed)
-  local texts, level, halved, unread = hash.texts, hash.level, {}, {}
+local function grow(key, hash, groups, writing)
+  local level, halved, unread, names = hash.level, {}, {}, {}
   for group = hash.groups, groups - 1 do
     level = group < 2 * level and level or 2 * level
     local old = group - level
     halved[#halved + 1] = {old, group, 2 * level}
-    if old < hash.groups and not texts[old] then
-      texts[old] = ''
-      unread[#unread + 1] = old
+    if hash.claims > 0 and old < hash.groups and not writing.at[old] then
+      unread[#unread + 1], names[#names + 1] = old, pack4('>I4', old)
     end
   end
-  if hash.claims > 0 then
-    read(key, hash, unread)
+  local found = read(key, names)
+  for i = 1, #unread do
+    group_in(writing, unread[i], names[i], found[i])
   end
   for _, half in ipairs(halved) do
-    local old, group, modulus = half[1], half[2], half[3]
-    local text, stay, move = texts[old] or '', {}, {}
-    for at = 1, #text, ENTRY do
-      local to = unpack4('>I4', text, at) % modulus == group and move or stay
-      to[#to + 1] = sub(text, at, at + ENTRY - 1)
+    local at = writing.at[half[1]]
+    local text, stay, move = at and writing.texts[at] or '', {}, {}
+    for entry = 1, #text, ENTRY do
+      local to = unpack4('>I4', text, entry) % half[3] == half[2] and move or stay
+      to[#to + 1] = sub(text, entry, entry + ENTRY - 1)
     end
     if #move > 0 then
-      texts[old], texts[group] = table.concat(stay), table.concat(move)
-      changed[old], changed[group] = true, true
+      writing.texts[at] = table.concat(stay)
+      group_in(writing, half[2], nil, table.concat(move))
     end
   end
   hash.groups, hash.level = groups, level
 end
 
--- values[j] becomes the value of digests[at[j]], whatever was there. A new hash begins with the groups that `before`, the same tenant's last
--- one, needed in the end: then nothing is moved while it fills as the last one did.
-local function put(key, digests, at, values, hash, before)
-  local texts, homes, changed, added = hash.texts, hash.homes, {}, {}
-  for j = 1, #at do
-    local entry, home = hash.entries[at[j]], homes[at[j]]
-    if entry then
-      local text = texts[home]
-      texts[home] = sub(text, 1, entry + DIGEST - 1) .. values[j] .. sub(text, entry + ENTRY)
-      changed[home] = true
-    else
-      added[#added + 1] = j
-    end
-  end
-  local claims, known_groups = hash.claims + #added, hash.groups
-  local expected = hash.claims == 0 and before and before.claims or 0
-  local groups = math.floor(math.max(claims, expected) / FULL)
-  if groups > known_groups then
-    grow(key, hash, groups, changed)
-  end
-  local ends = {}
-  for i = 1, #added do
-    local j = added[i]
-    local digest = digests[at[j]]
-    local home = hash.groups == known_groups and homes[at[j]] or home_of(hash, digest)
-    local text = ends[home] or texts[home] or ''
-    ends[home] = text .. digest .. values[j]
-    changed[home] = true
-  end
-  local pairs_ = {'claims', claims, 'groups', hash.groups}
-  for group in pairs(changed) do
-    pairs_[#pairs_ + 1] = field(hash, group)
-    pairs_[#pairs_ + 1] = ends[group] or texts[group]
+local function write_groups(key, hash, writing)
+  local pairs_ = {'claims', hash.claims, 'groups', hash.groups}
+  for at = 1, writing.count do
+    pairs_[#pairs_ + 1] = writing.names[at]
+    pairs_[#pairs_ + 1] = writing.texts[at]
     if #pairs_ >= 2 * CHUNK then
       redis.call('HSET', key, unpack(pairs_))
       pairs_ = {}
@@ -158,4 +129,34 @@ local function put(key, digests, at, values, hash, before)
   if #pairs_ > 0 then
     redis.call('HSET', key, unpack(pairs_))
   end
+end
+
+-- values[j] becomes the value of digests[at[j]], whatever was there. A new hash begins with the groups that `before`, the same tenant's last
+-- one, needed in the end: then nothing is moved while it fills as the last one did.
+local function put(key, digests, at, values, hash, before)
+  local writing, added = {at = {}, names = {}, texts = {}, count = 0}, {}
+  local texts, known_groups = writing.texts, hash.groups
+  for j = 1, #at do
+    local i = at[j]
+    local to, entry = group_in(writing, hash.homes[i], hash.names[i], hash.texts[i]), hash.entries[i]
+    if entry then
+      texts[to] = sub(texts[to], 1, entry + DIGEST - 1) .. values[j] .. sub(texts[to], entry + ENTRY)
+    else
+      added[#added + 1] = j
+    end
+  end
+  local expected = hash.claims == 0 and before and before.claims or 0
+  hash.claims = hash.claims + #added
+  local groups = math.floor(math.max(hash.claims, expected) / FULL)
+  if groups > known_groups then
+    grow(key, hash, groups, writing)
+  end
+  for n = 1, #added do
+    local j = added[n]
+    local digest = digests[at[j]]
+    local home = groups > known_groups and home_of(hash, digest) or hash.homes[at[j]]
+    local to = writing.at[home] or group_in(writing, home)
+    texts[to] = texts[to] .. digest .. values[j]
+  end
+  write_groups(key, hash, writing)
 end
