@@ -25,6 +25,7 @@ from bench.services import real_redis, real_valkey
 from buffer.disk import RealDisk, Thread
 from buffer.journal import Journal, JournalLimits, open_journal
 from buffer.journal_records import CallRecord, Opened
+from dedupe.claim_layouts import LAYOUTS
 from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES, Claimed, Identity, State
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
@@ -75,9 +76,10 @@ async def grow(journal: Journal, first_call: int, claims: int) -> int:
     return number
 
 
-async def enter(url: str, pid: int, history: History) -> tuple[int, int, int]:
+async def enter(url: str, pid: int, history: History, layout: str) -> tuple[int, int, int]:
     """Until calls may be sent: wall us, our CPU us, Redis' CPU us."""
-    claims = RedisClaims(RedisAddress.from_url(url), identity=IDENTITY, clock_us=now_us, entropy=os.urandom)
+    identity = IDENTITY._replace(layout=layout)
+    claims = RedisClaims(RedisAddress.from_url(url), identity=identity, clock_us=now_us, entropy=os.urandom)
     wall_ns, theirs_us = time.perf_counter_ns(), cpu_us(pid)
     spent_ns = time.process_time_ns()
     running = asyncio.create_task(claims.run(history))
@@ -91,7 +93,7 @@ async def enter(url: str, pid: int, history: History) -> tuple[int, int, int]:
     return figures
 
 
-async def measure(name: str, start: Callable[[], AbstractContextManager[tuple[str, int]]], claims: int) -> None:
+async def measure(name: str, start: Callable[[], AbstractContextManager[tuple[str, int]]], claims: int, layout: str) -> None:
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder, start() as (url, pid):
         journal = await open_journal(
             folder, disk=RealDisk(), background=Thread("journal"), entropy=os.urandom, clock_us=now_us, limits=JournalLimits()
@@ -103,7 +105,7 @@ async def measure(name: str, start: Callable[[], AbstractContextManager[tuple[st
         before = client.info("memory")["used_memory"]
         history = History(journal, incarnation, last)
         journal.append(Opened(history.incarnation, now_us()))
-        figures = await enter(url, pid, history)
+        figures = await enter(url, pid, history, layout)
         kept = last * CLAIMS_A_CALL
         _tell(f"{name}: all of {kept:,} claims again", kept, *figures)
         held = client.info("memory")["used_memory"] - before
@@ -111,7 +113,7 @@ async def measure(name: str, start: Callable[[], AbstractContextManager[tuple[st
         history.mark = await grow(journal, 1, max(CLAIMS_A_CALL, claims * LACKING_PERCENT // 100))
         client.replicaof("127.0.0.1", "1")  # and back: the data stays, the replication id is a new one
         client.replicaof("NO", "ONE")
-        _tell(f"{name}: lacking the last {LACKING_PERCENT} %", kept, *await enter(url, pid, history))
+        _tell(f"{name}: lacking the last {LACKING_PERCENT} %", kept, *await enter(url, pid, history, layout))
         client.close()
         await journal.close()
 
@@ -127,7 +129,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="taken for the other benches; this one runs once")
     arguments = parser.parse_args()
     for name, start in (("Redis", real_redis), ("Valkey", real_valkey)):
-        uvloop.run(measure(name, start, arguments.claims))
+        for layout in LAYOUTS:
+            uvloop.run(measure(f"{name}, {layout}", start, arguments.claims, layout))
 
 
 if __name__ == "__main__":

@@ -51,8 +51,12 @@ def _asked(found: Sizing) -> str:
         f"{w.events_per_second:,} events/s in requests of {w.events_per_request:,}, up to {lasting(w.max_age_s)} old; "
         f"{w.subjects:,} subjects x {w.meters:,} meters x {w.values:,} values\n"
         f"flushed every {lasting_ms(w.flush_interval_ms)} into windows of {lasting(w.window_s)}; "
-        f"{'Valkey' if w.valkey else 'Redis'}; {'routed by subject' if w.routed else 'any writer gets any subject'}"
+        f"{_store(found)}{', claims packed' if w.packed else ''}; {'routed by subject' if w.routed else 'any writer gets any subject'}"
     )
+
+
+def _store(found: Sizing) -> str:
+    return "Valkey" if found.workload.valkey else "Redis"
 
 
 def _rows(found: Sizing) -> Iterator[Row]:
@@ -84,9 +88,8 @@ def _ingest_rows(found: Sizing) -> Iterator[Row]:
 
 def _claim_rows(found: Sizing) -> Iterator[Row]:
     claims = found.demand.claims
-    name = "Valkey" if found.workload.valkey else "Redis"
     tenants = f"{claims.by_tenants:,} by tenants" if claims.fit else "but the largest tenant does not fit on one"
-    yield Row(f"{name} shards", f"{claims.primaries:,}", f"{claims.by_memory:,} by memory, {claims.by_cpu:,} by CPU, {tenants}")
+    yield Row(f"{_store(found)} shards", f"{claims.primaries:,}", f"{claims.by_memory:,} by memory, {claims.by_cpu:,} by CPU, {tenants}")
     yield Row("  memory", f"{amount(claims.bytes)} in all", f"{claims.alive:,} claims; {amount(claims.bytes_each)} a shard")
     yield Row("  CPU", f"{_hundredths(claims.cores_hundredths)} cores", f"{claims.generations} generations; one core a shard")
     yield Row("  all lost", lasting(claims.rebuild_s), "of 503 until everything is claimed again")

@@ -77,6 +77,7 @@ class Workload(NamedTuple):
     kept_months: int = 13
     routed: bool = False  # all requests of a subject reach the same writer
     valkey: bool = False
+    packed: bool = False  # redis.layout
 
 
 class Machines(NamedTuple):
@@ -349,6 +350,7 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
     by_tenants = _primaries_by_tenants(workload, machines, constants)
     primaries = max(by_cpu, by_memory, by_tenants)
     rebuild = constants.valkey_rebuild if workload.valkey else constants.redis_rebuild
+    rebuilt_per_s = rebuild.planned * 100 // _packed_percent(workload, constants)
     return Claims(
         alive,
         memory,
@@ -360,7 +362,7 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
         _up(memory, primaries),
         generations(workload),
         _up(100 * cpu_ns, _SECOND_NS),
-        _up(alive, primaries * rebuild.planned),
+        _up(alive, primaries * rebuilt_per_s),
         alive <= IN_PROCESS_CLAIMS,
     )
 
@@ -390,16 +392,21 @@ def claims_alive(workload: Workload, events_per_second: int) -> int:
 
 
 def claims_bytes(workload: Workload, events_per_second: int, constants: Constants) -> int:
-    each = constants.valkey_claim if workload.valkey else constants.redis_claim
+    hashed = constants.valkey_claim if workload.valkey else constants.redis_claim
+    each = constants.packed_claim if workload.packed else hashed
     return claims_alive(workload, events_per_second) * each.planned
 
 
 def claims_ns_per_s(workload: Workload, events_per_second: int, constants: Constants) -> int:
     c = constants
     claim_ns = c.redis_cpu.planned + (generations(workload) - USUAL_GENERATIONS) * c.redis_look.planned
-    request_ns = c.redis_request.planned + workload.events_per_request * claim_ns
+    request = 100 * c.redis_request.planned + workload.events_per_request * claim_ns * _packed_percent(workload, c)
     percent = c.valkey_percent.planned if workload.valkey else 100
-    return _up(events_per_second * request_ns * percent, 100 * workload.events_per_request)
+    return _up(events_per_second * request * percent, 10_000 * workload.events_per_request)
+
+
+def _packed_percent(workload: Workload, constants: Constants) -> int:
+    return constants.packed_percent.planned if workload.packed else 100
 
 
 def generations(workload: Workload) -> int:
@@ -476,7 +483,9 @@ def _claim_limits(workload: Workload, machines: Machines, constants: Constants) 
     def with_tenant(most: int) -> int:
         return _highest(lambda rate: largest_tenant_per_s(workload._replace(events_per_second=rate)) <= most)
 
-    larger = "more memory for it" if workload.valkey else "more memory for it; Valkey, which takes two thirds"
+    larger = "more memory for it"
+    if not workload.packed:
+        larger += "; packed claims (redis.layout), which take two fifths"
     split = "no number of shards helps: such a customer must be several tenants"
     return [
         Limit(

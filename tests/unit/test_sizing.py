@@ -42,6 +42,7 @@ workloads = st.builds(
     kept_months=st.integers(1, 60),
     routed=st.booleans(),
     valkey=st.booleans(),
+    packed=st.booleans(),
 )
 
 
@@ -97,9 +98,11 @@ def test_the_journal_is_that_of_the_oracle(workload: Workload) -> None:
 @given(workloads)
 def test_claims_are_those_of_the_oracle(workload: Workload) -> None:
     found = demand(workload, MACHINES, CONSTANTS).claims
-    each = COSTS["valkey_claim" if workload.valkey else "redis_claim"]
+    each = COSTS["packed_claim" if workload.packed else "valkey_claim" if workload.valkey else "redis_claim"]
     percent = COSTS["valkey_percent"] if workload.valkey else 100
-    cores = oracle.redis_cores(asked(workload), COSTS) * percent / 100
+    times = COSTS["packed_percent"] if workload.packed else 100
+    costs = {**COSTS, **{name: Fraction(COSTS[name] * times, 100) for name in ("redis_cpu", "redis_look")}}
+    cores = oracle.redis_cores(asked(workload), costs) * percent / 100
     assert found.alive == workload.events_per_second * asked(workload).kept_s
     assert found.bytes == found.alive * each
     assert rounded_up(found.cores_hundredths, cores * 100, 2)
@@ -248,9 +251,11 @@ def figure(found: object, path: str) -> int:
 
 @given(workloads)
 def test_what_helps_helps(workload: Workload) -> None:
-    plain = workload._replace(valkey=False, routed=False)
+    plain = workload._replace(valkey=False, packed=False, routed=False)
     found = demand(plain, MACHINES, CONSTANTS)
     valkey = demand(plain._replace(valkey=True), MACHINES, CONSTANTS)
+    packed = demand(plain._replace(packed=True), MACHINES, CONSTANTS)
+    assert packed.claims.bytes < valkey.claims.bytes and packed.claims.cores_hundredths >= valkey.claims.cores_hundredths
     assert valkey.claims.bytes < found.claims.bytes and valkey.claims.cores_hundredths >= found.claims.cores_hundredths
     assert demand(plain._replace(routed=True), MACHINES, CONSTANTS).counters.per_s <= found.counters.per_s
     longer = plain._replace(flush_interval_ms=min(3_600_000, 2 * plain.flush_interval_ms))
@@ -303,9 +308,10 @@ def test_no_constant_is_idle(name: str) -> None:
     cost = getattr(CONSTANTS, name)
     changed = CONSTANTS._replace(**{name: cost._replace(value=10 * cost.value)})
     tried = [
-        Workload(10**6, 10**5, 10, events_per_request=events, max_age_s=7 * 86_400, valkey=valkey)
+        Workload(10**6, 10**5, 10, events_per_request=events, max_age_s=7 * 86_400, valkey=valkey, packed=packed)
         for events in (1, 10, 100, 1_000)
         for valkey in (False, True)
+        for packed in (False, True)
     ]
     assert [demand(w, MACHINES, CONSTANTS) for w in tried] != [demand(w, MACHINES, changed) for w in tried]
 
