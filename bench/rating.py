@@ -59,6 +59,9 @@ class InMemory:
     async def ends(self) -> Mapping[str, int]:
         return {"s": len(self._records)}
 
+    async def starts(self) -> Mapping[str, int]:
+        return {}
+
     async def close(self) -> None:
         return None
 

@@ -150,10 +150,16 @@ class KafkaSource:
         self._rebalances.placed.clear()
 
     async def ends(self) -> Mapping[str, int]:
-        assert self._prepared is not None, "open first"
-        partitions = [TopicPartition(self._cluster.counters, number) for number in range(self._prepared.partitions)]
-        ends = await self._cluster.within_deadline("asking for last offsets", self._opened.end_offsets(partitions))
+        ends = await self._cluster.within_deadline("asking for last offsets", self._opened.end_offsets(self._partitions()))
         return {_stream(partition): end for partition, end in ends.items()}
+
+    async def starts(self) -> Mapping[str, int]:
+        starts = await self._cluster.within_deadline("asking for first offsets", self._opened.beginning_offsets(self._partitions()))
+        return {_stream(partition): start for partition, start in starts.items()}
+
+    def _partitions(self) -> list[TopicPartition]:
+        assert self._prepared is not None, "open first"
+        return [TopicPartition(self._cluster.counters, number) for number in range(self._prepared.partitions)]
 
     async def close(self) -> None:
         consumer, self._consumer = self._consumer, None

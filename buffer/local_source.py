@@ -102,6 +102,9 @@ class LocalSource:
     async def ends(self) -> Mapping[str, int]:
         return await self._in_background(self._ends)
 
+    async def starts(self) -> Mapping[str, int]:
+        return {}  # nothing is deleted here
+
     def _ends(self) -> dict[str, int]:
         names = self._layout.streams()
         return {name: (self._streams.get(name) or _Stream(self._layout, self._disk, name, 0)).end() for name in names}

@@ -29,6 +29,8 @@ class BufferSource(Protocol):
 
     async def ends(self) -> Mapping[str, int]: ...
 
+    async def starts(self) -> Mapping[str, int]: ...
+
     async def close(self) -> None: ...
 
 
@@ -57,6 +59,10 @@ class LogSource:
     async def ends(self) -> Mapping[str, int]:
         with _translated():
             return await self._source.ends()
+
+    async def starts(self) -> Mapping[str, int]:
+        with _translated():
+            return await self._source.starts()
 
     async def close(self) -> None:
         with _translated():

@@ -179,6 +179,14 @@ class Rater:
         if as_of_us is not None:
             self.counts.as_of_us = as_of_us
             self._goal = None
+        elif idle:
+            self._goal = await self._what_can_be_reached(*self._goal)
+
+    async def _what_can_be_reached(self, at_us: int, ends: Mapping[str, int]) -> tuple[int, Mapping[str, int]]:
+        """Without the streams of which the log has deleted everything that was not read yet: nothing there moves a position any more. That
+        something is missing shows with the next record of its writer."""
+        starts = await self._source.starts()
+        return at_us, {stream: end for stream, end in ends.items() if starts.get(stream, 0) < end}
 
 
 def _end_if_told() -> None:

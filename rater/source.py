@@ -44,4 +44,7 @@ class Source(Protocol):
     async def ends(self) -> Mapping[str, int]:
         """The end position of every stream, to tell how far behind the rater is."""
 
+    async def starts(self) -> Mapping[str, int]:
+        """Where the first record lies that a stream still has; its end where it has none. A stream that loses nothing may be missing."""
+
     async def close(self) -> None: ...

@@ -279,6 +279,8 @@ async def test_counters_that_kafka_deleted_are_told_of(place: KafkaPlace, kafka:
         with capture_logs() as lines:
             async with reading(place, {f"{place.cluster.counters}/0": 3}) as reader:
                 assert numbers(await reader.take(4)) == [7, 8, 9, 10]
+                starts = await reader.source.starts()
+                assert starts.pop(f"{place.cluster.counters}/0") == 6 and set(starts.values()) == {0}
     assert [(line["stored"], line["first"]) for line in lines if "deleted counters" in line["event"]] == [(3, 6)]
 
 

@@ -55,6 +55,7 @@ class ListSource:
         self.identity = identity
         self.streams: dict[str, list[Received]] = {}
         self.rewinds = 0
+        self.first: dict[str, int] = {}  # positions before it are deleted
         self._at: dict[str, int] = {}
         self._positions: Positions | None = None
 
@@ -70,7 +71,7 @@ class ListSource:
     async def poll(self, most: int, timeout_s: float) -> Sequence[Received]:
         polled: list[Received] = []
         for stream, log in self.streams.items():
-            start = self._at.get(stream, 0)
+            start = max(self._at.get(stream, 0), self.first.get(stream, 0))
             piece = log[start : start + most - len(polled)]
             self._at[stream] = start + len(piece)
             polled += piece
@@ -84,6 +85,9 @@ class ListSource:
 
     async def ends(self) -> Mapping[str, int]:
         return {stream: len(log) for stream, log in self.streams.items()}
+
+    async def starts(self) -> Mapping[str, int]:
+        return self.first
 
     async def close(self) -> None:
         return None

@@ -13,7 +13,7 @@ from rater.source import Received
 from rater.transaction import Applied
 from tests import services
 from tests.integration.rating import Count, ListSource, Writer
-from tests.integration.test_rater import assert_all_rated, at_random, book, rater_of, run_until, some
+from tests.integration.test_rater import JANUARY, assert_all_rated, at_random, book, rater_of, run_until, some
 
 
 def a_stream(flushes: int, size: int) -> tuple[ListSource, list[Count]]:
@@ -54,6 +54,23 @@ async def test_a_server_that_is_killed_and_stands_still_again_and_again() -> Non
                 assert await pool.fetchval("SELECT count(*) FROM records") == total
         finally:
             await ledger.close()
+
+
+async def test_as_of_goes_on_although_records_were_deleted_before_they_were_read(ledger: Ledger) -> None:
+    """A stream that is empty since then gets no position any more. That a record is missing shows with the next one of its writer."""
+    writer, other = Writer(1), Writer(2)
+    source = ListSource()
+    source.add(writer.flush(some()), "s0")
+    source.add(other.flush(some()), "s1")
+    rater = rater_of(source, ledger, books=[book()])
+    await run_until(rater, lambda: rater.counts.records == 2)
+    source.add(writer.flush(some()), "s0")
+    source.first["s0"] = 2
+    later = rater_of(source, ledger, now_s=JANUARY + 1, books=[book()])
+    await run_until(later, lambda: later.counts.as_of_us == (JANUARY + 1) * 1_000_000)
+    assert later.counts.parked == 0
+    source.add(writer.flush(some()), "s0")
+    await run_until(later, lambda: later.counts.parked == 1)
 
 
 class EndsBadly(Ledger):

@@ -230,6 +230,10 @@ class SimulatedSource:
         await self._reach()
         return {partition.stream: len(partition.entries) for partition in self._topic.partitions}
 
+    async def starts(self) -> Mapping[str, int]:
+        await self._reach()
+        return {partition.stream: partition.first for partition in self._topic.partitions}
+
     async def close(self) -> None:
         self._group.leave(self)
 
