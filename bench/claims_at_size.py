@@ -19,8 +19,7 @@ from bench.figures import NONE, Figure, Target, at_most, figure
 from bench.micro_claims import Caller, NoHistory, fresh
 from bench.processes import cpu_us
 from bench.services import real_redis
-from dedupe.claim_layouts import HASHED, PACKED
-from dedupe.port import Identity, State
+from dedupe.port import HASHED, PACKED, Identity, State
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
 

@@ -25,8 +25,7 @@ from bench.services import real_redis, real_valkey
 from buffer.disk import RealDisk, Thread
 from buffer.journal import Journal, JournalLimits, open_journal
 from buffer.journal_records import CallRecord, Opened
-from dedupe.claim_layouts import LAYOUTS
-from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES, Claimed, Identity, State
+from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES, LAYOUTS, Claimed, Identity, State
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
 

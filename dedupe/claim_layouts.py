@@ -1,4 +1,4 @@
-"""How claims lie in the hashes of Redis: which layouts there are, and how to read one without its script.
+"""How claims lie in the hashes of Redis, for whoever reads them without a script.
 
 Pure. Belongs here: what lua/claims_hashed.lua and lua/claims_packed.lua write, as Python reads it. Must not know: what a tag means.
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dedupe.port import DIGEST_BYTES
+from dedupe.port import DIGEST_BYTES, HASHED
 
-HASHED, PACKED = LAYOUTS = ("hashed", "packed")
-VALUE_BYTES = 12  # tag and fingerprint
-_ENTRY_BYTES = DIGEST_BYTES + VALUE_BYTES
+_VALUE_BYTES = 12  # tag and fingerprint
+_ENTRY_BYTES = DIGEST_BYTES + _VALUE_BYTES
 _GROUP_NUMBER_BYTES = 4
 
 
@@ -23,4 +22,4 @@ def values_in(layout: str, field: bytes, content: bytes) -> Iterator[bytes]:
         yield content
     elif len(field) == _GROUP_NUMBER_BYTES:  # the others are numbers
         for at in range(DIGEST_BYTES, len(content), _ENTRY_BYTES):
-            yield content[at : at + VALUE_BYTES]
+            yield content[at : at + _VALUE_BYTES]

@@ -19,6 +19,9 @@ DIGEST_BYTES = 12
 FINGERPRINT_BYTES = 4  # first byte: the shape of the event type; the other three: what was sent
 
 
+HASHED, PACKED = LAYOUTS = ("hashed", "packed")  # how claims may lie in Redis: claim_layouts.py
+
+
 def shard_of(tenant: int, shards: int) -> int:
     """Which of so many claim stores has the claims of a tenant.
 
@@ -132,7 +135,7 @@ class Identity(NamedTuple):
     lifetime_us: int  # max_age + max_skew (the margins of both clocks included): a generation goes once its newest is older
     shard: int = 0  # which of `shards` stores this is
     shards: int = 1  # how many share the tenants
-    layout: str = "hashed"  # how claims lie in Redis: one of claim_layouts.LAYOUTS
+    layout: str = HASHED
 
 
 class ClaimsError(Exception):

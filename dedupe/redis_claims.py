@@ -51,7 +51,6 @@ class RedisClaims:
         """`clearance`: what this shard shares with the others of its writer, where there are others."""
         self.reason = "not connected yet"
         self.joined = self.accepted = False
-        self.accepted = False
         self._address = address
         self._identity = identity
         self._clock_us = clock_us

@@ -13,9 +13,8 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
-from dedupe.claim_layouts import HASHED, PACKED
 from dedupe.digest import identity_hash
-from dedupe.port import Identity, Section
+from dedupe.port import HASHED, PACKED, Identity, Section
 
 NAMES = ("hello", "publish", "join", "reclaim", "joined", "claim", "close", "bury")
 NAMESPACE = "parshall:"
@@ -61,7 +60,7 @@ def context_of(identity: Identity, writer: bytes, incarnation: bytes, session: i
 
 def _read(file: str, layout: str) -> str:
     """`claims.lua`, which scripts include, is that of the layout."""
-    lines = (_FOLDER / file.replace("claims.lua", f"claims_{layout}.lua")).read_text("utf-8").splitlines()
+    lines = (_FOLDER / (f"claims_{layout}.lua" if file == "claims.lua" else file)).read_text("utf-8").splitlines()
     return "\n".join([_read(line.removeprefix(_INCLUDE), layout) if line.startswith(_INCLUDE) else line for line in lines])
 
 

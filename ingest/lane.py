@@ -44,14 +44,14 @@ class Lane:
         """`waiting_events`: shared by all lanes. `is_open`: whether anybody still waits for the answer to a request."""
         self.shard = shard
         self.claims = claims
-        self.history: JournalHistory | None = None  # once the writer is open
+        self._history: JournalHistory | None = None
         self.ask_now: deque[Request] = deque()
         self.waiting: TurnQueue[Request] = TurnQueue()
         self.calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
         self.next_call = 1
         self.next_append = 1
         self.last_call_s = 0.0
-        self.sending = False  # a sending of what came is due in this turn of the loop
+        self._sending = False  # a sending of what came is due in this turn of the loop
         self._most_calls = calls_in_flight
         self._most_events = events_per_call
         self._waiting_events = waiting_events
@@ -60,6 +60,17 @@ class Lane:
         self._sent_s: dict[int, float] = {}
         self._replies: dict[int, Reply] = {}
         self._too_late: dict[int, list[tuple[Request, Rejection]]] = {}
+
+    @property
+    def history(self) -> JournalHistory:
+        """What the claim store is told of the journal."""
+        assert self._history is not None, "the writer opens first"
+        return self._history
+
+    def begin(self, history: JournalHistory) -> None:
+        """The writer is open: `claims.run` may follow."""
+        self._history = history
+        self.last_call_s = asyncio.get_running_loop().time()
 
     @property
     def open(self) -> bool:
@@ -80,12 +91,12 @@ class Lane:
     def push(self, request: Request) -> None:
         self.waiting.push(request.batch.tenant, request)
         self._waiting_events.take(request.batch.tenant, request.batch.received)
-        if not self.sending:  # once this turn of the loop is over: what arrives within it shares a call
-            self.sending = True
+        if not self._sending:  # once this turn of the loop is over: what arrives within it shares a call
+            self._sending = True
             asyncio.get_running_loop().call_soon(self._send_what_came)
 
     def _send_what_came(self) -> None:
-        self.sending = False
+        self._sending = False
         self.send_calls()
 
     def drop_late(self) -> None:

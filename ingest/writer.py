@@ -175,8 +175,7 @@ class Writer:
         registry = await self._register()
         incarnation = self._entropy(16)
         for lane in self.lanes:
-            lane.history = JournalHistory(self.journal, self._log, incarnation, registry, shard=lane.shard, shards=len(self.lanes))
-            lane.last_call_s = self._now_s()
+            lane.begin(JournalHistory(self.journal, self._log, incarnation, registry, shard=lane.shard, shards=len(self.lanes)))
         self.journal.append(Opened(incarnation, self._clock_us(), len(self.lanes)))
         await self.journal.drain()  # before its first claim: a reused incarnation would make old void claims look committed
         self.incarnation = incarnation
@@ -228,9 +227,7 @@ class Writer:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must stop the process: a failed journal, a claim store that forbids going on."""
-        histories = [lane.history for lane in self.lanes if lane.history is not None]
-        assert len(histories) == len(self.lanes), "open first"
-        claims = [lane.claims.run(history) for lane, history in zip(self.lanes, histories, strict=True)]
+        claims = [lane.claims.run(lane.history) for lane in self.lanes]
         parts = [self._watch_journal(), *claims, self.flusher.run(), self._sweep(), self._allow_flushes()]
         tasks = [asyncio.ensure_future(part) for part in parts]
         try:
@@ -254,7 +251,7 @@ class Writer:
         for lane in self.lanes:
             self._send_empty(lane)
         await self._idle.wait()
-        return min(lane.history.horizon_us for lane in self.lanes if lane.history is not None)
+        return min(lane.history.horizon_us for lane in self.lanes)
 
     async def drain(self, most_s: float) -> None:
         """Stop in order while `run` still runs: finish requests and calls, flush, journal and publish `closed`.
@@ -402,7 +399,6 @@ class Writer:
             in_shard=call.number if several else 0,
         )
         sequence = self.journal.append(record)
-        assert lane.history is not None
         lane.history.horizon_us = max(lane.history.horizon_us, record.horizon_us)  # what a later joining publishes
         for part in call.parts:
             self.flusher.merged_deltas[part.request.batch.tenant] += part.request.coming
@@ -450,7 +446,6 @@ class Writer:
                 if not request.answer.done():
                     request.answer.set_result(request.outcome())
         for lane, mark in marks.items():
-            assert lane.history is not None
             lane.history.mark = mark
             lane.claims.raise_mark(mark)
         self._look_idle()

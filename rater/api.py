@@ -3,7 +3,8 @@
 Belongs here: from values to JSON, from errors to problem+json. Must not know: HTTP servers, credentials (the caller decides the tenant).
 
 Quantities and amounts are strings of plain decimal digits, never JSON numbers. `as_of`: every counter record that stood in the log at that
-time is in the numbers; null until that was so once. It stands still while any record is parked, since that one's usage is missing.
+time is in the numbers, but for those that Kafka deleted before they were rated, of which the rater's log tells; null until that was so
+once. It stands still while any record is parked, since that one's usage is missing.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ class Rater:
         self._opened = False
         self._must_rewind = False
         self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
+        self._told_deleted: dict[str, int] = {}
         self._goal_looked_at_s = 0.0
         self._due_looked_at_s = 0.0
 
@@ -183,10 +184,15 @@ class Rater:
             self._goal = await self._what_can_be_reached(*self._goal)
 
     async def _what_can_be_reached(self, at_us: int, ends: Mapping[str, int]) -> tuple[int, Mapping[str, int]]:
-        """Without the streams of which the log has deleted everything that was not read yet: nothing there moves a position any more. That
-        something is missing shows with the next record of its writer."""
-        starts = await self._source.starts()
-        return at_us, {stream: end for stream, end in ends.items() if starts.get(stream, 0) < end}
+        """Without the streams of which the log has deleted all that was not read yet: nothing there moves a position any more. Where more
+        follows, it is the same: reading goes on behind the deleted records, and the next record of their writer shows the gap."""
+        starts, positions = await self._source.starts(), await self._positions(ends)
+        gone = {stream: starts[stream] for stream, end in ends.items() if positions.get(stream, 0) < end <= starts.get(stream, 0)}
+        for stream, start in gone.items():
+            if self._told_deleted.get(stream) != start:
+                log.error("%s: counters before %s were deleted unrated: send them again with `parshall resend`", stream, start)
+        self._told_deleted |= gone
+        return at_us, {stream: end for stream, end in ends.items() if stream not in gone}
 
 
 def _end_if_told() -> None:

@@ -145,7 +145,7 @@ local function claim_section(tenant, blob)
   local key = claims_key(gen, tenant)
   local is_new = redis.call('EXISTS', key) == 0
   local values, hash, before = find_claims(key, tenant, digests)
-  local taken, claims = {}, {}
+  local taken, at = {}, {}
   local offset = 12 * count
   for i = 1, count do
     local value, code = values[i], 'v'
@@ -157,8 +157,9 @@ local function claim_section(tenant, blob)
       end
     end
     if code == 'v' then
-      taken[#taken + 1] = i
-      claims[#claims + 1] = my_tag .. fingerprint
+      at[#at + 1] = i
+      taken[#taken + 1] = digests[i]
+      taken[#taken + 1] = my_tag .. fingerprint
       any_granted = true
     elseif code == 'g' then
       any_granted = true
@@ -167,7 +168,7 @@ local function claim_section(tenant, blob)
     end
   end
   if #taken > 0 then
-    write(gen, tenant, key, is_new, digests, taken, claims, hash, before)
+    write(gen, tenant, key, is_new, taken, at, hash, before)
   end
   total = total + count
 end

@@ -8,8 +8,9 @@
 --
 -- Fields of the hash: 4 bytes, the number of a group -> its entries; 'claims', how many there are; 'groups', how many.
 
+--@include fields.lua
+
 local ENTRY, DIGEST, FULL = 24, 12, 12
-local CHUNK = 3500 -- unpack() of ~8000 values fails: commands of more go in pieces.
 local find, sub, pack4, unpack4 = string.find, string.sub, struct.pack, struct.unpack
 
 -- What is in a hash: {claims, groups, level = the greatest power of two up to groups}
@@ -25,21 +26,6 @@ end
 local function home_of(hash, digest)
   local home = unpack4('>I4', digest) % (2 * hash.level)
   return home < hash.groups and home or home - hash.level
-end
-
--- The texts of the groups with these names, false where there is none.
-local function read(key, names)
-  if #names <= CHUNK then
-    return #names > 0 and redis.call('HMGET', key, unpack(names)) or {}
-  end
-  local texts = {}
-  for first = 1, #names, CHUNK do
-    local part = redis.call('HMGET', key, unpack(names, first, math.min(first + CHUNK - 1, #names)))
-    for i = 1, #part do
-      texts[first + i - 1] = part[i]
-    end
-  end
-  return texts
 end
 
 -- Where the entry of a digest begins, nil if it is not there. Bytes that look like a digest may lie across entries.
@@ -63,7 +49,7 @@ local function lookup(key, digests)
   if hash.claims == 0 then
     return values, hash
   end
-  local texts = read(key, names)
+  local texts = read_fields(key, names)
   hash.texts = texts
   for i = 1, #digests do
     local text = texts[i]
@@ -97,7 +83,7 @@ local function grow(key, hash, groups, writing)
       unread[#unread + 1], names[#names + 1] = old, pack4('>I4', old)
     end
   end
-  local found = read(key, names)
+  local found = read_fields(key, names)
   for i = 1, #unread do
     group_in(writing, unread[i], names[i], found[i])
   end
@@ -116,31 +102,25 @@ local function grow(key, hash, groups, writing)
   hash.groups, hash.level = groups, level
 end
 
-local function write_groups(key, hash, writing)
-  local pairs_ = {'claims', hash.claims, 'groups', hash.groups}
-  for at = 1, writing.count do
-    pairs_[#pairs_ + 1] = writing.names[at]
-    pairs_[#pairs_ + 1] = writing.texts[at]
-    if #pairs_ >= 2 * CHUNK then
-      redis.call('HSET', key, unpack(pairs_))
-      pairs_ = {}
+-- taken: digest, value, digest, value …; each value becomes that of its digest, whatever was there. at: where each digest stands among those
+-- of `lookup`; hash: what that returned. A new hash begins with the groups that `before`, the same tenant's last one, needed in the end:
+-- then nothing is moved while it fills as the last one did. Whoever has not looked the digests up gives `taken` alone.
+local function put(key, taken, at, hash, before)
+  if not hash then
+    local digests = {}
+    at = {}
+    for j = 1, #taken / 2 do
+      digests[j], at[j] = taken[2 * j - 1], j
     end
+    hash = select(2, lookup(key, digests))
   end
-  if #pairs_ > 0 then
-    redis.call('HSET', key, unpack(pairs_))
-  end
-end
-
--- values[j] becomes the value of digests[at[j]], whatever was there. A new hash begins with the groups that `before`, the same tenant's last
--- one, needed in the end: then nothing is moved while it fills as the last one did.
-local function put(key, digests, at, values, hash, before)
   local writing, added = {at = {}, names = {}, texts = {}, count = 0}, {}
   local texts, known_groups = writing.texts, hash.groups
   for j = 1, #at do
     local i = at[j]
     local to, entry = group_in(writing, hash.homes[i], hash.names[i], hash.texts[i]), hash.entries[i]
     if entry then
-      texts[to] = sub(texts[to], 1, entry + DIGEST - 1) .. values[j] .. sub(texts[to], entry + ENTRY)
+      texts[to] = sub(texts[to], 1, entry + DIGEST - 1) .. taken[2 * j] .. sub(texts[to], entry + ENTRY)
     else
       added[#added + 1] = j
     end
@@ -153,10 +133,15 @@ local function put(key, digests, at, values, hash, before)
   end
   for n = 1, #added do
     local j = added[n]
-    local digest = digests[at[j]]
+    local digest = taken[2 * j - 1]
     local home = groups > known_groups and home_of(hash, digest) or hash.homes[at[j]]
     local to = writing.at[home] or group_in(writing, home)
-    texts[to] = texts[to] .. digest .. values[j]
+    texts[to] = texts[to] .. digest .. taken[2 * j]
   end
-  write_groups(key, hash, writing)
+  local fields = {'claims', hash.claims, 'groups', hash.groups}
+  for to = 1, writing.count do
+    fields[#fields + 1] = writing.names[to]
+    fields[#fields + 1] = texts[to]
+  end
+  write_fields(key, fields)
 end

@@ -74,10 +74,10 @@ local function raise_newest(generation, time_us)
   end
 end
 
--- `values`, `at`, `hash` and `before` as for `put`, which each layout has.
-local function write(generation, tenant, key, is_new, digests, at, values, hash, before)
+-- From `taken` on as for `put` of the layout.
+local function write(generation, tenant, key, is_new, taken, at, hash, before)
   if is_new then
     redis.call('SADD', namespace .. 'tenants:' .. generation, tenant)
   end
-  put(key, digests, at, values, hash, before)
+  put(key, taken, at, hash, before)
 end

@@ -26,16 +26,14 @@ for at = 11, #ARGV, 3 do
   local tenant, blob = ARGV[at], ARGV[at + 2]
   local generation, newest_us = struct.unpack('>I8I8', ARGV[at + 1])
   generation = math.max(low, math.min(gen, generation))
-  local count, digests, at_, values = #blob / 16, {}, {}, {}
+  local count, again = #blob / 16, {}
   for i = 1, count do
-    at_[i] = i
-    digests[i] = string.sub(blob, 12 * i - 11, 12 * i)
-    values[i] = tag .. string.sub(blob, 12 * count + 4 * i - 3, 12 * count + 4 * i)
+    again[2 * i - 1] = string.sub(blob, 12 * i - 11, 12 * i)
+    again[2 * i] = tag .. string.sub(blob, 12 * count + 4 * i - 3, 12 * count + 4 * i)
   end
   if count > 0 then
     local key = claims_key(generation, tenant)
-    local _, hash = lookup(key, digests)
-    write(generation, tenant, key, redis.call('EXISTS', key) == 0, digests, at_, values, hash)
+    write(generation, tenant, key, redis.call('EXISTS', key) == 0, again)
     raise_newest(generation, newest_us)
   end
 end

@@ -56,7 +56,7 @@ async def test_a_server_that_is_killed_and_stands_still_again_and_again() -> Non
             await ledger.close()
 
 
-async def test_as_of_goes_on_although_records_were_deleted_before_they_were_read(ledger: Ledger) -> None:
+async def test_as_of_goes_on_although_records_were_deleted_before_they_were_read(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     """A stream that is empty since then gets no position any more. That a record is missing shows with the next one of its writer."""
     writer, other = Writer(1), Writer(2)
     source = ListSource()
@@ -69,6 +69,7 @@ async def test_as_of_goes_on_although_records_were_deleted_before_they_were_read
     later = rater_of(source, ledger, now_s=JANUARY + 1, books=[book()])
     await run_until(later, lambda: later.counts.as_of_us == (JANUARY + 1) * 1_000_000)
     assert later.counts.parked == 0
+    assert caplog.text.count("s0: counters before 2 were deleted unrated") == 1
     source.add(writer.flush(some()), "s0")
     await run_until(later, lambda: later.counts.parked == 1)
 
