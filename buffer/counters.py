@@ -73,6 +73,18 @@ def merge(into: Deltas, deltas: Deltas) -> None:
             raise AssertionError(f"no merge law for {kind!r}")
 
 
+def less(sums: Mapping[CounterKey, int], taken: Mapping[CounterKey, int]) -> dict[CounterKey, int]:
+    """`sums` without the events of `taken`, which are among them. A counter with no event left is gone."""
+    rest = dict(sums)
+    for key, packed in taken.items():
+        left = rest[key] - packed
+        if left:
+            rest[key] = left
+        else:  # without events there is no value either
+            del rest[key]
+    return rest
+
+
 def together(parts: Sequence[Deltas]) -> list[Deltas]:
     """The same deltas in fewer parts where their counters repeat: what repeats is then encoded and merged onwards once.
 

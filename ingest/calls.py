@@ -209,7 +209,7 @@ def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tupl
 
 
 def _settle_part(part: Part, replied: bytes, result: CallResult) -> int:
-    """Returns the newest event time granted, 0 when nothing was."""
+    """Returns the newest event time granted (or a little more), 0 when nothing was."""
     request, batch = part.request, part.request.batch
     if not request.tallied:
         request.tallied = True
@@ -260,7 +260,10 @@ def _grant(part: Part, asked: Sequence[int], result: CallResult) -> int:
     if everything:
         result.deltas.append(batch.deltas)
         return batch.newest_us
-    positions = list(asked) if part.positions is None else [part.positions[k] for k in asked]
+    if part.positions is None:
+        result.deltas.append(batch.refold(asked))
+        return batch.newest_us  # may be that of an event that was not granted: it was asked about, so the claims keep for as long
+    positions = [part.positions[k] for k in asked]
     result.deltas.append(batch.refold(positions))
     times = batch.times_us()
     return max(times[position] for position in positions)

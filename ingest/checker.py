@@ -85,22 +85,8 @@ def check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> 
     try:
         _check(raw, shapes, bounds)
     except Fault as fault:
-        return fault
+        return Fault(fault.code, fault.detail)  # the one that was raised holds on to every frame, and so to all events of the batch
     return None
-
-
-def is_sound(event: Any, shape: Shape, bounds: TimeBounds) -> bool:
-    """Whether the time and the values of a decoded event are acceptable: what the types of its struct do not say."""
-    time = event.time
-    if time is not None and not bounds.oldest <= time <= bounds.newest:
-        return False
-    for leaf in shape.leaves:
-        if leaf.quantities:
-            value = leaf.get(event)
-            for quantity in leaf.quantities:
-                if not quantity.takes(value):
-                    return False
-    return True
 
 
 def holds_nul(event: Any, shape: Shape) -> bool:

@@ -2,9 +2,9 @@
 
 Belongs here: the two paths through a batch. Must not know: HTTP, Redis, the journal, the clock (`now_us` comes in).
 
-Fast path: one C call decodes and validates the whole array, then a few passes over columns. Whatever goes wrong there, the slow path
-takes the batch event by event, so that each bad event gets its own verdict (checker.py) and its neighbours still count. Both paths end in
-the same function, so they cannot count differently.
+One C call decodes and validates the whole array; where the types refuse something in it, the array is decoded event by event. A few passes
+over columns follow, which leave out what the types cannot refuse. Each event that is left out gets its own verdict (checker.py), and its
+neighbours still count.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import msgspec
 from msgspec import Raw
 from xxhash import xxh3_64_digest
 
-from buffer.counters import Deltas
+from buffer.counters import MERGE_OF, Deltas, less
 from dedupe.digest import digests
+from dedupe.port import FINGERPRINT_BYTES
 from ingest.batch import INVALID_VALUE, Batch, Rejection
 from ingest.catalogue import Catalogue
-from ingest.checker import EPOCH, TimeBounds, check, holds_nul, identify, is_sound, last_members
+from ingest.checker import EPOCH, TimeBounds, check, holds_nul, identify, last_members
 from ingest.fold import Counters, Fold, make_fold
 from ingest.quantity import Fault, decode_decimal
 from ingest.shape import Shape, shape_of
@@ -81,6 +82,16 @@ class _Kind:
         self.repeats = False  # whether counters repeated in the last batch: a hint that decides speed, never a result
 
 
+# The elements of a body: as they were sent, and as they can be read (the same object where nothing differs).
+Elements = tuple[Sequence[bytes | Raw], Sequence[bytes | Raw]]
+
+
+class _Decoded(NamedTuple):
+    events: Sequence[Any]  # None in the place of one that the types refuse
+    sound: Sequence[Any]  # those that they do not refuse, and that hold no NUL
+    elements: Elements | None  # if the body had to be split
+
+
 class _Counted(NamedTuple):
     digests: list[bytes]
     fingerprints: bytes
@@ -99,6 +110,9 @@ class Decoder:
         self._kinds: dict[type, _Kind] = {shape.struct: _Kind(shape, make_fold(shape, meter_numbers)) for shape in shapes}
         self._finest_window_s = min((kind.fold.finest_window_s for kind in self._kinds.values()), default=60)  # it divides every other one
         self._shape_bytes: dict[type, int] = {shape.struct: shape.byte for shape in shapes}
+        self._shapes_with_maximum = {
+            shape.byte for shape in shapes if any(MERGE_OF[meter.definition.aggregation] == "max" for meter in shape.meters)
+        }
         self._max_age = timedelta(seconds=limits.max_age_s)
         self._max_skew = timedelta(seconds=limits.max_skew_s)
         self._arrival = any(shape.arrival for shape in shapes)
@@ -111,71 +125,16 @@ class Decoder:
         body = as_array(body)
         now = EPOCH + timedelta(microseconds=now_us)
         bounds = TimeBounds(now - self._max_age, now + self._max_skew)
-        events: list[Any] | None = None
-        try:
-            events = self._decode_all(body)
-            self._check_count(len(events))
-            if not may_hold_nul(body):
-                counted = self._count(tenant, events, now, bounds)
-                return self._batch(tenant, body, now, len(events), range(len(events)), counted, ())
-        except (*_REFUSED_BY_TYPE, ArithmeticError, Fault):
-            pass
-        return self._decode_slowly(tenant, body, now, bounds, events)
-
-    # ---- slow path
-
-    def _decode_slowly(self, tenant: int, body: bytes, now: datetime, bounds: TimeBounds, events: list[Any] | None) -> Batch:
-        """`events`: the whole batch, if the types refused none of it."""
-        sent, readable = split(body, self._limits.max_events)
-        self._check_count(len(sent))
-        if events is None:
-            events = [self._event(raw) for raw in readable]
-        nul = may_hold_nul(body) or readable is not sent
-        indexes = [index for index, event in enumerate(events) if event is not None and self._is_good(event, bounds, nul)]
-        counted = self._count(tenant, [events[index] for index in indexes], now, bounds)
-        good = set(indexes)
-        rejections = [self._rejection(index, sent[index], raw, bounds) for index, raw in enumerate(readable) if index not in good]
-        return self._batch(tenant, body, now, len(sent), indexes, counted, rejections)
-
-    def _is_good(self, event: Any, bounds: TimeBounds, may_hold_nul: bool) -> bool:
-        shape = self._kinds[event.__class__].shape
-        return is_sound(event, shape, bounds) and not (may_hold_nul and holds_nul(event, shape))
-
-    def _event(self, raw: bytes | Raw) -> Any:
-        """The event, or None if the types refuse it. Of members that occur twice the last one counts, whatever the others are."""
-        try:
-            return self._decode_one(raw)
-        except _REFUSED_BY_TYPE:
-            pass
-        try:
-            return self._decode_one(last_members(raw, self._shapes))
-        except _REFUSED_BY_TYPE:
-            return None
-
-    def _rejection(self, index: int, sent: bytes | Raw, readable: bytes | Raw, bounds: TimeBounds) -> Rejection:
-        fault = check(readable, self._shapes, bounds)
-        if fault is None:  # the types know a fault that the checker does not name
-            fault = Fault(INVALID_VALUE, "The event cannot be read: send it as CloudEvents 1.0 in JSON.")
-        id_, source = identify(readable)
-        return Rejection(index, id_, source, fault.code, fault.detail, bytes(sent))
-
-    def _check_count(self, events: int) -> None:
-        if events > self._limits.max_events:
-            raise _too_many(events, self._limits.max_events)
-
-    # ---- what both paths share
-
-    def _batch(
-        self,
-        tenant: int,
-        body: bytes,
-        now: datetime,
-        received: int,
-        indexes: Sequence[int],
-        counted: _Counted,
-        rejections: Sequence[Rejection],
-    ) -> Batch:
-        again = _Again(self, tenant, body, now, received, indexes)
+        events, sound, elements = self._decode(body)
+        counted, good = self._count(tenant, sound, now, bounds)
+        received = len(events)
+        indexes: Sequence[int] = range(received)
+        rejections: Sequence[Rejection] = ()
+        if len(good) != received:
+            counts = set(map(id, good))
+            indexes = [index for index, event in enumerate(events) if id(event) in counts]
+            rejections = self._rejections(elements or split(body, received), indexes, bounds)
+        again = _Again(self, tenant, body, now, received, indexes, counted)
         return Batch(
             tenant=tenant,
             received=received,
@@ -191,18 +150,71 @@ class Decoder:
             describe=again.describe,
         )
 
-    def _count(self, tenant: int, events: Sequence[Any], now: datetime, bounds: TimeBounds) -> _Counted:
-        """Raises Fault if some event's time or value is one that the types cannot refuse."""
-        if not events:
-            return _Counted([], b"", 0, 0, {})
+    # ---- the events
+
+    def _decode(self, body: bytes) -> _Decoded:
+        try:
+            events = self._decode_all(body)
+        except (*_REFUSED_BY_TYPE, ArithmeticError):
+            return self._decode_one_by_one(body, split(body, self._limits.max_events))
+        self._check_count(len(events))
+        return _Decoded(events, self._without_nul(events) if may_hold_nul(body) else events, None)
+
+    def _decode_one_by_one(self, body: bytes, elements: Elements) -> _Decoded:
+        sent, readable = elements
+        self._check_count(len(sent))
+        events = [self._event(raw) for raw in readable]
+        sound = [event for event in events if event is not None]
+        return _Decoded(events, self._without_nul(sound) if may_hold_nul(body) or readable is not sent else sound, elements)
+
+    def _event(self, raw: bytes | Raw) -> Any:
+        """The event, or None if the types refuse it. Of members that occur twice the last one counts, whatever the others are."""
+        try:
+            return self._decode_one(raw)
+        except _REFUSED_BY_TYPE:
+            pass
+        try:
+            return self._decode_one(last_members(raw, self._shapes))
+        except _REFUSED_BY_TYPE:
+            return None
+
+    def _without_nul(self, events: Sequence[Any]) -> Sequence[Any]:
+        return [event for event in events if not holds_nul(event, self._kinds[event.__class__].shape)]
+
+    def _rejections(self, elements: Elements, indexes: Sequence[int], bounds: TimeBounds) -> list[Rejection]:
+        """Of all events but those at `indexes`."""
+        sent, readable = elements
+        good = set(indexes)
+        return [self._rejection(index, sent[index], raw, bounds) for index, raw in enumerate(readable) if index not in good]
+
+    def _rejection(self, index: int, sent: bytes | Raw, readable: bytes | Raw, bounds: TimeBounds) -> Rejection:
+        fault = check(readable, self._shapes, bounds)
+        if fault is None:  # the types know a fault that the checker does not name
+            fault = Fault(INVALID_VALUE, "The event cannot be read: send it as CloudEvents 1.0 in JSON.")
+        id_, source = identify(readable)
+        return Rejection(index, id_, source, fault.code, fault.detail, bytes(sent))
+
+    def _check_count(self, events: int) -> None:
+        if events > self._limits.max_events:
+            raise _too_many(events, self._limits.max_events)
+
+    # ---- what counts of them
+
+    def _count(self, tenant: int, events: Sequence[Any], now: datetime, bounds: TimeBounds) -> tuple[_Counted, Sequence[Any]]:
+        """What the types cannot refuse, a time or a value, is left out. Returns the events that count, too."""
         times = self._times(events, now)
-        oldest, newest = min(times), max(times)
-        if oldest < bounds.oldest or newest > bounds.newest:
-            fault = bounds.fault(oldest) or bounds.fault(newest)
-            assert fault is not None
-            raise fault
-        deltas = self._fold(tenant, events, times, oldest, newest)
-        return _Counted(digests(events), self._fingerprints(events), to_us(oldest), to_us(newest), deltas)
+        if times and not (bounds.oldest <= min(times) and max(times) <= bounds.newest):
+            events = [event for event, time in zip(events, times, strict=True) if bounds.oldest <= time <= bounds.newest]
+            times = self._times(events, now)
+        faulty: list[Any] = []
+        deltas = self._fold(tenant, events, times, faulty)
+        if faulty:
+            left_out = set(map(id, faulty))
+            events = [event for event in events if id(event) not in left_out]
+            times = self._times(events, now)
+        if not events:
+            return _Counted([], b"", 0, 0, {}), events
+        return _Counted(digests(events), self._fingerprints(events), to_us(min(times)), to_us(max(times)), deltas), events
 
     def _times(self, events: Sequence[Any], now: datetime) -> list[datetime]:
         times = [event.time for event in events]
@@ -210,15 +222,18 @@ class Decoder:
             return [now if time is None else time for time in times]
         return times
 
-    def _fold(self, tenant: int, events: Sequence[Any], times: Sequence[datetime], oldest: datetime, newest: datetime) -> Deltas:
+    def _fold(self, tenant: int, events: Sequence[Any], times: Sequence[datetime], faulty: list[Any]) -> Deltas:
+        """Events with a value that does not count are put into `faulty`, and nothing of them is in the deltas."""
+        if not events:
+            return {}
         sums: Counters = {}
         maxima: Counters = {}
-        first, last = to_us(oldest) // 1_000_000, to_us(newest) // 1_000_000
+        first, last = to_us(min(times)) // 1_000_000, to_us(max(times)) // 1_000_000
         if first // self._finest_window_s == last // self._finest_window_s:  # almost always
-            self._fold_window(tenant, events, first, sums, maxima)
+            self._fold_window(tenant, events, first, sums, maxima, faulty)
         else:
             for second, part in by_window(events, times, self._finest_window_s):
-                self._fold_window(tenant, part, second, sums, maxima)
+                self._fold_window(tenant, part, second, sums, maxima, faulty)
         deltas: Deltas = {}
         if sums:
             deltas["sum"] = sums
@@ -226,22 +241,22 @@ class Decoder:
             deltas["max"] = maxima
         return deltas
 
-    def _fold_window(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters) -> None:
+    def _fold_window(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters, faulty: list[Any]) -> None:
         """Events that no window of any meter tells apart."""
         if len(set(map(type, events))) == 1:
-            self._fold_kind(tenant, events, second, sums, maxima)
+            self._fold_kind(tenant, events, second, sums, maxima, faulty)
             return
         by_kind: dict[type, list[Any]] = {struct: [] for struct in self._kinds}
         for event in events:
             by_kind[event.__class__].append(event)
         for of_kind in by_kind.values():
             if of_kind:
-                self._fold_kind(tenant, of_kind, second, sums, maxima)
+                self._fold_kind(tenant, of_kind, second, sums, maxima, faulty)
 
-    def _fold_kind(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters) -> None:
+    def _fold_kind(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters, faulty: list[Any]) -> None:
         kind = self._kinds[type(events[0])]
         known = len(sums) + len(maxima)
-        (kind.fold.grouped if kind.repeats else kind.fold.direct)(events, tenant, second, sums, maxima)
+        (kind.fold.grouped if kind.repeats else kind.fold.direct)(events, tenant, second, sums, maxima, faulty)
         counters = (len(sums) + len(maxima) - known) // len(kind.shape.meters)
         kind.repeats = counters * _REPEATS < len(events)
 
@@ -261,10 +276,9 @@ class Decoder:
         fingerprints[3::4] = hashes[2::8]
         return bytes(fingerprints)
 
-    # ---- the rare path of a batch
+    # ---- a body that was decoded before
 
-    def _events(self, body: bytes, received: int, indexes: Sequence[int]) -> list[Any]:
-        """The claimable events of a body that was decoded before."""
+    def _claimable(self, body: bytes, received: int, indexes: Sequence[int]) -> list[Any]:
         if len(indexes) == received:
             try:
                 return self._decode_all(body)
@@ -275,37 +289,63 @@ class Decoder:
 
 
 class _Again:
-    """A request decoded once more, when its events are not all new."""
+    """A request decoded once more, as much of it as is needed, when its events are not all new. Positions are those of claimable events."""
 
-    __slots__ = ("_body", "_decoder", "_elements", "_indexes", "_now", "_received", "_tenant")
+    __slots__ = ("_body", "_counted", "_decoder", "_elements", "_indexes", "_now", "_received", "_tenant")
 
-    def __init__(self, decoder: Decoder, tenant: int, body: bytes, now: datetime, received: int, indexes: Sequence[int]) -> None:
+    def __init__(
+        self, decoder: Decoder, tenant: int, body: bytes, now: datetime, received: int, indexes: Sequence[int], counted: _Counted
+    ) -> None:
         self._decoder = decoder
         self._tenant = tenant
         self._body = body
         self._now = now
         self._received = received
         self._indexes = indexes
-        self._elements: tuple[Sequence[bytes | Raw], Sequence[bytes | Raw]] | None = None
+        self._counted = counted
+        self._elements: Elements | None = None
+
+    def _split(self) -> Elements:
+        if self._elements is None:
+            self._elements = split(self._body, self._received)
+        return self._elements
 
     def _events(self) -> list[Any]:
-        return self._decoder._events(self._body, self._received, self._indexes)
+        return self._decoder._claimable(self._body, self._received, self._indexes)
 
     def times_us(self) -> list[int]:
         return [to_us(time) for time in self._decoder._times(self._events(), self._now)]
 
     def refold(self, positions: Sequence[int]) -> Deltas:
-        events = self._events()
-        wanted = [events[position] for position in positions]
-        if not wanted:
-            return {}
-        times = self._decoder._times(wanted, self._now)
-        return self._decoder._fold(self._tenant, wanted, times, min(times), max(times))
+        """Whichever is less is decoded: what counts, or what does not and is taken away from the whole."""
+        kept = set(positions)
+        left_out = [position for position in range(len(self._indexes)) if position not in kept]
+        return self._fold(positions) if len(positions) <= len(left_out) else self._without(left_out, positions)
+
+    def _without(self, left_out: Sequence[int], positions: Sequence[int]) -> Deltas:
+        taken = self._fold(left_out)
+        deltas = dict(self._counted.deltas)
+        if "sum" in taken:
+            deltas["sum"] = less(deltas["sum"], taken["sum"])
+        if "max" in taken:  # a maximum cannot be taken away: those events are folded again whose type may have one
+            with_maximum = self._decoder._shapes_with_maximum
+            again = [position for position in positions if self._counted.fingerprints[FINGERPRINT_BYTES * position] in with_maximum]
+            deltas["max"] = self._fold(again).get("max", {})
+        return {kind: counters for kind, counters in deltas.items() if counters}
+
+    def _fold(self, positions: Sequence[int]) -> Deltas:
+        events = self._pick(positions)
+        return self._decoder._fold(self._tenant, events, self._decoder._times(events, self._now), [])
+
+    def _pick(self, positions: Sequence[int]) -> list[Any]:
+        if 2 * len(positions) > len(self._indexes):
+            events = self._events()
+            return [events[position] for position in positions]
+        _, readable = self._split()
+        return [self._decoder._event(readable[self._indexes[position]]) for position in positions]
 
     def describe(self, position: int) -> tuple[str, str, bytes]:
-        if self._elements is None:
-            self._elements = split(self._body, self._received)
-        sent, readable = self._elements
+        sent, readable = self._split()
         index = self._indexes[position]
         return (*identify(readable[index]), bytes(sent[index]))
 
@@ -369,8 +409,8 @@ def may_hold_nul(body: bytes) -> bool:
     return b"\\" in body and _NUL in body
 
 
-def split(body: bytes, max_events: int) -> tuple[Sequence[bytes | Raw], Sequence[bytes | Raw]]:
-    """The elements of an array: as they were sent, and as they can be read (the same object where nothing differs). Raises Unusable."""
+def split(body: bytes, max_events: int) -> Elements:
+    """The elements of an array. Raises Unusable."""
     try:
         _refuse_bomb(body, max_events)
         try:

@@ -5,6 +5,9 @@ Belongs here: the source of the fold functions. Must not know: JSON, requests, c
 Two functions a type, with the same result. `direct` visits the counters once an event. `grouped` first gathers events that share subject
 and all dimensions and visits the counters once a group: faster when keys repeat, slower when they do not.
 
+An event with a value that does not count changes nothing and is put into `faulty`. All values of an event are read before any counter is
+touched, and a `try` costs nothing until something is raised.
+
 Only names made here and numbers go into the source; whatever a catalogue says comes in as a value.
 """
 
@@ -16,12 +19,12 @@ from typing import Any, NamedTuple
 
 from buffer.counters import MERGE_OF, ONE_EVENT, CounterKey, merge_max, pack
 from ingest.catalogue import Meter
-from ingest.quantity import LIMIT, Quantity
+from ingest.quantity import LIMIT, Fault, Quantity
 from ingest.shape import Leaf, Shape
 
 Counters = dict[CounterKey, int]
-# events of one type, tenant, a second of the window, sums, maxima -> number of groups or counters of the widest meter
-FoldFunction = Callable[[Sequence[Any], int, int, Counters, Counters], None]
+# events of one type, tenant, a second of the window, sums, maxima, faulty
+FoldFunction = Callable[[Sequence[Any], int, int, Counters, Counters, list[Any]], None]
 
 
 class Fold(NamedTuple):
@@ -48,6 +51,7 @@ class _Source:
         self._values = [leaf for leaf in shape.leaves if leaf.quantities]
         self._locals = {leaf.path: f"d{number}" for number, leaf in enumerate(self._dimensions)}
         self._names: dict[str, Any] = {
+            "Fault": Fault,
             "defaultdict": defaultdict,
             "put_maximum": put_maximum,
             "ONE_EVENT": ONE_EVENT,
@@ -68,7 +72,7 @@ class _Source:
         lines = self._opening()
         maxima = [meter for meter in self._shape.meters if MERGE_OF[meter.definition.aggregation] == "max"]
         lines += [f"    top{self._index(meter)} = defaultdict(list)" for meter in maxima]
-        lines += ["    for event in events:", "        s = event.subject", *self._load_leaves()]
+        lines += self._visit()
         for meter in self._shape.meters:
             key = self._key(meter)
             if meter in maxima:
@@ -85,13 +89,7 @@ class _Source:
     def grouped(self) -> list[str]:
         values = [f"v{number}" for number in range(len(self._quantities()))]
         group_key = ", ".join(["s", *self._locals.values()])
-        lines = [
-            *self._opening(),
-            "    groups = defaultdict(list)",
-            "    for event in events:",
-            "        s = event.subject",
-            *self._load_leaves(),
-        ]
+        lines = [*self._opening(), "    groups = defaultdict(list)", *self._visit()]
         gathered = f"({', '.join(values)})" if len(values) > 1 else values[0] if values else "None"
         lines += [f"        groups[{group_key}].append({gathered})"]
         lines += [f"    for {'(' + group_key + ')' if self._locals else 's'}, values in groups.items():", "        n = len(values)"]
@@ -112,10 +110,23 @@ class _Source:
     def _opening(self) -> list[str]:
         windows = sorted({meter.definition.window_s for meter in self._shape.meters})
         return [
-            "def fold(events, tenant, second, sums, maxima):",
+            "def fold(events, tenant, second, sums, maxima, faulty):",
             "    get = sums.get",
             *(f"    w{window} = second - second % {window}" for window in windows),
         ]
+
+    def _visit(self) -> list[str]:
+        """The head of the loop over the events, up to where an event's dimensions and values are known."""
+        loads = self._load_leaves()
+        if self._values:
+            loads = [
+                "        try:",
+                *("    " + line for line in loads),
+                "        except Fault:",
+                "            faulty.append(event)",
+                "            continue",
+            ]
+        return ["    for event in events:", "        s = event.subject", *loads]
 
     def _load_leaves(self) -> list[str]:
         """Attribute loads, each object once, and the values made integers."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buffer.counters import PACKED_BYTES, CounterKey, Deltas, add_tallies, count, merge, merge_max, pack, together, unpack
+from buffer.counters import PACKED_BYTES, CounterKey, Deltas, add_tallies, count, less, merge, merge_max, pack, together, unpack
 
 LARGEST = 10**38 - 1  # 38 digits
 
@@ -49,6 +49,12 @@ def test_merging_maxima_keeps_the_greatest_value_and_all_events(parts: list[tupl
     for value, number in parts[1:]:
         total = merge_max(total, pack(value, number))
     assert unpack(total) == (max(value for value, _ in parts), sum(number for _, number in parts))
+
+
+@given(deltas, deltas)
+def test_what_was_merged_can_be_taken_away(one: Deltas, other: Deltas) -> None:
+    sums, taken = one.get("sum", {}), other.get("sum", {})
+    assert less(merged({"sum": sums}, {"sum": taken})["sum"], taken) == sums
 
 
 @given(deltas, deltas)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,8 +17,8 @@ from buffer.counters import Deltas, items, merge, unpack
 from dedupe.digest import digest
 from ingest.batch import Batch
 from ingest.catalogue import read_catalogue
-from ingest.checker import EPOCH, TimeBounds
-from ingest.decode import Decoder, Limits, Unusable, as_array
+from ingest.checker import EPOCH
+from ingest.decode import Decoder, Limits, Unusable
 
 NOW = datetime(2026, 11, 24, 10, 0, 30, 500_000, UTC)
 NOW_US = int((NOW - EPOCH) / timedelta(microseconds=1))
@@ -439,12 +440,17 @@ def test_good_batches_take_the_fast_path_and_agree_with_the_oracle(texts: list[s
     assert isinstance(batch.indexes, range) or batch.rejections or any("\\\\u0000" in one for one in texts)
 
 
+def _refuse(_body: bytes) -> list[Any]:
+    raise msgspec.ValidationError
+
+
 @given(batches)
-def test_the_two_paths_agree(texts: list[str]) -> None:
+def test_all_at_once_and_one_by_one_agree(texts: list[str]) -> None:
     body = f"[{','.join(texts)}]".encode()
-    bounds = TimeBounds(NOW - timedelta(days=1), NOW + timedelta(seconds=300))
     usual = DECODER.decode_batch(TENANT, body, NOW_US)
-    slow = DECODER._decode_slowly(TENANT, as_array(body), NOW, bounds, None)
+    one_by_one = new_decoder()
+    one_by_one._decode_all = _refuse
+    slow = one_by_one.decode_batch(TENANT, body, NOW_US)
     for field in ("received", "digests", "fingerprints", "oldest_us", "newest_us", "deltas"):
         assert getattr(usual, field) == getattr(slow, field), field
     assert list(usual.indexes) == list(slow.indexes)
@@ -466,6 +472,28 @@ def test_refolding(texts: list[str], choice: st.DataObject) -> None:
         id_, source, raw = batch.describe(position)
         sent = json.loads(texts[batch.indexes[position]])
         assert (id_, source, raw.decode()) == (sent["id"], sent["source"], texts[batch.indexes[position]])
+
+
+_SIMPLE = st.builds(
+    lambda kind, value, region: event(
+        type=kind, data={"bytes": value, "region": region, "disk": {"gb": value, "tier": region}} if kind != "ping" else ...
+    ),
+    st.sampled_from(["http.request", "storage", "ping"]),
+    st.integers(0, 3),
+    st.sampled_from(["eu", "us"]),
+)
+
+
+_PING, _STORAGE = event(type="ping", data=...), event(type="storage", data={"disk": {"gb": 1, "tier": "eu"}})
+
+
+@given(st.lists(st.tuples(_SIMPLE, st.booleans() | st.just(True)), max_size=40))
+@example([(_PING, True), (_PING, True), (_STORAGE, False)])  # no maximum is left
+def test_what_is_left_out_is_taken_away_exactly(sent: list[tuple[dict[str, object], bool]]) -> None:
+    """Few counters and few values: the greatest is often left out, and often another one is as great."""
+    batch = decode(*[one for one, _ in sent])
+    kept = [position for position, (_, keep) in enumerate(sent) if keep]
+    assert batch.refold(kept) == decode(*[one for one, keep in sent if keep]).deltas
 
 
 @given(st.lists(events(0), min_size=1, max_size=12))

@@ -149,6 +149,7 @@ def steps() -> dict[str, Step]:
         "decode_batch, counters repeat": _decoding(few),
         "decode_batch, counters alone": _decoding(alone),
         "decode_batch, one event in a hundred bad": _decoding(faulty),
+        "fold again, one event in ten left out": _folding_again(few),
         "merge, all counters new": Step(COUNTERS, lambda: ({}, _deltas()), lambda given: merge(*given)),
         "merge, all counters live": Step(COUNTERS, lambda: (_deltas(), _deltas()), lambda given: merge(*given)),
         "encode a call for the journal": Step(EVENTS, _call, encode_record),
@@ -159,6 +160,12 @@ def steps() -> dict[str, Step]:
 def _decoding(body: bytes) -> Step:
     decoder = _decoder()
     return Step(EVENTS, lambda: bytes(bytearray(body)), lambda sent: decoder.decode_batch(1, sent, NOW_US), lambda: _passes(body))
+
+
+def _folding_again(body: bytes) -> Step:
+    batch = _decoder().decode_batch(1, body, NOW_US)
+    kept = [position for position in range(EVENTS) if position % 10]
+    return Step(EVENTS, lambda: kept, batch.refold)
 
 
 def _decoder() -> Decoder:
