@@ -35,13 +35,16 @@ QUESTIONS = 300
 
 
 class InMemory:
-    """A log of one stream. Positions are indexes."""
+    """A log of one stream, which grows. Positions are indexes."""
 
     identity = "bench"
 
-    def __init__(self, records: Sequence[Received]) -> None:
-        self._records = records
+    def __init__(self, records: Sequence[Received] = ()) -> None:
+        self._records = list(records)
         self._at = 0
+
+    def append(self, headers: Mapping[str, bytes], value: bytes) -> None:
+        self._records.append(Received("s", len(self._records) + 1, headers, value))
 
     async def open(self, positions: Positions) -> None:
         self._at = (await positions(["s"])).get("s", 0)
@@ -87,29 +90,27 @@ async def _figures(dsn: str, flushes: int, rows: int) -> list[Figure]:
 async def _rate(dsn: str, flushes: int) -> tuple[int, list[int]]:
     """Hundredths of counters a second: of the first flush, and of each after it, which meets the same counters."""
     settings = demo_settings()
+    definitions = read_catalogue(settings.meters).definitions
+    live = _live(definitions)
     writer = os.urandom(16)
-    speeds = []
     next_n: dict[int, int] = {}
-    records: list[Received] = []
-    ledger = Ledger(dsn)
-    for _ in range(1 + flushes):
-        live = _live(read_catalogue(settings.meters).definitions)
-        encoder = RecordEncoder(
-            dict(enumerate(read_catalogue(settings.meters).definitions, 1)), {1: "demo"}, writer, 6, Through(bytes(16), 1), next_n
-        )
-        pieces = [record for piece in encoder.pieces(live, {1: {"received": count(live), "accepted": count(live)}}) for record in piece]
+    log, ledger = InMemory(), Ledger(dsn)
+    rater = Rater(log, ledger, clock_us=clock_us, late_s=late_s(settings), books=make_books(settings))
+    task = asyncio.ensure_future(rater.run())
+    speeds = []
+    for number in range(1, 2 + flushes):
+        encoder = RecordEncoder(dict(enumerate(definitions, 1)), {1: "demo"}, writer, 6, Through(bytes(16), number), next_n)
+        records = [record for piece in encoder.pieces(live, {1: {"received": count(live), "accepted": count(live)}}) for record in piece]
         next_n = encoder.next_n
-        at = len(records)
-        records += [Received("s", at + index, dict(record.headers), record.value) for index, record in enumerate(pieces, 1)]
-        rater = Rater(InMemory(records), ledger, clock_us=clock_us, late_s=late_s(settings), books=make_books(settings))
         start = time.perf_counter_ns()
-        task = asyncio.ensure_future(rater.run())
-        while rater.counts.counters < count(live):
+        for record in records:
+            log.append(dict(record.headers), record.value)
+        while rater.counts.counters < number * count(live):
             assert not task.done() and not rater.counts.parked and not rater.counts.failures, rater.counts
             await asyncio.sleep(0.005)
         speeds.append(count(live) * 100_000_000_000 // (time.perf_counter_ns() - start))
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     await ledger.close()
     return speeds[0], speeds[1:]
 

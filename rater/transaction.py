@@ -9,7 +9,6 @@ them known.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from decimal import Decimal
 from io import BytesIO
 from typing import Any, NamedTuple
 
+import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from buffer.counters import MeterDefinition
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CHAINS = statements("chains")
 USAGE = statements("usage")
 CHARGES = statements("charges")
+
+_encode = msgspec.json.Encoder().encode
 
 _MOST_PARKED = 64  # parked records of a chain that one transaction applies; the rest follows in the next
 
@@ -436,7 +438,7 @@ def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
 
 
 def _json(content: object) -> str:
-    return json.dumps(content, ensure_ascii=False)
+    return _encode(content).decode()
 
 
 def _text(amount: Decimal | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from decimal import ROUND_HALF_EVEN, Clamped, Context, Decimal, DivisionByZero, FloatOperation, Inexact, InvalidOperation, Overflow
+from functools import cache
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -29,7 +30,12 @@ ZERO = Decimal(0)
 
 def round_money(exact: Decimal, decimal_places: int) -> Decimal:
     """Half to even: the declared rounding of a charge line."""
-    return exact.quantize(EXACT.scaleb(Decimal(1), -decimal_places), context=_ROUNDING)
+    return exact.quantize(_unit(decimal_places), context=_ROUNDING)
+
+
+@cache
+def _unit(decimal_places: int) -> Decimal:
+    return EXACT.scaleb(Decimal(1), -decimal_places)
 
 
 def from_scaled(scaled: int, scale: int) -> Decimal:
