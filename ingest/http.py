@@ -1,7 +1,7 @@
 """The HTTP edge: from a request to an answer.
 
-Belongs here: routes, credentials and scopes at work, headers, statuses, what a connection does after an error. Must not know: how events
-are decoded or counted, which sink stands behind it.
+Belongs here: routes, credentials and scopes at work, headers, statuses. Must not know: how events are decoded or counted, which sink stands
+behind it, how connections come and go (connection.py).
 
 The hot route comes first, without router or middleware. Every other route is in a dict that the front door extends.
 """
@@ -9,12 +9,11 @@ The hot route comes first, without router or middleware. Every other route is in
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from ingest import request_body
 from ingest.auth import INGEST, Keys, Principal
@@ -29,14 +28,18 @@ log = structlog.get_logger()
 EVENTS = "/v1/events"
 SERVER = "Parshall"
 _MOST_ECHOED = 255
-_READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
-_LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
-_UNEXPECTED = "Something unexpected went wrong here; it is in the log. Sending the same bytes again is safe."
+UNEXPECTED = "Something unexpected went wrong here; it is in the log. Sending the same bytes again is safe."
 
-_JSON = "application/json"
-_PROBLEM = "application/problem+json"  # without a charset: clients compare it exactly
+JSON = "application/json"
+PROBLEM = "application/problem+json"  # without a charset: clients compare it exactly
 
 Handler = Callable[[web.BaseRequest, Principal | None], Awaitable[web.StreamResponse]]
+
+
+class Known(Protocol):
+    """A connection, as far as the edge marks it."""
+
+    known: bool  # a key has come over it: it does not give way to others
 
 
 class Route(NamedTuple):
@@ -63,6 +66,10 @@ class Problem(Exception):
         self.detail = detail
         self.headers = headers
         self._close = close
+
+    def echo(self, headers: Mapping[str, str]) -> None:
+        if headers:
+            self.headers = {**(self.headers or {}), **headers}
 
     def response(self) -> web.Response:
         response = problem_response(self.status, self.detail, self.headers)
@@ -111,17 +118,11 @@ class Edge:
                 response: web.StreamResponse = await self._events(request)
             else:
                 response = await self._elsewhere(request)
-        except Problem as refusal:
-            response = refusal.response()
-        except Unavailable as error:
-            response = _not_now(error).response()
         except Exception as error:
             if isinstance(error, ConnectionError) and request.transport is None:
                 response = problem_response(400, "The sender is gone.")  # nobody reads it
             else:
-                log.exception("a request failed unexpectedly", method=request.method, path=request.path)
-                response = problem_response(503, _UNEXPECTED, {"Retry-After": "1"})
-                response.force_close()
+                response = refusal(error, request.method, request.path)
         if self.closing or not request.content.is_eof():
             response.force_close()  # the rest of the body is drained for a while, then the connection goes
         self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
@@ -131,24 +132,47 @@ class Edge:
 
     async def _events(self, request: web.BaseRequest) -> web.Response:
         headers = request.headers
-        echo = _echoed(headers.get("Idempotency-Key"))
+        echo = echoed(headers)
         try:
-            principal = self.authorized(request, INGEST)
-            form = form_of(headers.get("Content-Type"), headers)
-            if form is None:
-                raise _unknown_media_type(headers.get("Content-Type"))
-            room = _Room(self, principal.tenant)
+            form, room = self.admit(headers, cast(Known, request.protocol))
             try:
                 body = await self._body(request, room)
-                outcome = await self._outcome(principal.tenant, _one_event(headers, body) if form is Form.BINARY else body)
+                outcome = await self.submit(form, headers, body, room)
             finally:
                 room.give_back()
-        except Problem as refusal:
-            if echo:
-                refusal.headers = {**(refusal.headers or {}), **echo}
+        except Problem as problem:
+            problem.echo(echo)
             raise
         status, content = answer(outcome)
-        return web.Response(body=content, status=status, headers={"Content-Type": _JSON, "Server": SERVER, **echo})
+        return web.Response(body=content, status=status, headers={"Content-Type": JSON, "Server": SERVER, **echo})
+
+    def admit(self, headers: Mapping[str, str], connection: Known) -> tuple[Form, Room]:
+        """What the head of a request alone decides. Raises Problem."""
+        principal = self._authorized(headers, connection, INGEST)
+        content_type = headers.get("Content-Type")
+        form = form_of(content_type, headers)
+        if form is None:
+            raise _unknown_media_type(content_type)
+        return form, Room(self, principal.tenant)
+
+    def submit(self, form: Form, headers: Mapping[str, str], body: bytes, room: Room) -> Awaitable[Outcome]:
+        """Decode a body and hand over what is in it. Raises Problem; waiting for the outcome raises Unavailable."""
+        tenant = room.tenant
+        deadline_s = asyncio.get_running_loop().time() + self._deadline_s
+        encoding = headers.get("Content-Encoding")
+        if encoding is not None:
+            body = self._unpack(body, encoding)
+        room.cover(len(body))
+        if form is Form.BINARY:
+            body = _one_event(headers, body)
+        try:
+            self._sink.check(tenant)
+            batch = self.decoder.decode_batch(tenant, body, self._clock_us())
+            return self._sink.submit(batch, deadline_s) if batch.received else _nothing()
+        except Unusable as error:
+            raise Problem(error.status, error.detail) from None
+        except Unavailable as error:
+            raise _not_now(error) from None
 
     def full(self, tenant: int) -> Problem:
         """What a request is told for which there is no room."""
@@ -171,8 +195,7 @@ class Edge:
         except Unavailable as error:
             raise _not_now(error) from None
 
-    async def _body(self, request: web.BaseRequest, room: _Room) -> bytes:
-        headers = request.headers
+    async def _body(self, request: web.BaseRequest, room: Room) -> bytes:
         limits = self.limits
         content = request.content
         try:
@@ -181,17 +204,24 @@ class Edge:
                 if length is not None and length > limits.max_body_bytes:
                     raise request_body.too_large(limits.max_body_bytes)
                 room.cover(length or 0)  # before it is read
-                if "Expect" in headers:
+                if "Expect" in request.headers:
                     await _send_continue(request)
-            body = await request_body.read(content, limits.max_body_bytes, limits.body_s, room.cover)
-            encoding = headers.get("Content-Encoding")
-            if encoding is not None:
-                body = request_body.unpack(body, encoding, limits.max_body_bytes)
-            room.cover(len(body))
-            return body
+            return await request_body.read(content, limits.max_body_bytes, limits.body_s, room.cover)
         except request_body.Refused as refused:
-            headers_of_it = {"Accept-Encoding": "gzip"} if refused.status == 415 else None
-            raise Problem(refused.status, refused.detail, headers_of_it, close=not content.is_eof()) from None
+            raise Problem(refused.status, refused.detail, close=not content.is_eof()) from None
+
+    def body_of(self, content: StreamReader) -> bytes:
+        """A body of which all is here. Raises Problem."""
+        try:
+            return request_body.arrived(content, self.limits.max_body_bytes)
+        except request_body.Refused as refused:
+            raise Problem(refused.status, refused.detail) from None
+
+    def _unpack(self, body: bytes, encoding: str) -> bytes:
+        try:
+            return request_body.unpack(body, encoding, self.limits.max_body_bytes)
+        except request_body.Refused as refused:
+            raise Problem(refused.status, refused.detail, {"Accept-Encoding": "gzip"} if refused.status == 415 else None) from None
 
     # ---- everything else
 
@@ -206,11 +236,14 @@ class Edge:
         return await route.handler(request, principal)
 
     def authorized(self, request: web.BaseRequest, scope: str) -> Principal:
-        principal = self.keys.principal(request.headers.get("Authorization"))
+        return self._authorized(request.headers, cast(Known, request.protocol), scope)
+
+    def _authorized(self, headers: Mapping[str, str], connection: Known, scope: str) -> Principal:
+        principal = self.keys.principal(headers.get("Authorization"))
         if principal is None:
             detail = "No API key that is known here: send `Authorization: Bearer KEY`."
             raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
-        cast(_Connection, request.protocol).known = True
+        connection.known = True
         if scope not in principal.scopes:
             raise Problem(403, f'This key lacks the scope "{scope}"; it has: {", ".join(sorted(principal.scopes))}.')
         return principal
@@ -231,27 +264,44 @@ class Edge:
         return json_response(b'{"status":"ready"}')
 
 
-class _Room:
+class Room:
     """What one request holds of the bound on bodies in flight, until it is answered."""
 
-    __slots__ = ("_edge", "_held", "_tenant")
+    __slots__ = ("_edge", "_held", "tenant")
 
     def __init__(self, edge: Edge, tenant: int) -> None:
         self._edge = edge
-        self._tenant = tenant
+        self.tenant = tenant
         self._held = 0
 
     def cover(self, size: int) -> None:
         """Hold so much altogether. Raises Problem when it does not fit."""
         more = size - self._held
         if more > 0:
-            if not self._edge.in_flight.fits(self._tenant, more):
-                raise self._edge.full(self._tenant)
-            self._edge.in_flight.take(self._tenant, more)
+            if not self._edge.in_flight.fits(self.tenant, more):
+                raise self._edge.full(self.tenant)
+            self._edge.in_flight.take(self.tenant, more)
             self._held = size
 
     def give_back(self) -> None:
-        self._edge.in_flight.give(self._tenant, self._held)
+        self._edge.in_flight.give(self.tenant, self._held)
+
+
+def refusal(error: Exception, method: str, path: str) -> web.Response:
+    """The answer to a request that raised this."""
+    if isinstance(error, Unavailable):
+        error = _not_now(error)
+    if isinstance(error, Problem):
+        return error.response()
+    log.error("a request failed unexpectedly", exc_info=error, method=method, path=path)
+    response = problem_response(503, UNEXPECTED, {"Retry-After": "1"})
+    response.force_close()
+    return response
+
+
+async def _nothing() -> Outcome:
+    """Of a request without events."""
+    return Outcome(0, 0, 0, ())
 
 
 def _not_now(error: Unavailable) -> Problem:
@@ -259,13 +309,11 @@ def _not_now(error: Unavailable) -> Problem:
 
 
 def json_response(body: bytes, status: int = 200) -> web.Response:
-    return web.Response(body=body, status=status, headers={"Content-Type": _JSON, "Server": SERVER})
+    return web.Response(body=body, status=status, headers={"Content-Type": JSON, "Server": SERVER})
 
 
 def problem_response(status: int, detail: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=problem(status, detail), status=status, headers={"Content-Type": _PROBLEM, "Server": SERVER, **(headers or {})}
-    )
+    return web.Response(body=problem(status, detail), status=status, headers={"Content-Type": PROBLEM, "Server": SERVER, **(headers or {})})
 
 
 async def read_small(request: web.BaseRequest, most: int = 64 * 1024) -> bytes:
@@ -291,7 +339,9 @@ def _unknown_media_type(content_type: str | None) -> Problem:
     return Problem(415, f"{said}: send {allowed}.", {"Accept": ", ".join(STRUCTURED_TYPES)})
 
 
-def _echoed(key: str | None) -> dict[str, str]:
+def echoed(headers: Mapping[str, str]) -> dict[str, str]:
+    """What of a request's headers comes back with its answer, whatever that is."""
+    key = headers.get("Idempotency-Key")
     if key and len(key) <= _MOST_ECHOED and key.isascii() and key.isprintable():
         return {"Idempotency-Key": key}
     return {}
@@ -302,143 +352,3 @@ async def _send_continue(request: web.BaseRequest) -> None:
     if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun
-
-
-# ---- the server
-
-
-class _Connection(web.RequestHandler):
-    """aiohttp's connection, with our answers to what is not HTTP."""
-
-    __slots__ = ("_edge", "_unread", "_wire", "known")
-
-    known: bool  # a key has come over it: it does not give way to others
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        server = cast(_Server, self._manager)
-        edge = server.edge
-        self.known = False
-        self._unread: asyncio.TimerHandle | None = None
-        self._wire = cast(asyncio.Transport, transport)
-        if edge.connections < edge.limits.connections or server.displace():
-            self._edge: Edge | None = edge  # None: it does not count, or no longer
-            edge.connections += 1
-            server.unknown[self] = None
-            super().connection_made(transport)
-            return
-        self._edge = None
-        edge.refused_connections += 1
-        self._force_close = True  # whatever it sends is not read
-        self._wire.write(_FULL)
-        self._wire.close()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self._manager is not None:
-            cast(_Server, self._manager).unknown.pop(self, None)
-        self._uncount()
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def displace(self) -> None:
-        self._uncount()
-        self.force_close()
-
-    def _uncount(self) -> None:
-        if self._edge is not None:
-            self._edge.connections -= 1
-            self._edge = None
-
-    # An answer that nobody reads holds its connection, closed or not, for as long as the peer's system is alive: aiohttp waits for ever.
-
-    async def start(self) -> None:
-        try:
-            await super().start()
-        finally:
-            if self._wire.get_write_buffer_size():
-                self._wait_for_reader()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._wait_for_reader()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if not self._wire.is_closing():
-            self._stop_waiting()
-
-    def _wait_for_reader(self) -> None:
-        if self._unread is None and self._manager is not None:
-            self._unread = self._loop.call_later(cast(_Server, self._manager).edge.limits.answer_s, self._wire.abort)
-
-    def _stop_waiting(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._messages and (self._current_request is not None or len(self._messages) > 1):
-            self._end_broken_bodies()
-
-    def _end_broken_bodies(self) -> None:
-        """A message behind a body that has not ended is an error in that body: without this its reader would wait for the rest."""
-        contents = [content for _, content in self._messages]
-        if self._current_request is not None:
-            contents.insert(0, self._current_request.content)
-        for content in contents[:-1]:
-            if not content.is_eof() and content.exception() is None:
-                content.set_exception(web.RequestPayloadError("the body is broken"))
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer was under way")
-        if status >= 500:
-            log.error("a request failed unexpectedly", exc_info=exc)
-            response = problem_response(503, _UNEXPECTED, {"Retry-After": "1"})
-        else:
-            response = problem_response(status, "This is not an HTTP request that can be read.")
-        response.force_close()
-        return response
-
-
-def _full() -> bytes:
-    body = problem(503, "Too many connections are open here: try again, later.")
-    head = f"HTTP/1.1 503 Service Unavailable\r\nServer: {SERVER}\r\nContent-Type: {_PROBLEM}\r\nRetry-After: 2\r\nConnection: close\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-_FULL = _full()
-
-
-class _Server(web.Server):
-    def __init__(self, edge: Edge, **settings: Any) -> None:
-        super().__init__(edge.handle, **settings)
-        self.edge = edge
-        self.unknown: OrderedDict[_Connection, None] = OrderedDict()  # no key had come over them when last looked at; oldest first
-
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-    def displace(self) -> bool:
-        """Close the oldest connection over which no key has come, so that strangers cannot keep customers out. Whether there was one."""
-        while self.unknown:
-            oldest, _ = self.unknown.popitem(last=False)
-            if not oldest.known:
-                self.edge.displaced_connections += 1
-                oldest.displace()
-                return True
-        return False
-
-
-def make_server(edge: Edge) -> web.Server:
-    """For `loop.create_server` or `create_unix_server`; made on the loop that serves. Bodies arrive as they were sent, packed or not."""
-    settings: dict[str, Any] = {
-        "access_log": None,
-        "auto_decompress": False,
-        "keepalive_timeout": edge.limits.idle_s,
-        "lingering_time": _LINGER_S,
-        "read_bufsize": _READ_BYTES,
-    }
-    return _Server(edge, **settings)

@@ -35,17 +35,22 @@ async def read(content: StreamReader, most: int, most_s: float, on_size: Callabl
     `on_size` is told how much has arrived, each time that more has; what it raises ends the reading.
     """
     try:
-        if content.is_eof():  # all of it arrived with its headers
-            body = await content.readany()
-            if len(body) > most:
-                raise too_large(most)
-            return body
+        if content.is_eof():
+            return arrived(content, most)
         async with asyncio.timeout(most_s):
             return await _read_on(content, most, on_size)
     except TimeoutError:
         raise Refused(408, f"The body did not arrive within {most_s:g} s.") from None
     except RequestPayloadError:
         raise Refused(400, "The body is not framed as its headers say.") from None
+
+
+def arrived(content: StreamReader, most: int) -> bytes:
+    """A body of which all is here. Raises Refused."""
+    body = content.read_nowait()
+    if len(body) > most:
+        raise too_large(most)
+    return body
 
 
 async def _read_on(content: StreamReader, most: int, on_size: Callable[[int], None] | None) -> bytes:

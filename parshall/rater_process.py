@@ -22,7 +22,8 @@ from aiohttp import web
 
 from buffer.counter_log import UnfitLog
 from ingest.auth import Keys
-from ingest.http import Edge, HttpLimits, Problem, make_server
+from ingest.connection import make_server
+from ingest.http import Edge, HttpLimits, Problem
 from ingest.metrics import metrics_routes
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED

@@ -26,7 +26,8 @@ from buffer.counter_log import UnfitLog
 from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
-from ingest.http import Edge, HttpLimits, Route, make_server
+from ingest.connection import make_server
+from ingest.http import Edge, HttpLimits, Route
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.snapshot import WriterSnapshot
 from ingest.writer import CannotStart

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 from aiohttp import web
 
+from ingest import connection as connections
 from ingest.admin import admin_routes
 from ingest.auth import Keys, Principal, hash_key
 from ingest.batch import CONFLICT, Batch, Rejection
 from ingest.catalogue import read_catalogue
+from ingest.connection import make_server
 from ingest.decode import Decoder, Limits
-from ingest.http import Edge, HttpLimits, Problem, Route, json_response, make_server
+from ingest.http import Edge, HttpLimits, Problem, Route, json_response
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.sink import Outcome, Unavailable
 from ingest.snapshot import TenantLedger, WriterSnapshot
@@ -95,10 +97,19 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+    version: str
 
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+@pytest.fixture(params=["direct", "by aiohttp"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs with the direct way of ingest/connection.py and without it: no sender must see a difference."""
+    if request.param == "by aiohttp":
+        monkeypatch.setattr(connections.Connection, "_goes_direct", lambda *_: False)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -160,7 +171,7 @@ class Connection:
             status_line, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             body = await self.reader.readexactly(int(headers.get("content-length", "0")))
-            return Answer(int(status_line.split()[1]), headers, body)
+            return Answer(int(status_line.split()[1]), headers, body, status_line.split()[0])
 
     async def ended(self) -> bool:
         """Whether the server closed its side, without another byte."""
@@ -672,6 +683,113 @@ async def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
         answers = [await client.answer() for _ in range(20)]
     assert [answer.headers["idempotency-key"] for answer in answers] == [str(number) for number in range(20)]
     assert [answer.status for answer in answers] == [422 if number % 3 == 0 else 200 for number in range(20)]
+
+
+async def test_pipelined_requests_of_several_kinds_are_answered_in_order(served: Served) -> None:
+    """Those behind a request that waits for its answer wait too."""
+    body = json.dumps([event()]).encode()
+    large = json.dumps([event(id=str(number)) for number in range(80)]).encode()
+    kinds = [("events", body), ("/healthz", b""), ("events", large), ("events", body), ("/nowhere", b""), ("events", b"no json")]
+    served.sink.wait.clear()
+    async with connection(served) as client:
+        for kind, content in 3 * kinds:
+            if kind == "events":
+                client.send(head(len(content)), content)
+            else:
+                client.send(head(None, path=f"GET {kind}", kind=None))
+        await asyncio.sleep(0.05)
+        assert not served.edge.statuses
+        served.sink.wait.set()
+        assert [(await client.answer()).status for _ in 3 * kinds] == 3 * [200, 200, 200, 200, 404, 400]
+
+
+async def test_who_does_not_read_is_not_answered_on_and_on(served: Served) -> None:
+    """Its answers would fill the memory."""
+    many = 30_000
+    async with connection(served) as client:
+        client.writer.write(many * (head(2).replace("\n", "\r\n").encode() + b"\r\n\r\n[]"))
+        answered = -1
+        while answered < (answered := served.edge.statuses.get(200, 0)) or not answered:
+            await asyncio.sleep(0.3)
+        assert answered < many
+        for _ in range(many):
+            assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "wish", "said"),
+    [("1.1", "close", "close"), ("1.1", "keep-alive", None), ("1.0", "keep-alive", "keep-alive"), ("1.0", "close", None)],
+)
+async def test_the_connection_stays_as_long_as_the_sender_wishes(served: Served, version: str, wish: str, said: str | None) -> None:
+    async with connection(served) as client:
+        client.send(head(2, more=f"Connection: {wish}").replace("HTTP/1.1", f"HTTP/{version}"), b"[]")
+        answer = await client.answer()
+        assert (answer.status, answer.version, answer.headers.get("connection")) == (200, f"HTTP/{version}", said)
+        if wish == "close":
+            assert await client.ended()
+        else:
+            client.send(head(2), b"[]")
+            assert (await client.answer()).status == 200
+
+
+async def test_a_request_that_comes_in_pieces(served: Served) -> None:
+    body = json.dumps([event()]).encode()
+    whole = head(len(body)).replace("\n", "\r\n").encode() + b"\r\n\r\n" + body
+    async with connection(served) as client:
+        for at in (1, 30, len(whole) - len(body), len(whole) - 1):
+            client.writer.write(whole[:at])
+            await asyncio.sleep(0.01)
+            client.writer.write(whole[at:] + whole)
+            assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+
+
+async def test_a_connection_is_idle_only_between_requests() -> None:
+    body = json.dumps([event()]).encode()
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, idle_s=0.3)) as served, connection(served) as client:
+        served.sink.wait.clear()
+        client.send(head(len(body)), body)
+        await asyncio.sleep(0.5)
+        served.sink.wait.set()
+        assert (await client.answer()).status == 200
+        await asyncio.sleep(0.15)
+        client.send(head(len(body)), body)
+        assert (await client.answer()).status == 200
+        answered_s = asyncio.get_running_loop().time()
+        assert await client.ended()
+        assert asyncio.get_running_loop().time() - answered_s >= 0.25
+
+
+async def test_nothing_is_left_of_a_connection_whose_sender_went_before_its_answer(served: Served) -> None:
+    tasks = len(asyncio.all_tasks())
+    served.sink.wait.clear()
+    body = json.dumps([event()]).encode()
+    async with connection(served) as client:
+        client.send(head(len(body)), body)
+        await asyncio.sleep(0.05)
+        client.writer.transport.abort()
+    await asyncio.sleep(0.05)
+    served.sink.wait.set()
+    await asyncio.sleep(0.05)
+    assert (served.edge.connections, served.edge.in_flight.total, len(asyncio.all_tasks())) == (0, 0, tasks)
+
+
+async def test_shutting_down_waits_for_what_is_under_way(served: Served) -> None:
+    body = json.dumps([event()]).encode()
+    served.sink.wait.clear()
+    async with connection(served) as client, connection(served) as idle:
+        client.send(head(len(body)), body)
+        idle.send(head(2), b"[]")
+        assert (await idle.answer()).status == 200
+        await asyncio.sleep(0.05)
+        served.edge.closing = True
+        ending = asyncio.ensure_future(served.server.shutdown(5))
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+        served.sink.wait.set()
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await client.ended()
+        ending.cancel()
 
 
 async def test_the_connection_lives_on_after_errors_that_were_read_to_their_end(served: Served) -> None:

@@ -1,0 +1,289 @@
+"""Connections and the server of them: aiohttp's, with our answers to what is not HTTP, bounds on connections, and a direct way.
+
+Belongs here: what depends on the state of a connection. Must not know: what a request means; that is the edge's (http.py).
+
+The direct way: a request to the hot route whose body has come with its head, as small ones do, is answered from here, without the task,
+the request and the response that aiohttp makes for every other. Its parser reads both kinds, and its queue holds both. While a direct
+request is under way the loop of aiohttp sleeps: the future that would wake it (`_waiter`) is kept in `_parked`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple, cast
+
+import structlog
+from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import RawRequestMessage
+
+from ingest.http import EVENTS, JSON, PROBLEM, SERVER, UNEXPECTED, Edge, Problem, Room, echoed, problem_response, refusal
+from ingest.sink import Outcome
+from ingest.verdict import ALL_COUNTED, ALL_REJECTED, SOME_REJECTED, answer, problem
+
+log = structlog.get_logger()
+
+_READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
+_LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
+
+
+class Connection(web.RequestHandler):
+    __slots__ = ("_direct", "_edge", "_parked", "_unread", "_wire", "known")
+
+    known: bool  # a key has come over it: it does not give way to others
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        server = cast(Server, self._manager)
+        edge = server.edge
+        self.known = False
+        self._direct: _Direct | None = None  # the direct request that is under way
+        self._parked: asyncio.Future[None] | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._wire = cast(asyncio.Transport, transport)
+        if edge.connections < edge.limits.connections or server.displace():
+            self._edge: Edge | None = edge  # None: it does not count, or no longer
+            edge.connections += 1
+            server.unknown[self] = None
+            super().connection_made(transport)
+            return
+        self._edge = None
+        edge.refused_connections += 1
+        self._force_close = True  # whatever it sends is not read
+        self._wire.write(_FULL)
+        self._wire.close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._manager is not None:
+            cast(Server, self._manager).unknown.pop(self, None)
+        self._uncount()
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def displace(self) -> None:
+        self._uncount()
+        self.force_close()
+
+    def _uncount(self) -> None:
+        if self._edge is not None:
+            self._edge.connections -= 1
+            self._edge = None
+
+    # An answer that nobody reads holds its connection, closed or not, for as long as the peer's system is alive: aiohttp waits for ever.
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        finally:
+            if self._wire.get_write_buffer_size():
+                self._wait_for_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._wire.is_closing():
+            self._stop_waiting()
+
+    def _wait_for_reader(self) -> None:
+        if self._unread is None and self._manager is not None:
+            self._unread = self._loop.call_later(cast(Server, self._manager).edge.limits.answer_s, self._wire.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def data_received(self, data: bytes) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._edge is None:
+            self._receive(data)
+            return
+        self._parked, self._waiter = waiter, None
+        self._receive(data)
+        self._go_on()
+
+    def _receive(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages and (self._current_request is not None or len(self._messages) > 1):
+            self._end_broken_bodies()
+
+    def _end_broken_bodies(self) -> None:
+        """A message behind a body that has not ended is an error in that body: without this its reader would wait for the rest."""
+        contents = [content for _, content in self._messages]
+        if self._current_request is not None:
+            contents.insert(0, self._current_request.content)
+        for content in contents[:-1]:
+            if not content.is_eof() and content.exception() is None:
+                content.set_exception(web.RequestPayloadError("the body is broken"))
+
+    # ---- the direct way
+
+    def _go_on(self) -> None:
+        """Take direct requests from the queue until one is under way. Where another one comes first, aiohttp's loop takes over."""
+        while self._direct is None and self._messages and self._goes_direct(*self._messages[0]):
+            message, content = self._messages.popleft()
+            self._make_room_for_messages()
+            self._begin(message, content)
+        if self._direct is None:
+            self._unpark()
+
+    def _goes_direct(self, message: Any, content: StreamReader) -> bool:
+        return (
+            isinstance(message, RawRequestMessage)
+            and message.path == EVENTS
+            and message.method == "POST"
+            and message.version == HttpVersion11
+            and not message.should_close
+            and not message.upgrade
+            and content.is_eof()
+            and content.exception() is None
+            and not (self._paused or self._close or self._force_close)  # paused: earlier answers are not read
+            and self._edge is not None
+            and not self._edge.closing
+        )
+
+    def _make_room_for_messages(self) -> None:
+        """As `start` of aiohttp does for each message that it takes."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _begin(self, message: Any, content: StreamReader) -> None:
+        edge, headers = cast(Edge, self._edge), message.headers
+        echo = echoed(headers)
+        room: Room | None = None
+        try:
+            form, room = edge.admit(headers, self)
+            outcome = asyncio.ensure_future(edge.submit(form, headers, edge.body_of(content), room))
+        except Exception as error:
+            if room is not None:
+                room.give_back()
+            self._refuse(edge, error, echo)
+            return
+        self._direct = _Direct(edge, room, echo)
+        outcome.add_done_callback(self._settled)
+
+    def _settled(self, future: asyncio.Future[Outcome]) -> None:
+        assert self._direct is not None
+        edge, room, echo = self._direct
+        self._direct = None
+        room.give_back()
+        try:
+            status, content = answer(future.result())
+        except Exception as error:
+            self._refuse(edge, error, echo)
+        else:
+            more = "".join([f"{name}: {value}\r\n" for name, value in echo.items()]).encode() if echo else b""
+            self._answer(edge, status, b"%b%b" % (_HEADS[status], more), content)
+        self._go_on()
+
+    def _refuse(self, edge: Edge, error: Exception, echo: Mapping[str, str]) -> None:
+        if isinstance(error, Problem):
+            error.echo(echo)
+        response = refusal(error, "POST", EVENTS)
+        head = f"HTTP/1.1 {response.status} {response.reason}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+        self._answer(edge, response.status, head.encode(), cast(bytes, response.body), close=response.keep_alive is False)
+
+    def _answer(self, edge: Edge, status: int, head: bytes, body: bytes, *, close: bool = False) -> None:
+        edge.statuses[status] = edge.statuses.get(status, 0) + 1
+        if self.transport is None:  # the sender is gone
+            return
+        close = close or edge.closing
+        if close:
+            head += b"Connection: close\r\n"
+        date = rfc822_formatted_time().encode()
+        self.transport.write(b"%bContent-Length: %d\r\nDate: %b\r\n\r\n%b" % (head, len(body), date, body))
+        if close:
+            self.force_close()
+            return
+        self._next_keepalive_close_time = close_at = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(close_at, self._process_keepalive)
+
+    def _unpark(self) -> None:
+        """aiohttp's loop goes on: with what is in the queue, or it waits."""
+        waiter, self._parked = self._parked, None
+        if waiter is None or waiter.done():
+            return
+        if self._force_close or (self._close and not self._messages):
+            waiter.cancel()
+            return
+        self._waiter = waiter
+        if self._messages:
+            waiter.set_result(None)
+
+    # ---- what is not HTTP
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was under way")
+        if status >= 500:
+            log.error("a request failed unexpectedly", exc_info=exc)
+            response = problem_response(503, UNEXPECTED, {"Retry-After": "1"})
+        else:
+            response = problem_response(status, "This is not an HTTP request that can be read.")
+        response.force_close()
+        return response
+
+
+class _Direct(NamedTuple):
+    edge: Edge
+    room: Room
+    echo: Mapping[str, str]
+
+
+# The first lines of an answer; its length, the date and the body follow.
+_HEADS = {
+    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {JSON}\r\nServer: {SERVER}\r\n".encode()
+    for status in (ALL_COUNTED, SOME_REJECTED, ALL_REJECTED)
+}
+
+
+def _full() -> bytes:
+    body = problem(503, "Too many connections are open here: try again, later.")
+    head = f"HTTP/1.1 503 Service Unavailable\r\nServer: {SERVER}\r\nContent-Type: {PROBLEM}\r\nRetry-After: 2\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+_FULL = _full()
+
+
+class Server(web.Server):
+    def __init__(self, edge: Edge, **settings: Any) -> None:
+        super().__init__(edge.handle, **settings)
+        self.edge = edge
+        self.unknown: OrderedDict[Connection, None] = OrderedDict()  # no key had come over them when last looked at; oldest first
+
+    def __call__(self) -> web.RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+    def displace(self) -> bool:
+        """Close the oldest connection over which no key has come, so that strangers cannot keep customers out. Whether there was one."""
+        while self.unknown:
+            oldest, _ = self.unknown.popitem(last=False)
+            if not oldest.known:
+                self.edge.displaced_connections += 1
+                oldest.displace()
+                return True
+        return False
+
+
+def make_server(edge: Edge) -> web.Server:
+    """For `loop.create_server` or `create_unix_server`; made on the loop that serves. Bodies arrive as they were sent, packed or not."""
+    settings: dict[str, Any] = {
+        "access_log": None,
+        "auto_decompress": False,
+        "keepalive_timeout": edge.limits.idle_s,
+        "lingering_time": _LINGER_S,
+        "read_bufsize": _READ_BYTES,
+    }
+    return Server(edge, **settings)
