@@ -11,6 +11,7 @@ PostgreSQL and before the journals are looked for: whoever is rated is in it, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -203,12 +204,22 @@ def _counted_twice(settings: Settings, directories: Iterable[str]) -> list[Diffe
 
     disk = RealDisk()
     names = {tenant.number: tenant.name for tenant in settings.tenants}
-    journals = {os.path.realpath(directory): partial(read_outlines, directory, disk) for directory in directories}
-    size = sum(entry.stat().st_size for directory in journals for entry in os.scandir(directory))
+    each_once = {os.path.realpath(directory): directory for directory in directories}.values()
+    journals = [(directory, partial(read_outlines, directory, disk)) for directory in each_once]
+    size = sum(map(_size_of, each_once))
     try:
-        return list(granted_twice(journals.items(), size, lambda number: names.get(number, str(number))))
+        return list(granted_twice(journals, size, lambda number: names.get(number, str(number))))
     except JournalError as error:
         raise Stop(str(error), FAILED) from error
+
+
+def _size_of(directory: str) -> int:
+    """About: segments go while it is looked at."""
+    size = 0
+    for entry in os.scandir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            size += entry.stat().st_size
+    return size
 
 
 async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, Retired | None]:

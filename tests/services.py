@@ -37,6 +37,7 @@ sys.path.insert(0, str(PROJECT / "deploy" / "services"))
 import fetch  # noqa: E402  (deploy/services is a folder of programs, no package)
 
 from parshall import embedded_postgres  # noqa: E402
+from tests.small_disk import SmallDisk  # noqa: E402
 
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 30
@@ -48,6 +49,10 @@ _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="services")
 
 class NotReady(Exception):
     """A server did not start. The message holds the end of its log."""
+
+
+class SqlFailed(Exception):
+    """What psql said."""
 
 
 class Server:
@@ -228,9 +233,11 @@ class Postgres(Server):
     name = "postgres"
     stop_signal = signal.SIGINT  # PostgreSQL's "fast" stop
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str], disk: SmallDisk | None = None) -> None:
+        """`disk`: on which the folder is."""
         super().__init__(folder)
         self.data = folder / "data"
+        self._disk = disk
         self._programs = Path(embedded_postgres.find_binaries())
         self._identity = embedded_postgres.choose_identity(str(folder))  # PostgreSQL refuses to run as root
         embedded_postgres.give_to(self._identity.file_owner, [str(folder)])
@@ -262,7 +269,15 @@ class Postgres(Server):
         return {"user": self._identity.user, "group": self._identity.user, "extra_groups": None if self._identity.user is None else []}
 
     def before_exec(self) -> Callable[[], None]:
-        return self._identity.before_exec(os.getpid())
+        disk, parent = self._disk, os.getpid()
+        if disk is None:
+            return self._identity.before_exec(parent)
+
+        def prepare() -> None:
+            disk.enter()
+            embedded_postgres.die_with_parent(signal.SIGINT, parent)
+
+        return prepare
 
     def kill(self) -> None:
         """SIGKILL the postmaster, and wait until its children have noticed and ended: before that it would refuse to start."""
@@ -280,9 +295,10 @@ class Postgres(Server):
     def sql(self, statement: str, database: str = "postgres") -> str:
         """What psql prints for one statement, without any decoration."""
         command = [str(self._programs / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, self.dsn_of(database)]
-        return subprocess.run(
-            command, env=dict(self.environment()), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
-        ).stdout
+        done = subprocess.run(command, env=dict(self.environment()), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SqlFailed(done.stderr)
+        return done.stdout
 
     def answers(self) -> bool:
         """A start-up message is answered with something else than an error ("the database system is starting up")."""
@@ -316,8 +332,13 @@ def kafka_broker(partitions: int = 6, **settings: str) -> Iterator[Kafka]:
 
 
 @contextmanager
-def postgres_server(**settings: str) -> Iterator[Postgres]:
+def postgres_server(disk: SmallDisk | None = None, **settings: str) -> Iterator[Postgres]:
     """PostgreSQL 18. Settings as in postgresql.conf: `fsync="off"`."""
+    if disk is not None:
+        folder = disk.path / "postgres"
+        folder.mkdir()
+        yield from _run(Postgres(folder, settings, disk))
+        return
     with _folder("postgres") as folder:
         yield from _run(Postgres(folder, settings))
 

@@ -2,9 +2,9 @@
 
 Belongs here: one function a kind, on real processes and connections. Must not know: when a fault is due, what must come of it.
 
-A disk that is full: the kernel refuses a journal's write in the middle of a frame, by RLIMIT_FSIZE set on the running process (EFBIG where
-a full file system says ENOSPC: needs no root, no mount). A disk without room: the worker is started with a bound on free space that no
-disk meets, so its own look at the disk tells it to refuse.
+A disk is full in three ways. A small file system that a worker or PostgreSQL has for itself is filled to the last byte. The kernel refuses
+a journal's write in the middle of a frame, by RLIMIT_FSIZE set on the running process (EFBIG where a full file system says ENOSPC). And a
+worker is started with a bound on free space that no disk meets, so its own look at the disk tells it to refuse.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests import services
-from tests.chaos.plan import REDIS_LINKS, WORKERS, Fault
+from tests.acceptance.edge import Role
+from tests.chaos.plan import POSTGRES_DISK_FULL, REDIS_LINKS, SMALL_DISK_FULL, WORKERS, Fault
 from tests.chaos.stage import Stage
 from tests.tcp_proxy import TcpProxy
 
@@ -122,11 +123,7 @@ async def _full_in_mid_write(stage: Stage, fault: Fault) -> bool:
     assert segments, f"{_journal(stage, fault.target)} has no segment"
     most = segments[-1].stat().st_size + random.Random(fault.at_s).randrange(_FULL_AFTER_BYTES)
     _, hard = resource.prlimit(role.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
-    try:
-        async with asyncio.timeout(_MOST_UNTIL_A_WRITE_S):
-            while role.running:
-                await asyncio.sleep(0.01)
-    except TimeoutError:  # nothing was written that long
+    if not await _ends(role):
         resource.prlimit(role.pid, resource.RLIMIT_FSIZE, (hard, hard))
         return False
     stage.note_end(role)
@@ -135,18 +132,50 @@ async def _full_in_mid_write(stage: Stage, fault: Fault) -> bool:
     return True
 
 
+async def _small_disk_full(stage: Stage, fault: Fault) -> bool:
+    """Its next write fails and it ends; while the disk stays full it cannot even open its journal."""
+    role, disk = stage.roles[fault.target], stage.disks.get(fault.target)
+    if disk is None or not role.running:
+        return False
+    disk.fill()
+    try:
+        if not await _ends(role):
+            return False
+        stage.note_end(role)
+        role.start()
+        await asyncio.sleep(fault.length_s)
+        assert await _ends(role), f"{role.name} runs although its disk is full"
+        stage.note_end(role)
+    finally:
+        disk.relieve()
+    role.start()
+    return True
+
+
+async def _ends(role: Role) -> bool:
+    try:
+        async with asyncio.timeout(_MOST_UNTIL_A_WRITE_S):
+            while role.running:
+                await asyncio.sleep(0.01)
+    except TimeoutError:  # nothing was written that long
+        return False
+    return True
+
+
 async def _without_room(stage: Stage, fault: Fault) -> bool:
     role = stage.roles[fault.target]
-    for bound, pause_s in ((str(_NO_DISK_HAS_BYTES), fault.length_s), (None, 0)):
+    usual = role.environment
+    refusing = {"PARSHALL_JOURNAL_MIN_FREE_BYTES": str(_NO_DISK_HAS_BYTES)}
+    for environment, pause_s in ((refusing, fault.length_s), (usual, 0)):
         await asyncio.to_thread(role.kill)
-        role.environment = {} if bound is None else {"PARSHALL_JOURNAL_MIN_FREE_BYTES": bound}
+        role.environment = environment
         role.start()
         await asyncio.sleep(pause_s)
     return True
 
 
 def _journal(stage: Stage, worker: str) -> Path:
-    return stage.folder / f"data-{worker}" / "writers" / "0"
+    return stage.data_of(worker) / "writers" / "0"
 
 
 # ---- services
@@ -170,6 +199,19 @@ async def _server_stopped(stage: Stage, fault: Fault) -> bool:
     server.pause()
     await asyncio.sleep(fault.length_s)
     server.resume()
+    return True
+
+
+async def _postgres_disk_full(stage: Stage, fault: Fault) -> bool:
+    """What it cannot write is an error, or the end of it."""
+    server, disk = stage.postgres, stage.disks.get(fault.target)
+    if disk is None:
+        return False
+    disk.fill()
+    await asyncio.sleep(fault.length_s)
+    disk.relieve()
+    if not server.running:
+        await asyncio.to_thread(server.start)
     return True
 
 
@@ -233,6 +275,7 @@ _WAYS: dict[str, Callable[[Stage, Fault], Awaitable[bool]]] = {
     "ingest killed, its claims not heard of": _killed_unheard,
     "disk full in mid-write": _full_in_mid_write,
     "disk without room": _without_room,
+    SMALL_DISK_FULL: _small_disk_full,
     "rater killed": _killed,
     "rater told to end": _told_to_end,
     "rater stopped": _stopped,
@@ -245,4 +288,5 @@ _WAYS: dict[str, Callable[[Stage, Fault], Awaitable[bool]]] = {
     "kafka stopped": _server_stopped,
     "postgres killed": _server_killed,
     "postgres stopped": _server_stopped,
+    POSTGRES_DISK_FULL: _postgres_disk_full,
 }

@@ -18,6 +18,11 @@ KAFKA_LINK, POSTGRES_LINK = "all to kafka", "all to postgres"
 LINKS = (*SENDERS_LINKS, *REDIS_LINKS, KAFKA_LINK, POSTGRES_LINK)
 
 
+# PostgreSQL and one of the workers have a small disk each, where this machine permits it (tests/small_disk.py); else these do not happen.
+ON_SMALL_DISK = WORKERS[1]
+SMALL_DISK_FULL, POSTGRES_DISK_FULL = "small disk full", "postgres disk full"
+
+
 class Kind(NamedTuple):
     """A fault that can be planned."""
 
@@ -37,6 +42,7 @@ KINDS = (
     Kind("ingest killed, its claims not heard of", WORKERS, 0.3, 1),
     Kind("disk full in mid-write", WORKERS, 1, 3),
     Kind("disk without room", WORKERS, 1, 4),
+    Kind(SMALL_DISK_FULL, (ON_SMALL_DISK,), 1, 3),
     Kind("rater killed", RATERS, 0.2, 3),
     Kind("rater told to end", RATERS, 0.1, 1),
     Kind("rater stopped", RATERS, 0.5, 12),  # longer than its group waits for it: its partitions go to the other meanwhile
@@ -49,6 +55,7 @@ KINDS = (
     Kind("kafka stopped", ("kafka",), 0.5, 4),
     Kind("postgres killed", ("postgres",), 0.1, 2),
     Kind("postgres stopped", ("postgres",), 0.5, 4),
+    Kind(POSTGRES_DISK_FULL, ("postgres",), 1, 4),
     *(Kind(f"{fault}, {way}", links, least_s, most_s) for way, links in _WAYS for fault, least_s, most_s in _ON_A_WAY),
 )
 NAMES = tuple(kind.name for kind in KINDS)

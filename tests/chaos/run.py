@@ -124,7 +124,7 @@ async def _recover(it: Stage) -> None:
 
 def _audit(it: Stage) -> tuple[bool, str]:
     """What `parshall audit` says of both journals, Kafka and PostgreSQL."""
-    first, *others = (it.folder / f"data-{name}" for name in WORKERS)
+    first, *others = (it.data_of(name) for name in WORKERS)
     command = [sys.executable, "-m", "parshall", "audit", "--config", str(it.folder / "parshall.toml"), "--data", str(first)]
     for other in others:
         command += ["--journal", str(other / "writers" / "0")]

@@ -17,12 +17,15 @@ from parshall.errors import REFUSED
 from tests import services
 from tests.acceptance.edge import Role, write_config
 from tests.acceptance.fleet import services_sections
-from tests.chaos.plan import KAFKA_LINK, LINKS, POSTGRES_LINK, RATERS, REDIS_LINKS, SENDERS_LINKS, WORKERS
+from tests.chaos.plan import KAFKA_LINK, LINKS, ON_SMALL_DISK, POSTGRES_LINK, RATERS, REDIS_LINKS, SENDERS_LINKS, WORKERS
 from tests.chaos.redis_pair import RedisPair
+from tests.small_disk import SmallDisk, small_disk
 from tests.tcp_proxy import TcpProxy
 
 DEADLINE_MS = 2_000  # a request that waits for a dead worker's claims is told to come again soon
 _RESTART_S = 0.2
+_DISKS = {ON_SMALL_DISK: 96 << 20, "postgres": 768 << 20}  # bytes: several times what a run needs
+ANY_ROOM_WILL_DO = {"PARSHALL_JOURNAL_MIN_FREE_BYTES": "0"}  # else it would refuse, long before its disk is full
 
 
 class GaveUp(Exception):
@@ -40,6 +43,7 @@ class Stage:
     redis: RedisPair
     kafka: services.Kafka
     postgres: services.Postgres
+    disks: dict[str, SmallDisk]  # of the parts that have one of their own
     busy: dict[str, asyncio.Lock]  # held while a fault has its way with a part
     ended: Counter[str] = field(default_factory=Counter)  # roles that ended by themselves, and how; they were started again
 
@@ -51,6 +55,9 @@ class Stage:
     def urls(self) -> list[str]:
         """Where senders send to."""
         return [f"http://{self.links[link].address}" for link in SENDERS_LINKS]
+
+    def data_of(self, worker: str) -> Path:
+        return _data_of(worker, self.folder, self.disks)
 
     async def keep(self) -> None:
         """As an init system does: what ended without being killed is started again."""
@@ -80,7 +87,9 @@ async def stage(folder: Path, now: datetime, layout: str, patches: Sequence[str]
         primary, spare = [await asyncio.to_thread(stack.enter_context, services.redis_server(**settings)) for _ in range(2)]
         through = f"PLAINTEXT://{links[KAFKA_LINK].address}"
         kafka = await asyncio.to_thread(stack.enter_context, services.kafka_broker(advertised__listeners=through))
-        postgres = await asyncio.to_thread(stack.enter_context, services.postgres_server(max_connections="100"))
+        disks = {name: disk for name, size in _DISKS.items() if (disk := stack.enter_context(small_disk(size))) is not None}
+        settings = {"max_connections": "100", "max_wal_size": "128MB"}
+        postgres = await asyncio.to_thread(stack.enter_context, services.postgres_server(disks.get("postgres"), **settings))
         await asyncio.to_thread(postgres.create_database, "parshall")
         links[KAFKA_LINK].server = ("127.0.0.1", kafka.port)
         links[POSTGRES_LINK].server = postgres.folder / ".s.PGSQL.5432"
@@ -89,7 +98,7 @@ async def stage(folder: Path, now: datetime, layout: str, patches: Sequence[str]
         addresses = {"kafka": links[KAFKA_LINK].address, "postgres": f"postgresql://parshall@{links[POSTGRES_LINK].address}/parshall"}
         sections = services_sections(redis=f"redis://{links[REDIS_LINKS[0]].address}", layout=layout, **addresses)
         keys = write_config(folder, now=now, deadline_ms=DEADLINE_MS, more=sections)
-        roles = _roles(folder, links, patches)
+        roles = _roles(folder, links, disks, patches)
         for worker, link in zip(WORKERS, SENDERS_LINKS, strict=True):
             links[link].server = ("127.0.0.1", roles[worker].port)
         busy = {name: asyncio.Lock() for name in (*roles, *links, "redis", "kafka", "postgres")}
@@ -97,7 +106,7 @@ async def stage(folder: Path, now: datetime, layout: str, patches: Sequence[str]
             for role in roles.values():
                 role.start()
             await asyncio.gather(*(roles[name].wait_ready() for name in WORKERS))
-            yield Stage(folder, keys, roles, links, redis, kafka, postgres, busy)
+            yield Stage(folder, keys, roles, links, redis, kafka, postgres, disks, busy)
         finally:
             for role in roles.values():
                 role.kill()
@@ -106,12 +115,18 @@ async def stage(folder: Path, now: datetime, layout: str, patches: Sequence[str]
                 await link.stop()
 
 
-def _roles(folder: Path, links: Mapping[str, TcpProxy], patches: Sequence[str]) -> dict[str, Role]:
+def _data_of(worker: str, folder: Path, disks: Mapping[str, SmallDisk]) -> Path:
+    return (disks[worker].path if worker in disks else folder) / f"data-{worker}"
+
+
+def _roles(folder: Path, links: Mapping[str, TcpProxy], disks: Mapping[str, SmallDisk], patches: Sequence[str]) -> dict[str, Role]:
     config = ["--config", str(folder / "parshall.toml")]
     roles = {}
     for name, link in zip(WORKERS, REDIS_LINKS, strict=True):
-        own = ["--data", str(folder / f"data-{name}"), "--redis", f"redis://{links[link].address}"]
+        own = ["--data", str(_data_of(name, folder, disks)), "--redis", f"redis://{links[link].address}"]
         roles[name] = Role(name, ["ingest", *config, *own], folder, patches=patches)
+        if name in disks:
+            roles[name].environment = dict(ANY_ROOM_WILL_DO)
     for name in RATERS:
         roles[name] = Role(name, ["rate", *config], folder, patches=patches)
     return roles
