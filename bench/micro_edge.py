@@ -83,7 +83,7 @@ def measure(load: Load, size: int, runs: int) -> Iterator[tuple[str, str]]:
 
     def fold(events: list[Any]) -> object:
         times = decoder._times(events, now)
-        return decoder._fold(1, events, times, [])
+        return decoder._fold(1, events, times, min(times), max(times), [])
 
     def fresh(sent: bytes) -> list[Any]:
         return decoder._decode_all(sent)

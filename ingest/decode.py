@@ -202,19 +202,23 @@ class Decoder:
 
     def _count(self, tenant: int, events: Sequence[Any], now: datetime, bounds: TimeBounds) -> tuple[_Counted, Sequence[Any]]:
         """What the types cannot refuse, a time or a value, is left out. Returns the events that count, too."""
+        if not events:
+            return _Counted([], b"", 0, 0, {}), events
         times = self._times(events, now)
-        if times and not (bounds.oldest <= min(times) and max(times) <= bounds.newest):
-            events = [event for event, time in zip(events, times, strict=True) if bounds.oldest <= time <= bounds.newest]
-            times = self._times(events, now)
+        oldest, newest = min(times), max(times)
+        if oldest < bounds.oldest or newest > bounds.newest:
+            within = [event for event, time in zip(events, times, strict=True) if bounds.oldest <= time <= bounds.newest]
+            return self._count(tenant, within, now, bounds)
         faulty: list[Any] = []
-        deltas = self._fold(tenant, events, times, faulty)
+        deltas = self._fold(tenant, events, times, oldest, newest, faulty)
         if faulty:
             left_out = set(map(id, faulty))
             events = [event for event in events if id(event) not in left_out]
+            if not events:
+                return _Counted([], b"", 0, 0, {}), events
             times = self._times(events, now)
-        if not events:
-            return _Counted([], b"", 0, 0, {}), events
-        return _Counted(digests(events), self._fingerprints(events), to_us(min(times)), to_us(max(times)), deltas), events
+            oldest, newest = min(times), max(times)
+        return _Counted(digests(events), self._fingerprints(events), to_us(oldest), to_us(newest), deltas), events
 
     def _times(self, events: Sequence[Any], now: datetime) -> list[datetime]:
         times = [event.time for event in events]
@@ -222,13 +226,13 @@ class Decoder:
             return [now if time is None else time for time in times]
         return times
 
-    def _fold(self, tenant: int, events: Sequence[Any], times: Sequence[datetime], faulty: list[Any]) -> Deltas:
+    def _fold(
+        self, tenant: int, events: Sequence[Any], times: Sequence[datetime], oldest: datetime, newest: datetime, faulty: list[Any]
+    ) -> Deltas:
         """Events with a value that does not count are put into `faulty`, and nothing of them is in the deltas."""
-        if not events:
-            return {}
         sums: Counters = {}
         maxima: Counters = {}
-        first, last = to_us(min(times)) // 1_000_000, to_us(max(times)) // 1_000_000
+        first, last = to_us(oldest) // 1_000_000, to_us(newest) // 1_000_000
         if first // self._finest_window_s == last // self._finest_window_s:  # almost always
             self._fold_window(tenant, events, first, sums, maxima, faulty)
         else:
@@ -334,8 +338,11 @@ class _Again:
         return {kind: counters for kind, counters in deltas.items() if counters}
 
     def _fold(self, positions: Sequence[int]) -> Deltas:
+        if not positions:
+            return {}
         events = self._pick(positions)
-        return self._decoder._fold(self._tenant, events, self._decoder._times(events, self._now), [])
+        times = self._decoder._times(events, self._now)
+        return self._decoder._fold(self._tenant, events, times, min(times), max(times), [])
 
     def _pick(self, positions: Sequence[int]) -> list[Any]:
         if 2 * len(positions) > len(self._indexes):
