@@ -20,8 +20,8 @@ from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import RawRequestMessage
 
-from ingest.http import EVENTS, JSON, PROBLEM, SERVER, UNEXPECTED, Edge, Problem, Room, echoed, problem_response, refusal
-from ingest.sink import Outcome
+from ingest.http import EVENTS, JSON, PROBLEM, SERVER, UNEXPECTED, Edge, Problem, Room, echoed, not_now, problem_response, refusal
+from ingest.sink import Outcome, Unavailable
 from ingest.verdict import ALL_COUNTED, ALL_REJECTED, SOME_REJECTED, answer, problem
 
 log = structlog.get_logger()
@@ -184,6 +184,8 @@ class Connection(web.RequestHandler):
         self._go_on()
 
     def _refuse(self, edge: Edge, error: Exception, echo: Mapping[str, str]) -> None:
+        if isinstance(error, Unavailable):
+            error = not_now(error)
         if isinstance(error, Problem):
             error.echo(echo)
         response = refusal(error, "POST", EVENTS)

@@ -140,9 +140,10 @@ class Edge:
                 outcome = await self.submit(form, headers, body, room)
             finally:
                 room.give_back()
-        except Problem as problem:
+        except (Problem, Unavailable) as error:
+            problem = not_now(error) if isinstance(error, Unavailable) else error
             problem.echo(echo)
-            raise
+            raise problem from None
         status, content = answer(outcome)
         return web.Response(body=content, status=status, headers={"Content-Type": JSON, "Server": SERVER, **echo})
 
@@ -172,7 +173,7 @@ class Edge:
         except Unusable as error:
             raise Problem(error.status, error.detail) from None
         except Unavailable as error:
-            raise _not_now(error) from None
+            raise not_now(error) from None
 
     def full(self, tenant: int) -> Problem:
         """What a request is told for which there is no room."""
@@ -193,7 +194,7 @@ class Edge:
         except Unusable as error:
             raise Problem(error.status, error.detail) from None
         except Unavailable as error:
-            raise _not_now(error) from None
+            raise not_now(error) from None
 
     async def _body(self, request: web.BaseRequest, room: Room) -> bytes:
         limits = self.limits
@@ -290,7 +291,7 @@ class Room:
 def refusal(error: Exception, method: str, path: str) -> web.Response:
     """The answer to a request that raised this."""
     if isinstance(error, Unavailable):
-        error = _not_now(error)
+        error = not_now(error)
     if isinstance(error, Problem):
         return error.response()
     log.error("a request failed unexpectedly", exc_info=error, method=method, path=path)
@@ -304,7 +305,7 @@ async def _nothing() -> Outcome:
     return Outcome(0, 0, 0, ())
 
 
-def _not_now(error: Unavailable) -> Problem:
+def not_now(error: Unavailable) -> Problem:
     return Problem(429 if error.overloaded else 503, error.reason, {"Retry-After": str(error.retry_after_s)})
 
 

@@ -288,6 +288,10 @@ async def test_idempotency_key_is_echoed(served: Served) -> None:
     for odd in ("Idempotency-Key: \xff", f"Idempotency-Key: {'k' * 256}"):
         answer = await post(served, [event()], more=odd)
         assert answer.status == 200 and "idempotency-key" not in answer.headers
+    for refused in (Unavailable("Not now."), Unavailable("Too fast.", overloaded=True)):
+        served.sink.fails = refused
+        answer = await post(served, [event()], more="Idempotency-Key: k")
+        assert answer.status in (429, 503) and answer.headers["idempotency-key"] == "k"
 
 
 # ---- forms
