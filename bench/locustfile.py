@@ -39,6 +39,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import gevent
 from locust import FastHttpUser, LoadTestShape, constant, events, task
+from locust.runners import MasterRunner
 
 from bench.bodies import BAD_AT, Mix, bodies_of
 
@@ -211,6 +212,9 @@ def _quit_when_done(environment: Any, **_: object) -> None:
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _say_totals(environment: Any, **_: object) -> None:
+    if isinstance(environment.runner, MasterRunner):  # it has sent nothing itself, and its statistics are those of all
+        environment.process_exit_code = 1 if environment.stats.total.num_failures else None
+        return
     sent, answered = ({name: counts[name] for name in VERDICTS} for counts in (Totals.sent, Totals.answered))
     print(json.dumps({"sent": sent, "answered": answered, "retries": Totals.retries}), flush=True)
     if environment.stats.total.num_failures:
