@@ -55,7 +55,9 @@ def trace_of(seed: int, habits: Habits) -> tuple[Stats, list[str]]:
         with _paces(habits):
             run(main)
     except Exception as error:
-        trace = "\n".join(worlds[0].surroundings.trace[-_TRACE:]) if worlds else ""
+        if not worlds:
+            raise  # nothing was simulated: that is no finding
+        trace = "\n".join(worlds[0].surroundings.trace[-_TRACE:])
         message = f"seed {seed} ({habits.name}): {type(error).__name__}: {error}\n{trace}\nreplay it: make simulate SEED={seed}"
         raise AssertionError(message) from error
     return _stats(worlds[0]), worlds[0].surroundings.trace
