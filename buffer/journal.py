@@ -6,8 +6,6 @@ segments look like (journal_segments.py), Redis, HTTP, how flushes are made.
 
 A failed write or sync ends the journal: `failed` gets the error, nothing is reported synced any more, and the process must stop, since
 what is on the disk is unknown until the journal is opened anew.
-
-Left for later: network file systems are not recognised; a journal belongs on a local disk with one mounter.
 """
 
 from __future__ import annotations

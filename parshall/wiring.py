@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from buffer import file_system
 from buffer.counter_log import CounterLog, LogUnavailable
 from buffer.disk import Background, Disk, RealDisk, Thread
 from buffer.flush_tuner import FlushTuner
@@ -30,7 +31,7 @@ from dedupe.port import Claims, Identity
 from ingest.auth import Keys, Principal
 from ingest.catalogue import Catalogue, read_catalogue
 from ingest.decode import Decoder, Limits
-from ingest.writer import Writer, WriterLimits
+from ingest.writer import CannotStart, Writer, WriterLimits
 from parshall.data_folder import DataFolder
 from parshall.log_source import LogSource
 from parshall.settings import Settings
@@ -96,6 +97,11 @@ async def make_writer(
     settings: Settings, folder: DataFolder | None, directory: str, tuner: FlushTuner, world: World = REAL
 ) -> tuple[Writer, CounterLog]:
     """The writer of the journal in `directory`, not open yet, and its log, which is."""
+    if (kind := file_system.network_file_system(directory)) is not None:
+        raise CannotStart(
+            f"{directory} is on a network file system ({kind}), where two machines could open one journal: put the data folder on a disk "
+            "that one machine mounts (in Kubernetes a ReadWriteOncePod volume)."
+        )
     journal = await open_journal(
         directory,
         disk=world.disk,

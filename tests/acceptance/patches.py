@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
@@ -169,6 +170,13 @@ def rate_again() -> None:
 # ---- mutants of a price
 
 
+def on_a_network() -> None:
+    """What temporary folders are on is taken for a network file system."""
+    from buffer import file_system
+
+    file_system.NETWORK = frozenset({str(file_system.file_system_of(tempfile.gettempdir()))})
+
+
 def dearer() -> None:
     """One per-unit price is a thousandth higher."""
     from rater.prices.per_unit import PerUnit
@@ -269,5 +277,5 @@ MUTANTS = {
 }
 PATCHES: dict[str, Callable[[], None]] = {
     patch.__name__: patch
-    for patch in (drop_unsynced, no_sync, count_rows, *FAULTY, *(mutant for group in MUTANTS.values() for mutant in group))
+    for patch in (drop_unsynced, no_sync, count_rows, on_a_network, *FAULTY, *(mutant for group in MUTANTS.values() for mutant in group))
 }
