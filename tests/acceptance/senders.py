@@ -26,6 +26,10 @@ CONTENT_TYPES = ("application/json", "application/cloudevents-batch+json", "appl
 PATIENCE_S = 120  # after so long without an answer that decides, a request has failed
 
 
+class NotAnswered(AssertionError):
+    """A request has not been answered for as long as a sender has patience."""
+
+
 @dataclass(frozen=True)
 class Piece:
     """Lines of a file that go out as one request."""
@@ -115,7 +119,8 @@ class Sender:
                 self._record.times.append(Answered(now_s, len(piece.lines), now_s - first_s))
                 return
             waited_s = time.monotonic() - first_s
-            assert waited_s < self._patience_s, f"{piece.file} line {piece.first} was not answered: {dict(self._record.tries)}"
+            if waited_s >= self._patience_s:
+                raise NotAnswered(f"{piece.file} line {piece.first} was not answered: {dict(self._record.tries)}")
             await asyncio.sleep(min(0.02 * 2**attempt, 0.5))
 
     async def _try(self, url: str, body: bytes, headers: dict[str, str]) -> dict[str, Any] | None:

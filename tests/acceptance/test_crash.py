@@ -12,6 +12,7 @@ import pytest
 from tests import services
 from tests.acceptance.crash import run_crashes
 from tests.acceptance.edge import NotReady
+from tests.acceptance.senders import NotAnswered
 
 EVENTS = 16_000
 CRASHES = 6
@@ -44,5 +45,7 @@ async def test_without_fdatasync_the_run_fails(tmp_path: Path, own_kafka: servic
         )
     except NotReady as refusal:
         assert "This journal is an old copy" in str(refusal)  # the worker itself noticed that its journal lost what Redis knows of
+    except NotAnswered:
+        pass  # a claim stays pending whose record the journal lost: that is no good end either
     else:
         assert run.differences != []
