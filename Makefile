@@ -81,7 +81,7 @@ format: $(VENV)/installed-dev ## format the code, and fix what lint can fix
 	$(BIN)/ruff format .
 
 .PHONY: prove
-prove: services ## run the full proofs: a million events, twenty crashes, chaos, every sabotage, several seeds (two hours or so)
+prove: services ## run the full proofs: a million events, twenty crashes, chaos, every sabotage, several seeds (three quarters of an hour)
 	$(BIN)/python -m tests.prove $(ARGS)
 
 .PHONY: simulate

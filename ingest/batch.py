@@ -44,5 +44,5 @@ class Batch(NamedTuple):
     newest_us: int
     deltas: Deltas  # of all claimable events together
     rejections: Sequence[Rejection]
-    refold: Callable[[Sequence[int]], Deltas]  # positions k that count -> their deltas; decodes the body again, the rare path
+    refold: Callable[[Sequence[int]], Deltas]  # positions k that count -> their deltas; decodes what it must again, the rare path
     describe: Callable[[int], tuple[str, str, bytes]]  # position k -> (id, source, raw event); the rare path

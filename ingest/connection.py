@@ -20,8 +20,8 @@ from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import RawRequestMessage
 
-from ingest.http import EVENTS, JSON, PROBLEM, SERVER, UNEXPECTED, Edge, Problem, Room, echoed, not_now, problem_response, refusal
-from ingest.sink import Outcome, Unavailable
+from ingest.http import EVENTS, JSON, PROBLEM, SERVER, UNEXPECTED, Edge, Room, echoed, problem_response, refusal
+from ingest.sink import Outcome
 from ingest.verdict import ALL_COUNTED, ALL_REJECTED, SOME_REJECTED, answer, problem
 
 log = structlog.get_logger()
@@ -127,7 +127,7 @@ class Connection(web.RequestHandler):
         """Take direct requests from the queue until one is under way. Where another one comes first, aiohttp's loop takes over."""
         while self._direct is None and self._messages and self._goes_direct(*self._messages[0]):
             message, content = self._messages.popleft()
-            self._make_room_for_messages()
+            self._free_a_slot()
             self._begin(message, content)
         if self._direct is None:
             self._unpark()
@@ -147,7 +147,7 @@ class Connection(web.RequestHandler):
             and not self._edge.closing
         )
 
-    def _make_room_for_messages(self) -> None:
+    def _free_a_slot(self) -> None:
         """As `start` of aiohttp does for each message that it takes."""
         if self._parser is not None:
             self._parser.message_consumed()
@@ -179,19 +179,13 @@ class Connection(web.RequestHandler):
         except Exception as error:
             self._refuse(edge, error, echo)
         else:
-            more = "".join([f"{name}: {value}\r\n" for name, value in echo.items()]).encode() if echo else b""
-            self._answer(edge, status, b"%b%b" % (_HEADS[status], more), content)
+            self._answer(edge, status, _HEADS[status] + _lines(echo) if echo else _HEADS[status], content)
         self._go_on()
 
     def _refuse(self, edge: Edge, error: Exception, echo: Mapping[str, str]) -> None:
-        if isinstance(error, Unavailable):
-            error = not_now(error)
-        if isinstance(error, Problem):
-            error.echo(echo)
-        response = refusal(error, "POST", EVENTS)
-        head = f"HTTP/1.1 {response.status} {response.reason}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
-        self._answer(edge, response.status, head.encode(), cast(bytes, response.body), close=response.keep_alive is False)
+        response = refusal(error, echo)
+        head = _head(response.status, response.headers)
+        self._answer(edge, response.status, head, cast(bytes, response.body), close=response.keep_alive is False)
 
     def _answer(self, edge: Edge, status: int, head: bytes, body: bytes, *, close: bool = False) -> None:
         edge.statuses[status] = edge.statuses.get(status, 0) + 1
@@ -243,17 +237,22 @@ class _Direct(NamedTuple):
     echo: Mapping[str, str]
 
 
-# The first lines of an answer; its length, the date and the body follow.
-_HEADS = {
-    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: {JSON}\r\nServer: {SERVER}\r\n".encode()
-    for status in (ALL_COUNTED, SOME_REJECTED, ALL_REJECTED)
-}
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    """The first lines of an answer; its length, the date and the body follow."""
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode() + _lines(headers)
+
+
+_HEADS = {status: _head(status, {"Content-Type": JSON, "Server": SERVER}) for status in (ALL_COUNTED, SOME_REJECTED, ALL_REJECTED)}
 
 
 def _full() -> bytes:
     body = problem(503, "Too many connections are open here: try again, later.")
-    head = f"HTTP/1.1 503 Service Unavailable\r\nServer: {SERVER}\r\nContent-Type: {PROBLEM}\r\nRetry-After: 2\r\nConnection: close\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    headers = {"Server": SERVER, "Content-Type": PROBLEM, "Retry-After": "2", "Connection": "close", "Content-Length": str(len(body))}
+    return _head(503, headers) + b"\r\n" + body
 
 
 _FULL = _full()

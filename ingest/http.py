@@ -67,10 +67,6 @@ class Problem(Exception):
         self.headers = headers
         self._close = close
 
-    def echo(self, headers: Mapping[str, str]) -> None:
-        if headers:
-            self.headers = {**(self.headers or {}), **headers}
-
     def response(self) -> web.Response:
         response = problem_response(self.status, self.detail, self.headers)
         if self._close:
@@ -122,7 +118,7 @@ class Edge:
             if isinstance(error, ConnectionError) and request.transport is None:
                 response = problem_response(400, "The sender is gone.")  # nobody reads it
             else:
-                response = refusal(error, request.method, request.path)
+                response = refusal(error, {}, request.path)
         if self.closing or not request.content.is_eof():
             response.force_close()  # the rest of the body is drained for a while, then the connection goes
         self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
@@ -141,9 +137,7 @@ class Edge:
             finally:
                 room.give_back()
         except (Problem, Unavailable) as error:
-            problem = not_now(error) if isinstance(error, Unavailable) else error
-            problem.echo(echo)
-            raise problem from None
+            return refusal(error, echo)
         status, content = answer(outcome)
         return web.Response(body=content, status=status, headers={"Content-Type": JSON, "Server": SERVER, **echo})
 
@@ -157,7 +151,7 @@ class Edge:
         return form, Room(self, principal.tenant)
 
     def submit(self, form: Form, headers: Mapping[str, str], body: bytes, room: Room) -> Awaitable[Outcome]:
-        """Decode a body and hand over what is in it. Raises Problem; waiting for the outcome raises Unavailable."""
+        """Decode a body and hand over what is in it. Raises Problem or Unavailable; so does waiting for the outcome."""
         tenant = room.tenant
         deadline_s = asyncio.get_running_loop().time() + self._deadline_s
         encoding = headers.get("Content-Encoding")
@@ -172,8 +166,6 @@ class Edge:
             return self._sink.submit(batch, deadline_s) if batch.received else _nothing()
         except Unusable as error:
             raise Problem(error.status, error.detail) from None
-        except Unavailable as error:
-            raise not_now(error) from None
 
     def full(self, tenant: int) -> Problem:
         """What a request is told for which there is no room."""
@@ -182,19 +174,6 @@ class Edge:
         if self.in_flight.crowded(tenant):
             return Problem(429, "Too much of this tenant is in flight: send the same again, later.", retry)
         return Problem(503, "Too much is in flight: send the same again, later.", retry)
-
-    async def _outcome(self, tenant: int, body: bytes) -> Outcome:
-        deadline_s = asyncio.get_running_loop().time() + self._deadline_s
-        try:
-            self._sink.check(tenant)
-            batch = self.decoder.decode_batch(tenant, body, self._clock_us())
-            if not batch.received:
-                return Outcome(0, 0, 0, ())
-            return await self._sink.submit(batch, deadline_s)
-        except Unusable as error:
-            raise Problem(error.status, error.detail) from None
-        except Unavailable as error:
-            raise not_now(error) from None
 
     async def _body(self, request: web.BaseRequest, room: Room) -> bytes:
         limits = self.limits
@@ -288,15 +267,17 @@ class Room:
         self._edge.in_flight.give(self.tenant, self._held)
 
 
-def refusal(error: Exception, method: str, path: str) -> web.Response:
+def refusal(error: Exception, echo: Mapping[str, str], path: str = EVENTS) -> web.Response:
     """The answer to a request that raised this."""
     if isinstance(error, Unavailable):
-        error = not_now(error)
+        error = _not_now(error)
     if isinstance(error, Problem):
-        return error.response()
-    log.error("a request failed unexpectedly", exc_info=error, method=method, path=path)
-    response = problem_response(503, UNEXPECTED, {"Retry-After": "1"})
-    response.force_close()
+        response = error.response()
+    else:
+        log.error("a request failed unexpectedly", exc_info=error, path=path)
+        response = problem_response(503, UNEXPECTED, {"Retry-After": "1"})
+        response.force_close()
+    response.headers.update(echo)
     return response
 
 
@@ -305,7 +286,7 @@ async def _nothing() -> Outcome:
     return Outcome(0, 0, 0, ())
 
 
-def not_now(error: Unavailable) -> Problem:
+def _not_now(error: Unavailable) -> Problem:
     return Problem(429 if error.overloaded else 503, error.reason, {"Retry-After": str(error.retry_after_s)})
 
 

@@ -12,18 +12,18 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import structlog
 import uvloop
-from aiohttp import web
 
 from buffer.counter_log import UnfitLog
 from ingest.auth import Keys
+from ingest.cloudevents import Form
 from ingest.connection import make_server
-from ingest.http import Edge, HttpLimits, Problem
+from ingest.http import Edge, HttpLimits, Known, Problem, Room
 from ingest.metrics import metrics_routes
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
@@ -121,13 +121,13 @@ def _stop_signal() -> asyncio.Event:
 # ---- the read API of `parshall rate`
 
 
-class _ReadEdge(Edge):
+class ReadEdge(Edge):
     """The HTTP edge of a node that takes no events."""
 
     def __init__(self, keys: Keys, world: World, rater: Rater) -> None:
         super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: _not_ready(rater))  # type: ignore[arg-type]
 
-    async def _events(self, request: web.BaseRequest) -> web.Response:
+    def admit(self, headers: Mapping[str, str], connection: Known) -> tuple[Form, Room]:
         raise Problem(404, "This node rates; events go to a node that runs `parshall ingest`.", close=True)
 
 
@@ -148,7 +148,7 @@ async def _serve(settings: Settings, address: Address, rater: Rater, source: Sou
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
     api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings))
-    edge = _ReadEdge(make_keys(settings), world, rater)
+    edge = ReadEdge(make_keys(settings), world, rater)
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
     collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")

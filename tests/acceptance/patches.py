@@ -167,14 +167,14 @@ def rate_again() -> None:
     _replace(Transaction, "_known_hashes", patched)
 
 
-# ---- mutants of a price
-
-
 def on_a_network() -> None:
     """What temporary folders are on is taken for a network file system."""
     from buffer import file_system
 
     file_system.NETWORK = frozenset({str(file_system.file_system_of(tempfile.gettempdir()))})
+
+
+# ---- mutants of a price
 
 
 def dearer() -> None:

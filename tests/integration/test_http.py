@@ -10,7 +10,7 @@ import socket
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from aiohttp import web
@@ -26,6 +26,9 @@ from ingest.http import Edge, HttpLimits, Problem, Route, json_response
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.sink import Outcome, Unavailable
 from ingest.snapshot import TenantLedger, WriterSnapshot
+from parshall.rater_process import ReadEdge
+from parshall.wiring import REAL
+from rater.consume import Rater
 
 NOW_US = 1_795_514_400_000_000  # 2026-11-24T10:00:00Z
 MOST_BYTES = 20_000
@@ -901,6 +904,25 @@ async def test_no_such_path_or_method(served: Served) -> None:
     assert is_problem(answer, 405, "/v1/admin/flush takes GET and PUT only.")
     assert answer.headers["allow"] == "GET, PUT"
     assert (await post(served, [event()], path="POST /v1/events?from=worker")).status == 200
+
+
+async def test_a_node_that_rates_takes_no_events() -> None:
+    edge = ReadEdge(Keys([(hash_key("demo-key"), Principal(1, "demo", frozenset({"ingest"})))]), REAL, cast(Rater, None))
+    server = make_server(edge)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", listening.sockets[0].getsockname()[1])
+    client = Connection(reader, writer)
+    try:
+        client.send(head(2), b"[]")
+        answer = await client.answer()
+        assert is_problem(answer, 404, "events go to a node that runs `parshall ingest`")
+        assert answer.headers["connection"] == "close"
+        assert await client.ended()
+    finally:
+        writer.close()
+        listening.close()
+        await server.shutdown(1)
+        await listening.wait_closed()
 
 
 async def test_a_mounted_route(served: Served) -> None:

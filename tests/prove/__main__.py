@@ -1,6 +1,6 @@
 """`make prove`: runs the full proofs one after the other and keeps what they print, with commit and seeds, in tests/prove/results/.
 
-python -m tests.prove                          everything: two hours or so
+python -m tests.prove                          everything: three quarters of an hour
 python -m tests.prove exactness crashes        these alone
 python -m tests.prove crashes --seed 7         other seeds: the same seed gives the same traffic and the same order of crashes
 """

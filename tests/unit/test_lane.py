@@ -22,7 +22,6 @@ class Claims:
 
     state = State.OPEN
     accepted = True
-    marked = 0
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
