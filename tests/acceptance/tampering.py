@@ -33,8 +33,9 @@ class Call(NamedTuple):
     incarnation: str
 
 
-def has_claims(journal: Path) -> bool:
-    return any(call.claims for _, call in _calls(journal))
+def claimants(journal: Path) -> set[int]:
+    """The numbers of the tenants whose events some call of this journal granted."""
+    return {tenant for _, call in _calls(journal) for tenant, *_ in call.claims}
 
 
 def remove_digest(journal: Path) -> Call:
@@ -54,7 +55,8 @@ def remove_digest(journal: Path) -> Call:
 
 def repeat_digest(journal: Path, into: Path) -> tuple[Call, Call]:
     """What a call of one journal granted is granted by a call of another journal too, in the place of something else."""
-    taker, chosen = next(call for call in _calls(into) if call[1].claims)
+    shared = claimants(journal) & claimants(into)
+    taker, chosen = next(call for call in _calls(into) if call[1].claims and call[1].claims[0][0] in shared)
     (tenant, mine, fingerprints), *others = chosen.claims
     giver, given, digest = next(
         (incarnation, call, digests[:12]) for incarnation, call in _calls(journal) for owner, digests, _ in call.claims if owner == tenant
