@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from buffer.counters import Deltas, Tallies, together
@@ -110,22 +111,27 @@ def plan(number: int, requests: Iterable[Request]) -> PlannedCall:
     parts: list[Part] = []
     sections: list[Section] = []
     for tenant, group in by_tenant.items():
-        mine = _parts(group)
+        mine, digests = _parts(group)
         parts += mine
-        if any(part.digests for part in mine):
-            digests = b"".join([digest for part in mine for digest in part.digests])
-            sections.append(Section(tenant, digests, b"".join([part.fingerprints for part in mine])))
+        if digests:
+            sections.append(Section(tenant, b"".join(digests), b"".join([part.fingerprints for part in mine])))
     oldest_us, newest_us = _time_range(parts)
     return PlannedCall(number, parts, sections, oldest_us, newest_us)
 
 
-def _parts(requests: Sequence[Request]) -> list[Part]:
+def _parts(requests: Sequence[Request]) -> tuple[list[Part], Sequence[bytes]]:
+    """With the digests of all parts, no two of them the same."""
     parts = [_whole(request) if request.open_positions is None else _some(request, request.open_positions) for request in requests]
-    asked = sum(len(part.digests) for part in parts)
-    if len({digest for part in parts for digest in part.digests}) == asked:
-        return parts
+    digests = _digests(parts)
+    if len(set(digests)) == len(digests):
+        return parts, digests
     seen: set[bytes] = set()
-    return [_without_copies(part, seen) for part in parts]
+    parts = [_without_copies(part, seen) for part in parts]
+    return parts, _digests(parts)
+
+
+def _digests(parts: Sequence[Part]) -> Sequence[bytes]:
+    return parts[0].digests if len(parts) == 1 else list(chain.from_iterable([part.digests for part in parts]))
 
 
 def _whole(request: Request) -> Part:

@@ -12,6 +12,7 @@
 --          {'verdicts', generation, executions, horizon, codes}   codes: one of g d p c an event, '' when all are granted
 --@include context.lua
 --@include generations.lua
+--@include sections.lua
 
 local number, mark, clock_us, oldest_us, newest_us = struct.unpack('>I4I4I8I8I8', ARGV[9])
 
@@ -60,6 +61,25 @@ if low < gen then
   table.sort(older, function(one, other) return one > other end)
 end
 
+-- The digests without a value, and where they stand among all; all of them and nil where none has one, as in most calls.
+local function unfound(values, digests)
+  local first = 1
+  while first <= #digests and not values[first] do
+    first = first + 1
+  end
+  if first > #digests then
+    return digests, nil
+  end
+  local asked, at, count = {}, {}, 0
+  for i = 1, #digests do
+    if not values[i] then
+      count = count + 1
+      asked[count], at[count] = digests[i], i
+    end
+  end
+  return asked, at
+end
+
 -- The first claim found decides: newest generation first. Returns also what `put` wants to know.
 local function find_claims(key, tenant, digests)
   local values, hash = lookup(key, digests)
@@ -67,19 +87,18 @@ local function find_claims(key, tenant, digests)
   for _, generation in ipairs(older) do
     local older_key = claims_key(generation, tenant)
     if redis.call('EXISTS', older_key) == 1 then
-      local asked, at = {}, {}
-      for i = 1, #digests do
-        if not values[i] then
-          asked[#asked + 1], at[#at + 1] = digests[i], i
-        end
-      end
+      local asked, at = unfound(values, digests)
       if #asked == 0 then
         break
       end
       local more, older_hash = lookup(older_key, asked)
       before = before or older_hash
-      for j = 1, #at do
-        values[at[j]] = more[j]
+      if at then
+        for j = 1, #at do
+          values[at[j]] = more[j]
+        end
+      else
+        values = more
       end
     end
   end
@@ -137,19 +156,13 @@ local function note(at, code)
 end
 
 local function claim_section(tenant, blob)
-  local count = #blob / 16
-  local digests = {}
-  for i = 1, count do
-    digests[i] = string.sub(blob, 12 * i - 11, 12 * i)
-  end
+  local digests, fingerprints = digests_of(blob), fingerprints_of(blob)
   local key = claims_key(gen, tenant)
   local is_new = redis.call('EXISTS', key) == 0
   local values, hash, before = find_claims(key, tenant, digests)
-  local taken, at = {}, {}
-  local offset = 12 * count
-  for i = 1, count do
-    local value, code = values[i], 'v'
-    local fingerprint = string.sub(blob, offset + 4 * i - 3, offset + 4 * i)
+  local taken, at, count = {}, {}, 0
+  for i = 1, #digests do
+    local value, code, fingerprint = values[i], 'v', fingerprints[i]
     if value then
       code = verdict(value)
       if code == 'd' and differs(value, fingerprint) then
@@ -157,20 +170,20 @@ local function claim_section(tenant, blob)
       end
     end
     if code == 'v' then
-      at[#at + 1] = i
-      taken[#taken + 1] = digests[i]
-      taken[#taken + 1] = my_tag .. fingerprint
-      any_granted = true
+      count = count + 1
+      at[count] = i
+      taken[2 * count - 1], taken[2 * count] = digests[i], my_tag .. fingerprint
     elseif code == 'g' then
       any_granted = true
     else
       note(total + i, code)
     end
   end
-  if #taken > 0 then
+  if count > 0 then
+    any_granted = true
     write(gen, tenant, key, is_new, taken, at, hash, before)
   end
-  total = total + count
+  total = total + #digests
 end
 
 for at = 10, #ARGV, 2 do

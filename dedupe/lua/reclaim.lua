@@ -9,6 +9,7 @@
 --          {'reclaimed', generation, horizon}
 --@include context.lua
 --@include generations.lua
+--@include sections.lua
 
 if not joining(replication_id(), ARGV[9]) then
   return {'rebuild'}
@@ -26,12 +27,11 @@ for at = 11, #ARGV, 3 do
   local tenant, blob = ARGV[at], ARGV[at + 2]
   local generation, newest_us = struct.unpack('>I8I8', ARGV[at + 1])
   generation = math.max(low, math.min(gen, generation))
-  local count, again = #blob / 16, {}
-  for i = 1, count do
-    again[2 * i - 1] = string.sub(blob, 12 * i - 11, 12 * i)
-    again[2 * i] = tag .. string.sub(blob, 12 * count + 4 * i - 3, 12 * count + 4 * i)
+  local digests, fingerprints, again = digests_of(blob), fingerprints_of(blob), {}
+  for i = 1, #digests do
+    again[2 * i - 1], again[2 * i] = digests[i], tag .. fingerprints[i]
   end
-  if count > 0 then
+  if #digests > 0 then
     local key = claims_key(generation, tenant)
     write(generation, tenant, key, redis.call('EXISTS', key) == 0, again)
     raise_newest(generation, newest_us)

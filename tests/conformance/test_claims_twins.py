@@ -382,7 +382,7 @@ def test_a_call_of_many_chunks(server: Redis, layout: str) -> None:
     digests = [world.random.randbytes(12) for _ in range(10_000)]
     first, second = digests[:7_500], digests[2_500:]
     for number, some in ((1, first), (2, second)):
-        section = Section(1, b"".join(some), b"ffff" * len(some))
+        section = Section(1, b"".join(some), b"".join([b"f" + digest[:3] for digest in some]))
         clock_us = START_US + number * HOUR_US
         reply = world.ask("claim", context, number, 0, clock_us, clock_us, clock_us, [section])
         assert reply[4] == (b"" if number == 1 else b"d" * 5_000 + b"g" * 2_500)
