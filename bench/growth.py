@@ -26,6 +26,7 @@ HOUR_MS = 3_600_000
 LARGE, MIDDLE = 1000, 100  # events a request
 EVENTS = {1: 10_000, 10: 60_000}  # measured at a point, where it is not 120,000
 OF_A_POINT = 120_000
+ROUNDS = 3  # the least of them is shown: what else the machine does only adds
 
 
 class Point(NamedTuple):
@@ -61,6 +62,10 @@ def _serving(**how: object) -> Iterator[tuple[Contestant, Services, Path]]:
             server.stop()
 
 
+def _least_cost(server: Contestant, mix: Mix, *, connections: int = CONNECTIONS, keys: Path | None = None, flushed: bool = True) -> int:
+    return min(_cost(server, mix, connections=connections, keys=keys, flushed=flushed) for _ in range(ROUNDS))
+
+
 def _cost(
     server: Contestant, mix: Mix, *, connections: int = CONNECTIONS, rate: int = 0, keys: Path | None = None, flushed: bool = True
 ) -> int:
@@ -89,7 +94,7 @@ def _batches(_full: bool, say: Say) -> Sweep:
         with _serving() as (server, _, _):
             _cost(server, _mix(MIDDLE))
             for events in (1, 10, 100, 1000, 10_000):
-                yield Point(events, _cost(server, _mix(events)))
+                yield Point(events, _least_cost(server, _mix(events)))
 
     return _sweep("batch", "events a request", points(), say)
 
@@ -100,7 +105,7 @@ def _connections(_full: bool, say: Say) -> Sweep:
             _cost(server, _mix(MIDDLE))
             for connections in (1, 8, 32, 250, 1000, 2000):
                 mix = Mix(max(1200, 2 * connections), MIDDLE)
-                yield Point(connections, _cost(server, mix, connections=connections))
+                yield Point(connections, _least_cost(server, mix, connections=connections))
 
     return _sweep("connections", "connections, 100 events a request", points(), say)
 
@@ -116,7 +121,7 @@ def _counters(full: bool, say: Say) -> Sweep:
                 subjects = max(1, counters // 15)  # each has some fifteen counters
                 filling = Mix(max(20, 2 * counters // LARGE), LARGE, subjects)
                 _cost(server, filling, flushed=False)
-                yield Point(counters, _cost(server, _mix(LARGE, subjects=subjects), flushed=False))
+                yield Point(counters, _least_cost(server, _mix(LARGE, subjects=subjects), flushed=False))
 
     return _sweep("live counters", "live counters, 1000 events a request", points(), say)
 
@@ -128,7 +133,7 @@ def _tenants(full: bool, say: Say) -> Sweep:
                 (folder / "keys").write_text("\n".join(server.keys))
                 _cost(server, _mix(MIDDLE))
                 requests = max(OF_A_POINT // MIDDLE, tenants)
-                yield Point(tenants, _cost(server, Mix(requests, MIDDLE), keys=folder / "keys"))
+                yield Point(tenants, _least_cost(server, Mix(requests, MIDDLE), keys=folder / "keys"))
 
     return _sweep("tenants", "tenants, in turn, 100 events a request", points(), say)
 
@@ -138,7 +143,7 @@ def _meters(_full: bool, say: Say) -> Sweep:
         for meters in (1, 10, 100, 500):
             with _serving(catalogue=_catalogue(meters)) as (server, _, _):
                 _cost(server, _mix(MIDDLE, types=meters))
-                yield Point(meters, _cost(server, _mix(LARGE, types=meters)))
+                yield Point(meters, _least_cost(server, _mix(LARGE, types=meters)))
 
     return _sweep("meters", "meters, an event type each, 1000 events a request", points(), say)
 
@@ -157,7 +162,7 @@ def _workers(_full: bool, say: Say) -> Sweep:
         for workers in (1, 2):
             with _serving(more=f"\n[ingest]\nworkers = {workers}\n") as (server, _, _):
                 _cost(server, _mix(MIDDLE))
-                yield Point(workers, _cost(server, _mix(LARGE)))
+                yield Point(workers, _least_cost(server, _mix(LARGE)))
 
     return _sweep("workers", "workers, 1000 events a request", points(), say)
 

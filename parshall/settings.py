@@ -170,7 +170,7 @@ class RedisSettings(Section):
 
     layout: Literal["hashed", "packed"] = Field(
         "hashed",
-        description="How claims lie in it. packed: less than half of the memory, for three and a half times the CPU of Redis. "
+        description="How claims lie in it. packed: less than half of the memory, for three times the CPU of Redis. "
         "To change it: docs/decisions/0014-packed-claims.md.",
     )
 

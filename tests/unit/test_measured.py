@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,9 @@ from parshall.measured import Constants, Cost, Speed
 from parshall.settings import Settings
 from parshall.size_report import constants_table
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "PERFORMANCE.md"
+PROJECT = Path(__file__).resolve().parents[2]
+PUBLISHED = PROJECT / "bench" / "report" / "published" / "latest.json"
+PAGE = PROJECT / "docs" / "PERFORMANCE.md"
 COSTS: dict[str, Cost | Speed] = Constants()._asdict()
 
 
@@ -38,6 +42,28 @@ def test_what_measured_it_is_there(cost: Cost | Speed) -> None:
         return
     section = re.fullmatch(r'make bench ARGS="--only (\w+)"', command)
     assert section is not None and section[1] in SECTIONS
+
+
+def test_what_was_published_is_what_is_reckoned_with() -> None:
+    """Whoever publishes a report changes the constants too. Its values are hundredths."""
+    rounds = {figure["name"]: figure["rounds"] for figure in json.loads(PUBLISHED.read_text())["figures"]}
+
+    def ns(name: str) -> int:
+        return 10 * statistics.median_low(rounds[name])
+
+    constants = Constants()
+    assert constants.writer_1.value == ns("1 a request")
+    assert constants.writer_100.value == ns("100 a request")
+    assert constants.writer_1000.value == ns("1000 a request")
+    hashed, packed = ns("hashed, 10 million: Redis"), ns("packed, 10 million: Redis")
+    assert (constants.redis_cpu.value, constants.packed_percent.value) == (hashed, -(-100 * packed // hashed))
+    # What was rounded is on the side of caution.
+    alone = ns("1000 a request, a counter an event") - ns("1000 a request")
+    more_deltas_tenths = measured.PLAIN_DELTAS_TENTHS - 10 * measured.PLAIN_COUNTERS // 1000
+    assert 0 <= constants.writer_delta.value * more_deltas_tenths // 10 - alone <= alone // 20
+    assert 100 * constants.counter_memory.value >= max(rounds["a live counter, 1,000,000 of them"])
+    assert 100 * constants.replay.value <= min(rounds["replay of 3,000,000 events"])
+    assert 100 * constants.rater.value <= min(rounds["counters that are new in usage"] + rounds["counters that are in usage"])
 
 
 def test_the_page_shows_them_all() -> None:
