@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from dedupe.digest import digests
 from ingest.catalogue import read_catalogue
 from ingest.checker import EPOCH, TimeBounds
-from ingest.decode import Decoder, Limits, may_hold_nul
+from ingest.decode import Decoder, Limits, may_hold_nul, range_us
 
 NOW_US = 1_795_514_400_000_000  # 2026-11-24T10:00:00Z
 EVENTS_A_RUN = 20_000
@@ -79,11 +79,11 @@ def measure(load: Load, size: int, runs: int) -> Iterator[tuple[str, str]]:
     decoder = Decoder(read_catalogue(load.meters), {meter["name"]: number for number, meter in enumerate(load.meters, 1)}, Limits())
     bodies = [body(load, size, seed) for seed in range(max(1, min(1000, EVENTS_A_RUN // size)))]
     now = EPOCH + timedelta(microseconds=NOW_US)
-    bounds = TimeBounds(now - timedelta(days=1), now + timedelta(minutes=5))
+    bounds = TimeBounds(NOW_US - 86_400_000_000, NOW_US + 300_000_000)
 
     def fold(events: list[Any]) -> object:
         times = decoder._times(events, now)
-        return decoder._fold(1, events, times, min(times), max(times), [])
+        return decoder._fold(1, events, times, *range_us(times), [])
 
     def fresh(sent: bytes) -> list[Any]:
         return decoder._decode_all(sent)

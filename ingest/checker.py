@@ -10,7 +10,7 @@ data. Of a member that occurs twice the last one counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,8 +35,16 @@ _ABSENT = object()
 class TimeBounds(NamedTuple):
     """Event times that are accepted, both ends included."""
 
-    oldest: datetime
-    newest: datetime
+    oldest_us: int
+    newest_us: int
+
+    @property
+    def oldest(self) -> datetime:
+        return EPOCH + timedelta(microseconds=self.oldest_us)
+
+    @property
+    def newest(self) -> datetime:
+        return EPOCH + timedelta(microseconds=self.newest_us)
 
     def fault(self, time: datetime) -> Fault | None:
         if time < self.oldest:

@@ -113,8 +113,8 @@ class Decoder:
         self._shapes_with_maximum = {
             shape.byte for shape in shapes if any(MERGE_OF[meter.definition.aggregation] == "max" for meter in shape.meters)
         }
-        self._max_age = timedelta(seconds=limits.max_age_s)
-        self._max_skew = timedelta(seconds=limits.max_skew_s)
+        self._max_age_us = limits.max_age_s * 1_000_000
+        self._max_skew_us = limits.max_skew_s * 1_000_000
         self._arrival = any(shape.arrival for shape in shapes)
         event: Any = Union[tuple(shape.struct for shape in shapes)]  # noqa: UP007 - made at run time
         self._decode_all: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[event], float_hook=Decimal).decode
@@ -124,7 +124,7 @@ class Decoder:
         """`body` is a JSON array of events, or one event. Raises Unusable."""
         body = as_array(body)
         now = EPOCH + timedelta(microseconds=now_us)
-        bounds = TimeBounds(now - self._max_age, now + self._max_skew)
+        bounds = TimeBounds(now_us - self._max_age_us, now_us + self._max_skew_us)
         events, sound, elements = self._decode(body)
         counted, good = self._count(tenant, sound, now, bounds)
         received = len(events)
@@ -205,20 +205,20 @@ class Decoder:
         if not events:
             return _Counted([], b"", 0, 0, {}), events
         times = self._times(events, now)
-        oldest, newest = min(times), max(times)
-        if oldest < bounds.oldest or newest > bounds.newest:
-            within = [event for event, time in zip(events, times, strict=True) if bounds.oldest <= time <= bounds.newest]
+        oldest_us, newest_us = range_us(times)
+        if oldest_us < bounds.oldest_us or newest_us > bounds.newest_us:
+            first, last = bounds.oldest, bounds.newest
+            within = [event for event, time in zip(events, times, strict=True) if first <= time <= last]
             return self._count(tenant, within, now, bounds)
         faulty: list[Any] = []
-        deltas = self._fold(tenant, events, times, oldest, newest, faulty)
+        deltas = self._fold(tenant, events, times, oldest_us, newest_us, faulty)
         if faulty:
             left_out = set(map(id, faulty))
             events = [event for event in events if id(event) not in left_out]
             if not events:
                 return _Counted([], b"", 0, 0, {}), events
-            times = self._times(events, now)
-            oldest, newest = min(times), max(times)
-        return _Counted(digests(events), self._fingerprints(events), to_us(oldest), to_us(newest), deltas), events
+            oldest_us, newest_us = range_us(self._times(events, now))
+        return _Counted(digests(events), self._fingerprints(events), oldest_us, newest_us, deltas), events
 
     def _times(self, events: Sequence[Any], now: datetime) -> list[datetime]:
         times = [event.time for event in events]
@@ -227,12 +227,12 @@ class Decoder:
         return times
 
     def _fold(
-        self, tenant: int, events: Sequence[Any], times: Sequence[datetime], oldest: datetime, newest: datetime, faulty: list[Any]
+        self, tenant: int, events: Sequence[Any], times: Sequence[datetime], oldest_us: int, newest_us: int, faulty: list[Any]
     ) -> Deltas:
         """Events with a value that does not count are put into `faulty`, and nothing of them is in the deltas."""
         sums: Counters = {}
         maxima: Counters = {}
-        first, last = to_us(oldest) // 1_000_000, to_us(newest) // 1_000_000
+        first, last = oldest_us // 1_000_000, newest_us // 1_000_000
         if first // self._finest_window_s == last // self._finest_window_s:  # almost always
             self._fold_window(tenant, events, first, sums, maxima, faulty)
         else:
@@ -342,7 +342,7 @@ class _Again:
             return {}
         events = self._pick(positions)
         times = self._decoder._times(events, self._now)
-        return self._decoder._fold(self._tenant, events, times, min(times), max(times), [])
+        return self._decoder._fold(self._tenant, events, times, *range_us(times), [])
 
     def _pick(self, positions: Sequence[int]) -> list[Any]:
         if 2 * len(positions) > len(self._indexes):
@@ -360,6 +360,12 @@ class _Again:
 def to_us(time: datetime) -> int:
     since = time - EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def range_us(times: Sequence[datetime]) -> tuple[int, int]:
+    """(oldest, newest)"""
+    oldest_us = to_us(min(times))
+    return oldest_us, oldest_us if len(times) == 1 else to_us(max(times))
 
 
 def by_window(events: Sequence[Any], times: Sequence[datetime], window_s: int) -> Iterator[tuple[int, list[Any]]]:
