@@ -37,6 +37,10 @@ class NoHistory:
         self.mark = 0
         self.horizon_us = 0
         self.lost_horizon_us = 0
+        self.branch = b""
+
+    async def enter(self, branch: bytes) -> None:
+        self.branch = branch
 
     async def drain(self) -> None:
         return

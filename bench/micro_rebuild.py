@@ -48,7 +48,11 @@ class History:
         self.mark = 0
         self.horizon_us = 0
         self.lost_horizon_us = 0
+        self.branch = b""
         self._journal = journal
+
+    async def enter(self, branch: bytes) -> None:
+        self.branch = branch
 
     async def drain(self) -> None:
         await self._journal.drain()

@@ -138,6 +138,11 @@ class Journal:
             self._meter_numbers[definition] = number
         return number
 
+    def branch(self, shard: int) -> bytes:
+        """Of the shard's claim store, the one entered last; nothing before the first."""
+        branches = self._standing.branches
+        return branches[shard] if shard < len(branches) else b""
+
     def _enqueue(self, record: JournalRecord, *, starts_segment: bool) -> int:
         encoded = encode_record(record)
         self._standing.apply(record)

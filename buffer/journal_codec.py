@@ -22,6 +22,7 @@ from buffer.counters import PACKED_BYTES, CounterKey, Deltas, Tallies
 from buffer.journal_records import (
     CallRecord,
     Closed,
+    Entering,
     FlushBegin,
     FlushCommit,
     Flushed,
@@ -34,6 +35,7 @@ from buffer.journal_records import (
 
 VERSION = 1  # of the segment layout, and of each frame's payload
 SHARDED = 2  # of the payload of a record that tells of several shards; without them every record is as in version 1
+BRANCHED = 3  # of the payload of a record that tells which branch of a claim store was entered
 
 SEGMENT_MAGIC = b"PARSHJNL"
 _HEADER = struct.Struct("<8sB7x16sQQq")  # magic, version, writer, first sequence, chain, made at (us)
@@ -153,8 +155,8 @@ def frame_at(data: memoryview, offset: int, seed: int) -> Frame | None:
     end = payload + length
     if end > len(data) or head_length > length or xxh3_64_intdigest(data[start:end], seed) != checksum:
         return None
-    if version not in (VERSION, SHARDED) or kind not in _DECODERS:
-        raise UnknownVersion(f"the journal frame {sequence} (kind {kind})", version, SHARDED)
+    if version not in (VERSION, SHARDED, BRANCHED) or kind not in _DECODERS:
+        raise UnknownVersion(f"the journal frame {sequence} (kind {kind})", version, BRANCHED)
     body = payload + head_length
     return Frame(kind, sequence, sequence - back, previous, checksum, end, data[payload:body], data[body:end], body_size)
 
@@ -229,7 +231,8 @@ def has_lost_sector(data: memoryview, start: int, end: int) -> bool:
 
 # ---- payloads: the head is MessagePack of small values, the body MessagePack of what only some replays need
 
-OPENED, METERS, CALL, FLUSH_BEGIN, FLUSH_PART, FLUSH_COMMIT, FLUSHED, CLOSED, SNAPSHOT = range(1, 10)  # the kind byte
+# The kind byte.
+OPENED, METERS, CALL, FLUSH_BEGIN, FLUSH_PART, FLUSH_COMMIT, FLUSHED, CLOSED, SNAPSHOT, ENTERING = range(1, 11)
 
 
 class _CallHead(NamedTuple):
@@ -271,6 +274,7 @@ _DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {
         (FLUSHED, Flushed),
         (CLOSED, Closed),
         (SNAPSHOT, Snapshot),
+        (ENTERING, Entering),
     )
 }
 
@@ -295,10 +299,16 @@ def _encode_opened(record: Opened) -> Encoded:
     return Encoded(OPENED, _encode(record), b"", SHARDED) if record.shards > 1 else Encoded(OPENED, _encode(record[:2]), b"")
 
 
+def _encode_entering(record: Entering) -> Encoded:
+    return Encoded(ENTERING, _encode(record), b"", BRANCHED)
+
+
 def _encode_snapshot(record: Snapshot) -> Encoded:
+    if record.branches:
+        return Encoded(SNAPSHOT, _encode(record), b"", BRANCHED)
     if any(record.shard_calls) or record.shard_horizons_us:
-        return Encoded(SNAPSHOT, _encode(record), b"", SHARDED)
-    return Encoded(SNAPSHOT, _encode(record[:-2]), b"")
+        return Encoded(SNAPSHOT, _encode(record[:-1]), b"", SHARDED)
+    return Encoded(SNAPSHOT, _encode(record[:-3]), b"")
 
 
 def _columns(deltas: Deltas) -> dict[str, tuple[list[CounterKey], bytes]]:
@@ -317,6 +327,7 @@ _ENCODERS: dict[type, Callable[[Any], Encoded]] = {
     CallRecord: _encode_call,
     FlushPart: _encode_part,
     Opened: _encode_opened,
+    Entering: _encode_entering,
     Snapshot: _encode_snapshot,
 }
 _PLAIN_KINDS: dict[type, int] = {

@@ -27,6 +27,13 @@ class Opened(NamedTuple):
     shards: int = 1  # how many claim stores share the tenants; each has call numbers of its own
 
 
+class Entering(NamedTuple):
+    """Claims go on in this branch of a claim store's life. Synced before the store may count on it: from here on no older one will do."""
+
+    branch: bytes
+    shard: int = 0
+
+
 class Meters(NamedTuple):
     """Meter numbers that later keys use. Replay needs no catalogue."""
 
@@ -105,6 +112,7 @@ class Snapshot(NamedTuple):
     kept_from: int = 1  # first sequence of the oldest segment that is still kept; what is older may go
     shard_calls: Sequence[Sequence[int]] = ()  # per incarnation the last call in each shard; nothing for one that had one shard
     shard_horizons_us: Sequence[int] = ()  # of the shards of the newest incarnation; nothing where it has one
+    branches: Sequence[bytes] = ()  # by shard, the one that was entered last
 
 
-JournalRecord = Opened | Meters | CallRecord | FlushBegin | FlushPart | FlushCommit | Flushed | Closed | Snapshot
+JournalRecord = Opened | Entering | Meters | CallRecord | FlushBegin | FlushPart | FlushCommit | Flushed | Closed | Snapshot

@@ -19,6 +19,7 @@ from buffer.counters import Deltas, MeterDefinition, Tallies, add_tallies, merge
 from buffer.journal_records import (
     CallRecord,
     Closed,
+    Entering,
     FlushBegin,
     FlushCommit,
     Flushed,
@@ -97,6 +98,7 @@ class Standing:
         self.progress: FlushProgress | None = None
         self.last_call: Position = BEFORE_ALL
         self.kept_from = 1
+        self.branches: list[bytes] = []  # by shard, the branch of its claim store that was entered last
         self._ids: list[bytes] = []
         self._last_calls: list[int] = []
         self._shard_calls: list[list[int]] = []  # beside them: the last call in each shard; nothing for an incarnation that had one
@@ -152,6 +154,7 @@ class Standing:
             kept_from,
             self._shard_calls,
             self.shard_horizons_us,
+            self.branches,
         )
 
     # ---- applying
@@ -172,6 +175,8 @@ class Standing:
                 self.meters.update(record.definitions)
             case Opened():
                 self._opened(record)
+            case Entering():
+                self._entering(record)
             case Closed():
                 assert self._ids and record.last_call == self._last_calls[-1], "closed names the last call journalled"
             case Snapshot():
@@ -195,6 +200,7 @@ class Standing:
         self._last_calls = [last for _, last in record.incarnations]
         self._shard_calls = [list(calls) for calls in record.shard_calls] or [[] for _ in self._ids]
         self.shard_horizons_us = list(record.shard_horizons_us)
+        self.branches = list(record.branches)
         self.last_call = next(((index, last) for index, last in reversed(list(enumerate(self._last_calls))) if last), BEFORE_ALL)
         self.meters = dict(record.meters)
         self.next_n = dict(record.next_n)
@@ -208,6 +214,8 @@ class Standing:
     def _opened(self, record: Opened) -> None:
         assert record.incarnation not in self._ids, "an incarnation opens once"
         self.reopened()
+        if self._ids and max(1, len(self._shard_calls[-1])) != record.shards:
+            self.branches = []  # another set of claim stores, which were all emptied
         self._ids.append(record.incarnation)
         self._last_calls.append(0)
         several = record.shards > 1
@@ -216,6 +224,10 @@ class Standing:
             self.shard_horizons_us = []
         elif len(self.shard_horizons_us) != record.shards:
             self.shard_horizons_us = [self.horizon_us] * record.shards
+
+    def _entering(self, record: Entering) -> None:
+        self.branches += [b""] * (record.shard + 1 - len(self.branches))
+        self.branches[record.shard] = record.branch
 
     def _call(self, record: CallRecord) -> None:
         number = record.number

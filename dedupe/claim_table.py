@@ -96,11 +96,12 @@ class ClaimTable:
         self._writers[context.writer] = context.incarnation
         return [b"published"]
 
-    def join(self, context: Context, era: bytes, incarnations: Sequence[bytes] = ()) -> Reply:
+    def join(self, context: Context, era: bytes, left: bytes = b"", incarnations: Sequence[bytes] = ()) -> Reply:
         refusal = self._belongs_elsewhere(context) or self._admit(context)
         if refusal:
             return refusal
-        if self._join.replication_id == self.replication_id:
+        outdated = (self._open.replication_id, self._open.branch) == (self.replication_id, left)
+        if self._join.replication_id == self.replication_id and not outdated:
             self._intern(context, self._join.era)
             return self._faster(0, incarnations) if self._join.faster else [b"joining", self._join.era, 0, self._join.branch, 0]
         complete = self._was_complete(context)

@@ -110,6 +110,13 @@ class History(Protocol):
     def lost_horizon_us(self) -> int:
         """The highest horizon of writers whose journals are lost: their claims stand only where claims have been complete since."""
 
+    @property
+    def branch(self) -> bytes:
+        """The branch of the store's life that was entered last; nothing before the first."""
+
+    async def enter(self, branch: bytes) -> None:
+        """Return once it is on disk that claims go on in this branch."""
+
     async def drain(self) -> None:
         """Return once everything appended so far is on disk (so that `claims` and `mark` hold it)."""
 

@@ -72,23 +72,39 @@ async def enter(
     `known_in` is the replication id that this incarnation entered before: if the store has forgotten it since, it joins again.
     """
     reply = await _expect(ask, b"hello", "hello", clock_us())
-    _, replication_id, is_open, is_joined, unknown, _, branch = reply
+    _, replication_id, is_open, is_joined, unknown, _, branch = cast(tuple[object, object, int, int, int, int, bytes], reply)
     entered = _text(replication_id)
-    await _expect(ask, b"published", "publish", history.mark, list(history.closed))
-    if is_open and is_joined and not (unknown and known_in == entered):
+    # A store opens once every writer has entered its branch, this one too: if this one went on to another, what answers is an old primary.
+    left = branch if is_open and history.branch not in (b"", branch) else b""
+    await _publish(ask, history, may_be_new=bool(left))
+    if is_open and is_joined and not left and not (unknown and known_in == entered):
+        await history.enter(branch)
         on_joined()
-        return Entered(entered, cast(bytes, branch))
+        return Entered(entered, branch)
+    if left:
+        log.warning("claims: this store was left for another one, and is to be used again: every writer claims what it lacks")
     on_rebuilding("claiming the journal again")
-    agreed, branch = await _join(ask, history, clock_us, era)
-    await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open))
+    agreed, branch = await _join(ask, history, clock_us, era, left)
+    if left:
+        await _publish(ask, history)
+    await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open and not left))
     return Entered(entered, branch)
 
 
-async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> tuple[bytes, bytes]:
-    """The era and the branch that the joiners agreed on."""
+async def _publish(ask: Ask, history: History, *, may_be_new: bool = False) -> None:
+    """`may_be_new`: the store may never have heard of this writer though its journal has claims. Publish again once it is not open."""
+    reply = await ask("publish", history.mark, list(history.closed))
+    if reply[0] != b"published" and not (may_be_new and reply[0] == b"stale_journal" and reply[2] == b"missing"):
+        refused(reply)
+
+
+async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes, left: bytes) -> tuple[bytes, bytes]:
+    """The era and the branch that the joiners agreed on. `left`: the branch that is open here although claims went on in another."""
     await history.drain()
     incarnations = [incarnation for incarnation, _ in history.closed] + [history.incarnation]
-    _, agreed, _, branch, faster, *known = await _expect(ask, b"joining", "join", era, incarnations)
+    reply = await _expect(ask, b"joining", "join", era, left, incarnations)
+    _, agreed, _, branch, faster, *known = cast(tuple[object, bytes, int, bytes, int, object], reply)
+    await history.enter(branch)  # before `joined`: the store may open from then on, and no older one will do
     claims = history.claims()
     if faster:
         found, *counts = known
@@ -98,7 +114,7 @@ async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: by
         await _expect(ask, b"reclaimed", "reclaim", agreed, clock_us(), sections)
         count += sum(len(section.digests) for section in sections) // 12
     log.info("claimed %d digests of the journal again%s", count, ", the others are there" if faster else "")
-    return cast(bytes, agreed), cast(bytes, branch)
+    return agreed, branch
 
 
 async def _wait_until_open(

@@ -12,6 +12,7 @@ import structlog
 
 from buffer.counter_log import CounterLog, LogUnavailable, Retired
 from buffer.journal import Journal
+from buffer.journal_records import Entering
 from dedupe.port import Claimed, shard_of
 
 log = structlog.get_logger()
@@ -56,6 +57,15 @@ class JournalHistory:
     @property
     def closed(self) -> Sequence[tuple[bytes, int]]:
         return self._closed
+
+    @property
+    def branch(self) -> bytes:
+        return self._journal.branch(self._shard)
+
+    async def enter(self, branch: bytes) -> None:
+        if branch != self.branch:
+            self._journal.append(Entering(branch, self._shard))
+            await self._journal.drain()
 
     async def drain(self) -> None:
         await self._journal.drain()

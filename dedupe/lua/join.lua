@@ -14,8 +14,12 @@
 -- is empty, does not say that its claims were complete: `open` names no replication id then, or not that of the last join. Nor is it
 -- believed when its keys do not fit together, as when somebody deleted some.
 --
+-- A store may be open and yet be an old primary that was left at a failover and lives on: it knows nothing of what was claimed elsewhere
+-- since. Who has entered a later branch says so (`left`), and then everybody joins again, in the faster way where that fits.
+--
 -- ARGV[9]    era and branch, random, used if this is the first to join
--- ARGV[10..] incarnations (hex) of this journal, oldest first
+-- ARGV[10]   left: the branch that must not stay open; '' usually
+-- ARGV[11..] incarnations (hex) of this journal, oldest first
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'rejoin'}, {'zombie'}, {'stale'}
 --          {'joining', era, first (1 or 0), branch, faster (1 or 0)}, in the faster way followed by the branch of what was found, and per
 --            incarnation by its executions there, and the call up to which it had claimed its whole journal, or -1
@@ -71,7 +75,7 @@ end
 
 local function faster(era, first, branch, found)
   local reply = {'joining', era, first, branch, 1, found}
-  for at = 10, #ARGV do
+  for at = 11, #ARGV do
     local w = redis.call('HMGET', namespace .. 'w:' .. ARGV[at], 'executions', 'base')
     reply[#reply + 1] = tonumber(w[1]) or 0
     reply[#reply + 1] = tonumber(w[2]) or -1
@@ -80,11 +84,11 @@ local function faster(era, first, branch, found)
 end
 
 local join = redis.call('HMGET', join_key, 'replid', 'era', 'branch', 'faster', 'found')
-if join[1] == replid then
+local open = redis.call('HMGET', open_key, 'replid', 'branch', 'log', 'identity')
+if join[1] == replid and not (open[1] == replid and open[2] == ARGV[10]) then
   intern(join[2])
   return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end
-local open = redis.call('HMGET', open_key, 'replid', 'branch', 'log', 'identity')
 redis.call('HDEL', open_key, 'replid')
 if open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity and fits_together() then
   each('joined:*', 'UNLINK')

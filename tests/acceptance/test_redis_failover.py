@@ -1,4 +1,5 @@
-"""A real failover: a replica without the last claims is promoted, while the old primary is dead, or lives on for one of the workers."""
+"""A real failover: a replica without the last claims is promoted, while the old primary is dead, or lives on for one of the workers; and
+workers that are led back to an old primary, which knows nothing of what was claimed since."""
 
 from __future__ import annotations
 
@@ -133,6 +134,57 @@ async def test_a_replica_without_the_last_claims_is_promoted(
                     role.kill()
             for proxy in (replication, *proxies):
                 await proxy.stop()
+
+
+async def test_connections_end_at_the_old_primary_again(
+    tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str
+) -> None:
+    """It lives on, and was never told of the failover; by then one worker was killed and knows only what its journal does."""
+    more = f'\n[postgres]\ndsn = "{database}"\n[kafka]\nbootstrap = "{own_kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
+    key = write_config(tmp_path, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
+    config = ["--config", str(tmp_path / "parshall.toml")]
+    proxy = TcpProxy(("127.0.0.1", redis.port))
+    await proxy.start()
+    one, other = (
+        Role(f"w{n}", ["ingest", *config, "--data", str(tmp_path / f"data-{n}"), "--redis", f"redis://{proxy.address}"], tmp_path)
+        for n in range(2)
+    )
+    rater = Role("rater", ["rate", *config], tmp_path)
+    with services.redis_server() as second:
+        try:
+            for role in (rater, one, other):
+                role.start()
+            await asyncio.gather(one.wait_ready(), other.wait_ready())
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
+                sender = Sender(session, key)
+                whole = BATCHES * EVENTS
+                before, between, after = events(0), events(BATCHES), events(2 * BATCHES)
+                assert await sender.send_all(one, before) == (whole, 0)
+                proxy.server = ("127.0.0.1", second.port)
+                proxy.reset()
+                assert await sender.send_all(other, between[: BATCHES // 2]) == (whole // 2, 0)
+                assert await sender.send_all(one, between[BATCHES // 2 :]) == (whole // 2, 0)
+
+                other.kill()
+                proxy.server = ("127.0.0.1", redis.port)
+                proxy.reset()
+                other.start()
+                assert await sender.send_all(one, [*before, *between]) == (0, 2 * whole), "the old primary knows nothing of the second half"
+                assert await sender.send_all(other, [*between, *before]) == (0, 2 * whole)
+                assert await sender.send_all(other, after) == (whole, 0)
+                proxy.server = ("127.0.0.1", second.port)
+                proxy.reset()
+                assert await sender.send_all(one, [*before, *between, *after]) == (0, 3 * whole), "there and back again"
+                for role in (one, other):
+                    await role.wait_ready()
+                    await Api(session, role.url, key).flush_now()
+                ledger = (await wait_rated({"demo": Api(session, one.url, key)}, {"demo": 3 * whole}))["demo"]
+                assert ledger["rated"] == 3 * whole
+        finally:
+            for role in (rater, one, other):
+                if role.running:
+                    role.kill()
+            await proxy.stop()
 
 
 def claims(server: redis_client.Redis) -> int:

@@ -54,6 +54,10 @@ class Journal:
     kept: list[Claimed] = field(default_factory=list)
     registered: frozenset[bytes] = frozenset()
     drains: int = 0
+    branch: bytes = b""
+
+    async def enter(self, branch: bytes) -> None:
+        self.branch = branch
 
     async def drain(self) -> None:
         self.drains += 1

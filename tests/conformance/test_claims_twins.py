@@ -305,7 +305,11 @@ class World:
 
     def join(self, writer: Writer) -> None:
         incarnations = [*(old.id for old in writer.old), writer.now.id]
-        reply = self.ask("join", self.context(writer), self.random.randbytes(16), incarnations)
+        opened = self.table._open
+        left = self.random.choice((b"", b"", opened.branch))
+        if left and opened.replication_id == self.table.replication_id:
+            self.seen["an open store was left"] += 1
+        reply = self.ask("join", self.context(writer), self.random.randbytes(16), left, incarnations)
         if reply[0] == b"joining":
             self.seen["faster" if reply[4] else "whole"] += 1
         if reply[0] == b"joining":
@@ -348,7 +352,7 @@ def enter_alone(world: World) -> Context:
     context = context_of(IDENTITY, b"w" * 16, b"i" * 16, 1)
     world.ask("hello", context, START_US)
     world.ask("publish", context, 0, [])
-    assert world.ask("join", context, b"e" * 16, []) == [b"joining", b"e" * 16, 1, b"e" * 16, 0]
+    assert world.ask("join", context, b"e" * 16, b"", []) == [b"joining", b"e" * 16, 1, b"e" * 16, 0]
     assert world.ask("joined", context, b"e" * 16, 0, 0, {context.writer}) == [b"joined", 1, 0]
     return context
 
@@ -364,7 +368,7 @@ EXPECTED = {
     *("hello hello", "hello zombie", "hello stale", "hello wrong_log", "hello wrong_identity"),
     *("publish published", "publish zombie", "publish stale", "publish rejoin", "publish stale_journal"),
     *("stale_journal unknown", "stale_journal mark", "stale_journal closed", "stale_journal missing"),
-    *("faster", "whole", "join joining", "join zombie", "join stale", "join rejoin", "join wrong_log", "join wrong_identity"),
+    *("an open store was left", "faster", "whole", "join joining", "join zombie", "join stale", "join rejoin", "join wrong_log", "join wrong_identity"),
     *("reclaim reclaimed", "reclaim rebuild", "reclaim zombie", "reclaim stale"),
     *("joined joined", "joined rebuild", "joined zombie", "joined stale"),
     *("claim verdicts", "claim late", "claim marked", "claim rebuild", "claim rejoin", "claim zombie", "claim stale"),
@@ -406,7 +410,7 @@ def test_claims_are_found_however_many_come(server: Redis, layout: str) -> None:
     check_size(world, server, layout)
     assert len(known) > 5_000
     lua.lose("open")
-    assert world.ask("join", context, b"f" * 16, [])[0] == b"joining"
+    assert world.ask("join", context, b"f" * 16, b"", [])[0] == b"joining"
     again = b"".join(pick.sample(known, 4_000))
     for _ in range(2):  # the second time over what is there
         origin = (START_US // HOUR_US, START_US)
@@ -438,7 +442,7 @@ def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis, layout:
     lua.lose("newest")
     lua.lose("gen")
     lua.change_replication_id()
-    assert lua.ask("join", context, b"f" * 16, []) == [b"joining", b"f" * 16, 1, b"f" * 16, 0]
+    assert lua.ask("join", context, b"f" * 16, b"", []) == [b"joining", b"f" * 16, 1, b"f" * 16, 0]
     client = redis.Redis.from_url(server.url)
     assert list(client.scan_iter(NAMESPACE + "claims:*")) == []
     client.close()

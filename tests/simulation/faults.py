@@ -258,6 +258,26 @@ def redis_fails_over(world: World, _: Node) -> None:
     _later(world, 0.001, 5 * world.rng.random(), strike)
 
 
+@waiting_fault
+def older_redis_answers(world: World, _: Node) -> None:
+    """Some time after a failover connections end at the old primary again, which lives on and thinks that it knows everything."""
+
+    def strike() -> None:
+        if not world.redis_kept:
+            redis.fail_over()
+            _later(world, 0.3, 5, astray)
+
+    def astray() -> None:
+        if not world.redis_kept:
+            world.struck("older_redis_answers")
+            redis.go_astray()
+            _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
+
+    redis = world.redis
+    redis.replicate()
+    _later(world, 0.001, 1, strike)
+
+
 @fault
 def redis_pauses(world: World, _: Node) -> None:
     world.redis.pause(world.rng.choice(world.habits.outage_s))

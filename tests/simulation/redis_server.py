@@ -44,6 +44,8 @@ class SimulatedRedis:
         self._clock_us = lambda: clock_us() + self.clock_off_us  # a function: tables are copied, and it stays
         self._connections: list[Transport] = []
         self._behind: ClaimTable | None = None  # a replica as it was at some moment
+        self._older: ClaimTable | None = None  # the primary before the last failover: it lives on
+        self._astray = False  # whether new connections end there
         self.table = self._new_table()
         self.down = False
         self.paused_until_s = 0.0
@@ -68,6 +70,11 @@ class SimulatedRedis:
             return transport
 
         return RedisAddress(connect, name="simulated redis")
+
+    @property
+    def reached(self) -> ClaimTable:
+        """What a new connection ends at."""
+        return self._older if self._astray and self._older is not None else self.table
 
     # ---- faults
 
@@ -96,10 +103,29 @@ class SimulatedRedis:
 
     def fail_over(self) -> None:
         """The replica is promoted: the last claims are missing. Old connections go on talking to the old primary until they break."""
+        self._older, self._astray = self.reached, False
         self.table = copy.deepcopy(self._behind) if self._behind is not None else self._new_table()
         self.table.replication_id = self._rng.randbytes(20).hex()
         for transport in self._connections:
             asyncio.get_running_loop().call_later(self._rng.uniform(0, 2), transport.break_off)
+
+    def go_astray(self) -> None:
+        """All connections break, and new ones end at the old primary, which was never told that it is one no more.
+
+        Only where both had been complete: one that was left while writers were still joining it would take them for joined.
+        """
+        self._astray = self._older is not None and _is_open(self._older) and _is_open(self.table)
+        if not self._astray:
+            return
+        for transport in self.connections():
+            transport.break_off()
+
+    def come_back(self) -> None:
+        if self._astray:
+            self._astray = False
+            for transport in self.connections():
+                if transport.table is not self.table:
+                    transport.break_off()
 
     def pause(self, seconds: float) -> None:
         self.paused_until_s = max(self.paused_until_s, asyncio.get_running_loop().time() + seconds)
@@ -112,6 +138,7 @@ class SimulatedRedis:
         self.next_claim_fails = self.next_reply_lost = False
         self.paused_until_s = 0.0
         self.clock_off_us = 0
+        self.come_back()
         self._after.clear()
         for transport in self._connections:
             transport.stalled_until_s = 0.0
@@ -159,7 +186,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.protocol = protocol
         self.steps = steps
-        self._table = server.table  # of the server it was made to: an old primary lives on for its connections
+        self.table = server.reached  # of the server it was made to: an old primary lives on for its connections
         self.stalled_until_s = 0.0  # nothing arrives in either direction before
         self._server = server
         self._rng = rng
@@ -195,7 +222,7 @@ class Transport(asyncio.Transport):
             loop.call_at(blocked_until_s, self._arrive)
             return
         command = self._inbound.popleft()
-        reply = self._server.execute(self._table, command, self.steps)
+        reply = self._server.execute(self.table, command, self.steps)
         call = _call_of(command)
         if call and self._server.next_reply_lost:
             self._server.next_reply_lost = False
@@ -261,6 +288,10 @@ class Transport(asyncio.Transport):
 
     def is_closing(self) -> bool:
         return self._client_gone
+
+
+def _is_open(table: ClaimTable) -> bool:
+    return table._open.replication_id == table.replication_id
 
 
 def _call_of(command: list[bytes]) -> int:
@@ -338,7 +369,7 @@ def _halves(blob: bytes) -> tuple[bytes, bytes]:
 _ARGUMENTS: dict[str, Callable[[list[bytes]], tuple[Any, ...]]] = {
     "hello": lambda rest: (int(rest[0]),),
     "publish": lambda rest: (int(rest[0]), _closed(rest[1:])),
-    "join": lambda rest: (rest[0], [bytes.fromhex(incarnation.decode()) for incarnation in rest[1:]]),
+    "join": lambda rest: (rest[0], rest[1], [bytes.fromhex(incarnation.decode()) for incarnation in rest[2:]]),
     "reclaim": lambda rest: (rest[0], int(rest[1]), _reclaimed(rest[2:])),
     "joined": lambda rest: (rest[0], int(rest[1]), int(rest[2]), frozenset(bytes.fromhex(member.decode()) for member in rest[3:])),
     "claim": lambda rest: (*HEAD.unpack(rest[0]), _sections(rest[1:])),

@@ -17,7 +17,7 @@ import buffer.journal_segments as journal_segments
 import ingest.calls as calls
 import parshall.writer_loss as writer_loss
 from buffer.counter_log import Record, Retired
-from buffer.journal_records import CallRecord, FlushCommit, JournalRecord, Through
+from buffer.journal_records import CallRecord, Entering, FlushCommit, JournalRecord, Through
 from buffer.journal_segments import SegmentFacts, Tail
 from buffer.journal_state import Replayed, Standing
 from dedupe import rebuild
@@ -410,10 +410,13 @@ def _opens_alone() -> Iterator[None]:
 
 @contextmanager
 def _joins_undrained() -> Iterator[None]:
-    async def broken(_: JournalHistory) -> None:
+    async def undrained(_: JournalHistory) -> None:
         pass
 
-    with patch.object(JournalHistory, "drain", broken):
+    async def entered(self: JournalHistory, branch: bytes) -> None:
+        self._journal.append(Entering(branch, self._shard))
+
+    with patch.object(JournalHistory, "drain", undrained), patch.object(JournalHistory, "enter", entered):
         yield
 
 
@@ -671,6 +674,27 @@ def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes:
     return replace(profile, faults=dict.fromkeys(faults, 1), **{"rated": 0.0, "shards": (1,), **changes})
 
 
+@contextmanager
+def _older_store_entered() -> Iterator[None]:
+    with patch.object(JournalHistory, "branch", property(lambda _: b"")):
+        yield
+
+
+@contextmanager
+def _branch_forgotten() -> Iterator[None]:
+    """The process knows where it has been, its journal does not."""
+
+    async def broken(self: JournalHistory, branch: bytes) -> None:
+        known[self.incarnation] = branch
+
+    known: dict[bytes, bytes] = {}
+    with (
+        patch.object(JournalHistory, "enter", broken),
+        patch.object(JournalHistory, "branch", property(lambda self: known.get(self.incarnation, b""))),
+    ):
+        yield
+
+
 _NO_CLOCK = _only(HOURS, "writer_clock_jumps")
 _REDIS_LOST = _only(CROWDED, "redis_restarts_empty", "redis_fails_over")
 _REDIS_FAILS_OVER = _only(CROWDED, "redis_fails_over")
@@ -714,6 +738,10 @@ SABOTAGES: dict[str, Sabotage] = {
     "a writer joins with an unsynced tail": Sabotage(_only(DUEL, "redis_restarts_empty", steps=(APPENDED,)), _joins_undrained),
     "the first joiner keeps the claims it finds": Sabotage(
         _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED, JOINING)), _first_joiner_keeps_all
+    ),
+    "an older store is entered": Sabotage(_only(CROWDED, "older_redis_answers"), _older_store_entered),
+    "the branch that was entered is not in the journal": Sabotage(
+        _only(CROWDED, "older_redis_answers", "kill", writers=(1, 1), outage_s=(1, 2, 3), repair_s=(0.01, 0.1)), _branch_forgotten
     ),
     "the faster join claims nothing again": Sabotage(_REDIS_FAILS_OVER, lambda: _claimed_again(lambda *_: False)),
     "the faster join compares executions of different branches": Sabotage(

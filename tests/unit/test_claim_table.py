@@ -394,16 +394,31 @@ def test_where_claims_were_complete_they_stay_and_joiners_are_told_how_much_of_t
     era, branch = store.table._open.era, store.table._open.branch
     store.table.replication_id = "two"
     unknown = b"u" * 16
-    reply = one.table.join(one.context, b"n" * 16, [unknown, one.context.incarnation])
+    reply = one.table.join(one.context, b"n" * 16, b"", [unknown, one.context.incarnation])
     assert reply == [b"joining", era, 1, b"n" * 16, 1, branch, 0, -1, 2, 0]
     assert store.table.size == 3 and one.claim(3) == [b"rebuild"]
-    assert two.table.join(two.context, b"m" * 16, [two.context.incarnation]) == [b"joining", era, 0, b"n" * 16, 1, branch, 1, 0]
+    assert two.table.join(two.context, b"m" * 16, b"", [two.context.incarnation]) == [b"joining", era, 0, b"n" * 16, 1, branch, 1, 0]
     assert reclaim(two, 500_000, b"d", era=era)[0] == b"reclaimed"
     assert one.join(b"2", mark=2) == [b"joined", 0, 1]
     assert two.join(b"1", mark=1) == [b"joined", 1, 0]
     assert one.codes(3, b"a", b"b", b"c", b"d", b"e") == b"ddddg"
     store.table.replication_id = "three"
-    assert one.table.join(one.context, b"o" * 16, [one.context.incarnation])[3:] == [b"o" * 16, 1, b"n" * 16, 3, 2]
+    assert one.table.join(one.context, b"o" * 16, b"", [one.context.incarnation])[3:] == [b"o" * 16, 1, b"n" * 16, 3, 2]
+
+
+def test_an_open_store_that_was_left_is_joined_again_by_all(store: Store, one: Asker, two: Asker) -> None:
+    one.codes(1, b"a")
+    two.codes(1, b"c")
+    era, branch = store.table._open.era, store.table._open.branch
+    assert one.table.join(one.context, b"o" * 16, b"another", [])[2:4] == [0, branch], "it is not the one that was left"
+    assert one.claim(2)[0] == b"verdicts"
+    reply = one.table.join(one.context, b"n" * 16, branch, [one.context.incarnation])
+    assert reply[:7] == [b"joining", era, 1, b"n" * 16, 1, branch, 2]
+    assert (one.claim(3), two.claim(2)) == ([b"rebuild"], [b"rebuild"])
+    assert two.table.join(two.context, b"m" * 16, branch, [])[2:4] == [0, b"n" * 16], "who comes later joins what has begun"
+    assert one.join(b"2", mark=2) == [b"joined", 0, 1], "that it had joined before does not count"
+    assert two.join(b"1", mark=1) == [b"joined", 1, 0]
+    assert one.codes(3, b"a", b"c", b"d") == b"ddg"
 
 
 @pytest.mark.parametrize(

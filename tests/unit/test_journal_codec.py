@@ -34,6 +34,7 @@ from buffer.journal_codec import (
 from buffer.journal_records import (
     CallRecord,
     Closed,
+    Entering,
     FlushBegin,
     FlushCommit,
     Flushed,
@@ -106,13 +107,22 @@ plain_snapshots = st.builds(
     numbers,
     st.just(()),
     st.just(()),
+    st.just(()),
 )
-snapshots = plain_snapshots | st.builds(
+sharded_snapshots = st.builds(
     lambda snapshot, calls, horizons: snapshot._replace(shard_calls=calls, shard_horizons_us=horizons),
     plain_snapshots,
     st.lists(st.lists(numbers, max_size=3), max_size=3),
     st.lists(times, min_size=1, max_size=3),
 )
+branched_snapshots = st.builds(
+    lambda snapshot, branches: snapshot._replace(
+        branches=branches, shard_calls=list(snapshot.shard_calls), shard_horizons_us=list(snapshot.shard_horizons_us)
+    ),
+    plain_snapshots | sharded_snapshots,
+    st.lists(ids, min_size=1, max_size=3),
+)
+snapshots = plain_snapshots | sharded_snapshots | branched_snapshots
 any_record = st.one_of(
     calls,
     st.builds(Opened, ids, times, st.integers(1, 3)),
@@ -122,6 +132,7 @@ any_record = st.one_of(
     st.builds(FlushCommit, numbers),
     st.builds(Flushed, numbers, st.none() | per_number),
     st.builds(Closed, numbers),
+    st.builds(Entering, st.binary(min_size=16, max_size=16), st.integers(0, 9)),
     snapshots,
 )
 
@@ -169,9 +180,9 @@ def test_frames_of_one_journal_prove_nothing_in_another() -> None:
 
 def test_an_unknown_version_of_a_sound_frame_is_refused() -> None:
     data = bytearray(framed(Closed(1)))
-    data[12 + 24] = 3  # the version byte
+    data[12 + 24] = 4  # the version byte
     data[4:12] = xxh3_64_intdigest(bytes(data[12:]), SEED).to_bytes(8, "little")
-    with pytest.raises(Exception, match="format version 3"):
+    with pytest.raises(Exception, match="format version 4"):
         frame_at(memoryview(bytes(data)), 0, SEED)
 
 
