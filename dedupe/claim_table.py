@@ -96,15 +96,15 @@ class ClaimTable:
         self._writers[context.writer] = context.incarnation
         return [b"published"]
 
-    def join(self, context: Context, era: bytes, left: bytes = b"", incarnations: Sequence[bytes] = ()) -> Reply:
+    def join(self, context: Context, era: bytes, last: bytes = b"", incarnations: Sequence[bytes] = ()) -> Reply:
         refusal = self._belongs_elsewhere(context) or self._admit(context)
         if refusal:
             return refusal
-        outdated = (self._open.replication_id, self._open.branch) == (self.replication_id, left)
-        if self._join.replication_id == self.replication_id and not outdated:
+        as_it_was_left = last in (b"", self._open.branch)
+        if self._join.replication_id == self.replication_id and (self._open.replication_id != self.replication_id or as_it_was_left):
             self._intern(context, self._join.era)
             return self._faster(0, incarnations) if self._join.faster else [b"joining", self._join.era, 0, self._join.branch, 0]
-        complete = self._was_complete(context)
+        complete = as_it_was_left and self._was_complete(context)
         self._open.replication_id = None
         if complete and self._fits_together():
             self._joined.clear()

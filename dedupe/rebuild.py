@@ -75,19 +75,19 @@ async def enter(
     _, replication_id, is_open, is_joined, unknown, _, branch = cast(tuple[object, object, int, int, int, int, bytes], reply)
     entered = _text(replication_id)
     # A store opens once every writer has entered its branch, this one too: if this one went on to another, what answers is an old primary.
-    left = branch if is_open and history.branch not in (b"", branch) else b""
-    await _publish(ask, history, may_be_new=bool(left))
-    if is_open and is_joined and not left and not (unknown and known_in == entered):
+    was_left = bool(is_open) and history.branch not in (b"", branch)
+    await _publish(ask, history, may_be_new=was_left)
+    if is_open and is_joined and not was_left and not (unknown and known_in == entered):
         await history.enter(branch)
         on_joined()
         return Entered(entered, branch)
-    if left:
-        log.warning("claims: this store was left for another one, and is to be used again: every writer claims what it lacks")
+    if was_left:
+        log.warning("claims: this store was left for another one, and is to be used again: every writer claims its journal again")
     on_rebuilding("claiming the journal again")
-    agreed, branch = await _join(ask, history, clock_us, era, left)
-    if left:
+    agreed, branch = await _join(ask, history, clock_us, era)
+    if was_left:
         await _publish(ask, history)
-    await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open and not left))
+    await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open) and not was_left)
     return Entered(entered, branch)
 
 
@@ -98,11 +98,11 @@ async def _publish(ask: Ask, history: History, *, may_be_new: bool = False) -> N
         refused(reply)
 
 
-async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes, left: bytes) -> tuple[bytes, bytes]:
-    """The era and the branch that the joiners agreed on. `left`: the branch that is open here although claims went on in another."""
+async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> tuple[bytes, bytes]:
+    """The era and the branch that the joiners agreed on."""
     await history.drain()
     incarnations = [incarnation for incarnation, _ in history.closed] + [history.incarnation]
-    reply = await _expect(ask, b"joining", "join", era, left, incarnations)
+    reply = await _expect(ask, b"joining", "join", era, history.branch, incarnations)
     _, agreed, _, branch, faster, *known = cast(tuple[object, bytes, int, bytes, int, object], reply)
     await history.enter(branch)  # before `joined`: the store may open from then on, and no older one will do
     claims = history.claims()

@@ -88,8 +88,8 @@ def _publish(mark: int, closed: Iterable[tuple[bytes, int]]) -> list[bytes]:
     return arguments
 
 
-def _join(era: bytes, left: bytes, incarnations: Sequence[bytes]) -> list[bytes]:
-    return [era, left, *(incarnation.hex().encode() for incarnation in incarnations)]
+def _join(era: bytes, last: bytes, incarnations: Sequence[bytes]) -> list[bytes]:
+    return [era, last, *(incarnation.hex().encode() for incarnation in incarnations)]
 
 
 def _reclaim(era: bytes, clock_us: int, sections: Sequence[Reclaim]) -> list[bytes]:

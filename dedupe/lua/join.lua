@@ -15,10 +15,11 @@
 -- believed when its keys do not fit together, as when somebody deleted some.
 --
 -- A store may be open and yet be an old primary that was left at a failover and lives on: it knows nothing of what was claimed elsewhere
--- since. Who has entered a later branch says so (`left`), and then everybody joins again, in the faster way where that fits.
+-- since. Who last entered another branch says so, and then everybody joins again. Nor does the faster way fit what is of another branch: a
+-- call that was executed here, and again elsewhere with another result, has left tags here that its record does not bear out.
 --
 -- ARGV[9]    era and branch, random, used if this is the first to join
--- ARGV[10]   left: the branch that must not stay open; '' usually
+-- ARGV[10]   the branch that this writer entered last, '' if none
 -- ARGV[11..] incarnations (hex) of this journal, oldest first
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'rejoin'}, {'zombie'}, {'stale'}
 --          {'joining', era, first (1 or 0), branch, faster (1 or 0)}, in the faster way followed by the branch of what was found, and per
@@ -85,12 +86,13 @@ end
 
 local join = redis.call('HMGET', join_key, 'replid', 'era', 'branch', 'faster', 'found')
 local open = redis.call('HMGET', open_key, 'replid', 'branch', 'log', 'identity')
-if join[1] == replid and not (open[1] == replid and open[2] == ARGV[10]) then
+local as_it_was_left = ARGV[10] == '' or open[2] == ARGV[10]
+if join[1] == replid and (open[1] ~= replid or as_it_was_left) then
   intern(join[2])
   return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end
 redis.call('HDEL', open_key, 'replid')
-if open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity and fits_together() then
+if as_it_was_left and open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity and fits_together() then
   each('joined:*', 'UNLINK')
   redis.call('HSET', join_key, 'replid', replid, 'branch', ARGV[9], 'faster', 1, 'found', open[2])
   intern(join[2])

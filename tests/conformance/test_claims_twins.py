@@ -306,10 +306,10 @@ class World:
     def join(self, writer: Writer) -> None:
         incarnations = [*(old.id for old in writer.old), writer.now.id]
         opened = self.table._open
-        left = self.random.choice((b"", b"", opened.branch))
-        if left and opened.replication_id == self.table.replication_id:
+        last = self.random.choice((b"", opened.branch, opened.branch, b"b" * 16))
+        if last not in (b"", opened.branch) and opened.replication_id == self.table.replication_id:
             self.seen["an open store was left"] += 1
-        reply = self.ask("join", self.context(writer), self.random.randbytes(16), left, incarnations)
+        reply = self.ask("join", self.context(writer), self.random.randbytes(16), last, incarnations)
         if reply[0] == b"joining":
             self.seen["faster" if reply[4] else "whole"] += 1
         if reply[0] == b"joining":

@@ -269,8 +269,8 @@ def older_redis_answers(world: World, _: Node) -> None:
 
     def astray() -> None:
         if not world.redis_kept:
-            world.struck("older_redis_answers")
-            redis.go_astray()
+            if redis.go_astray():
+                world.struck("older_redis_answers")
             _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
 
     redis = world.redis

@@ -109,16 +109,17 @@ class SimulatedRedis:
         for transport in self._connections:
             asyncio.get_running_loop().call_later(self._rng.uniform(0, 2), transport.break_off)
 
-    def go_astray(self) -> None:
+    def go_astray(self) -> bool:
         """All connections break, and new ones end at the old primary, which was never told that it is one no more.
 
         Only where both had been complete: one that was left while writers were still joining it would take them for joined.
         """
         self._astray = self._older is not None and _is_open(self._older) and _is_open(self.table)
         if not self._astray:
-            return
+            return False
         for transport in self.connections():
             transport.break_off()
+        return True
 
     def come_back(self) -> None:
         if self._astray:

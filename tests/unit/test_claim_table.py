@@ -407,18 +407,25 @@ def test_where_claims_were_complete_they_stay_and_joiners_are_told_how_much_of_t
 
 
 def test_an_open_store_that_was_left_is_joined_again_by_all(store: Store, one: Asker, two: Asker) -> None:
+    """As a whole: a call that was executed again elsewhere may have tags here that nothing bears out."""
     one.codes(1, b"a")
     two.codes(1, b"c")
-    era, branch = store.table._open.era, store.table._open.branch
-    assert one.table.join(one.context, b"o" * 16, b"another", [])[2:4] == [0, branch], "it is not the one that was left"
+    branch, elsewhere = store.table._open.branch, b"e" * 16
+    assert one.table.join(one.context, b"o" * 16, branch, [])[2:4] == [0, branch], "it is the one that was entered last"
     assert one.claim(2)[0] == b"verdicts"
-    reply = one.table.join(one.context, b"n" * 16, branch, [one.context.incarnation])
-    assert reply[:7] == [b"joining", era, 1, b"n" * 16, 1, branch, 2]
+    assert one.table.join(one.context, b"n" * 16, elsewhere, [one.context.incarnation]) == [b"joining", b"n" * 16, 1, b"n" * 16, 0]
     assert (one.claim(3), two.claim(2)) == ([b"rebuild"], [b"rebuild"])
-    assert two.table.join(two.context, b"m" * 16, branch, [])[2:4] == [0, b"n" * 16], "who comes later joins what has begun"
+    assert two.table.join(two.context, b"m" * 16, elsewhere, [])[1:4] == [b"n" * 16, 0, b"n" * 16], "who comes later joins what has begun"
     assert one.join(b"2", mark=2) == [b"joined", 0, 1], "that it had joined before does not count"
     assert two.join(b"1", mark=1) == [b"joined", 1, 0]
-    assert one.codes(3, b"a", b"c", b"d") == b"ddg"
+    assert one.codes(3, b"a", b"d") == b"gg", "nothing was claimed again"
+
+
+def test_what_is_of_another_branch_is_not_joined_in_the_faster_way(store: Store, one: Asker) -> None:
+    one.codes(1, b"a")
+    store.table.replication_id = "two"
+    assert one.table.join(one.context, b"n" * 16, b"e" * 16, [one.context.incarnation]) == [b"joining", b"n" * 16, 1, b"n" * 16, 0]
+    assert store.table.size == 0
 
 
 @pytest.mark.parametrize(
