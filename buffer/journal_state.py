@@ -214,8 +214,6 @@ class Standing:
     def _opened(self, record: Opened) -> None:
         assert record.incarnation not in self._ids, "an incarnation opens once"
         self.reopened()
-        if self._ids and max(1, len(self._shard_calls[-1])) != record.shards:
-            self.branches = []  # another set of claim stores, which were all emptied
         self._ids.append(record.incarnation)
         self._last_calls.append(0)
         several = record.shards > 1

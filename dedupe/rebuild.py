@@ -82,7 +82,10 @@ async def enter(
         on_joined()
         return Entered(entered, branch)
     if was_left:
-        log.warning("claims: this store was left for another one, and is to be used again: every writer claims its journal again")
+        log.warning(
+            "claims: this store was left for another one, so every writer claims its journal again here. "
+            "If it should not be used any more, see where the address in redis.url leads"
+        )
     on_rebuilding("claiming the journal again")
     agreed, branch = await _join(ask, history, clock_us, era)
     if was_left:

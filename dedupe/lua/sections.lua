@@ -1,4 +1,4 @@
--- Included by the scripts that take sections: `count` digests of 12 bytes, then as many fingerprints of 4.
+-- Included by the scripts that take sections: digests of 12 bytes, then as many fingerprints of 4. CHUNK is that of fields.lua.
 
 -- The strings of `size` bytes from `first` on. One struct.unpack for many of them costs a fraction of a string.sub for each.
 local function cut(blob, first, size, count)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
@@ -36,6 +37,7 @@ def events(first_batch: int) -> list[list[dict[str, Any]]]:
 class Sender:
     def __init__(self, session: aiohttp.ClientSession, key: str) -> None:
         self.session = session
+        self.key = key
         self.headers = {"Authorization": f"Bearer {key}"}
         self.refused = 0
 
@@ -66,30 +68,80 @@ async def in_step(primary: redis_client.Redis, replica: redis_client.Redis) -> N
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize(("old_primary", "layout"), [("is dead", "hashed"), ("lives on for one worker", "packed")])
-async def test_a_replica_without_the_last_claims_is_promoted(
-    tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str, old_primary: str, layout: str
-) -> None:
-    more = f'\n[postgres]\ndsn = "{database}"\n[kafka]\nbootstrap = "{own_kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
-    more += f'[redis]\nlayout = "{layout}"\n'
-    key = write_config(tmp_path, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
-    config = ["--config", str(tmp_path / "parshall.toml")]
-    replication, *proxies = [TcpProxy(("127.0.0.1", redis.port)) for _ in range(3)]
-    for proxy in (replication, *proxies):
+class Fleet(NamedTuple):
+    """Two workers and a rater, up; the proxies lead to the first Redis."""
+
+    one: Role
+    other: Role
+    sender: Sender
+    proxies: Sequence[TcpProxy]  # one for both workers, or one for each
+
+    def lead_to(self, server: services.Redis, *proxies: TcpProxy) -> None:
+        """Connections through these proxies, or through all, break, and new ones end there."""
+        for proxy in proxies or self.proxies:
+            proxy.server = ("127.0.0.1", server.port)
+            proxy.reset()
+
+    async def all_is_rated(self, accepted: int) -> None:
+        apis = [Api(self.sender.session, role.url, self.sender.key) for role in (self.one, self.other)]
+        for role, api in zip((self.one, self.other), apis, strict=True):
+            await role.wait_ready()
+            await api.flush_now()
+        ledger = (await wait_rated({"demo": apis[0]}, {"demo": accepted}))["demo"]
+        assert ledger["rated"] == accepted
+
+
+class Place(NamedTuple):
+    folder: Path
+    redis: services.Redis
+    kafka: services.Kafka
+    database: str
+
+
+@pytest.fixture
+def place(tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str) -> Place:
+    return Place(tmp_path, redis, own_kafka, database)
+
+
+@asynccontextmanager
+async def fleet(place: Place, *, proxies: int, layout: str = "hashed") -> AsyncIterator[Fleet]:
+    more = f'\n[postgres]\ndsn = "{place.database}"\n[redis]\nlayout = "{layout}"\n'
+    more += f'[kafka]\nbootstrap = "{place.kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
+    key = write_config(place.folder, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
+    config = ["--config", str(place.folder / "parshall.toml")]
+    ways = [TcpProxy(("127.0.0.1", place.redis.port)) for _ in range(proxies)]
+    for proxy in ways:
         await proxy.start()
+    addresses = (ways[0].address, ways[-1].address)
     one, other = (
-        Role(f"w{n}", ["ingest", *config, "--data", str(tmp_path / f"data-{n}"), "--redis", f"redis://{proxy.address}"], tmp_path)
-        for n, proxy in enumerate(proxies)
+        Role(f"w{n}", ["ingest", *config, "--data", str(place.folder / f"data-{n}"), "--redis", f"redis://{address}"], place.folder)
+        for n, address in enumerate(addresses)
     )
-    rater = Role("rater", ["rate", *config], tmp_path)
+    rater = Role("rater", ["rate", *config], place.folder)
+    try:
+        for role in (rater, one, other):
+            role.start()
+        await asyncio.gather(one.wait_ready(), other.wait_ready())
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
+            yield Fleet(one, other, Sender(session, key), ways)
+    finally:
+        for role in (rater, one, other):
+            if role.running:
+                role.kill()
+        for proxy in ways:
+            await proxy.stop()
+
+
+@pytest.mark.parametrize(("old_primary", "layout"), [("is dead", "hashed"), ("lives on for one worker", "packed")])
+async def test_a_replica_without_the_last_claims_is_promoted(place: Place, old_primary: str, layout: str) -> None:
+    is_dead = old_primary == "is dead"
+    replication = TcpProxy(("127.0.0.1", place.redis.port))
+    await replication.start()
     with services.redis_server(replicaof=f"127.0.0.1 {replication.port}") as second:
-        primary, replica = redis_client.Redis(port=redis.port), redis_client.Redis(port=second.port)
+        primary, replica = redis_client.Redis(port=place.redis.port), redis_client.Redis(port=second.port)
         try:
-            for role in (rater, one, other):
-                role.start()
-            await asyncio.gather(one.wait_ready(), other.wait_ready())
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
-                sender = Sender(session, key)
+            async with fleet(place, proxies=2, layout=layout) as workers:
+                one, other, sender, ways = workers
                 copied, late, new = events(0), events(BATCHES), events(2 * BATCHES)
                 whole = BATCHES * EVENTS
                 assert await sender.send_all(one, copied) == (whole, 0)
@@ -100,91 +152,56 @@ async def test_a_replica_without_the_last_claims_is_promoted(
                 assert await sender.send_all(other, late[BATCHES // 2 :]) == (whole // 2, 0)
                 assert await sender.send(one, late[-1]) == (0, EVENTS)  # so the mark of the other's last call has arrived
                 assert claims(replica) == whole < claims(primary), "the last claims are missing there"
-                if old_primary == "is dead":
-                    redis.kill()
+                if is_dead:
+                    place.redis.kill()
                 replica.replicaof("NO", "ONE")
 
-                for proxy in proxies[1:] if old_primary != "is dead" else proxies:
-                    proxy.server = ("127.0.0.1", second.port)
-                    proxy.reset()
-                if old_primary != "is dead":
+                if is_dead:
+                    workers.lead_to(second)
+                else:
+                    workers.lead_to(second, ways[1])
                     # The other is at the new Redis and waits; one still claims at the old one, which knows all that was claimed.
                     async with asyncio.timeout(60):
-                        while "waiting for 1 of 2 writers" not in await readiness(session, other):
+                        while "waiting for 1 of 2 writers" not in await readiness(sender.session, other):
                             await asyncio.sleep(0.02)
                     assert await sender.send(one, late[-1]) == (0, EVENTS)
                     assert await sender.send(one, new[0]) == (EVENTS, 0)
-                    proxies[0].server = ("127.0.0.1", second.port)
-                    proxies[0].reset()
+                    workers.lead_to(second, ways[0])
                 assert await sender.send_all(other, [*copied, *late]) == (0, 2 * whole), "no duplicate counts, none is refused for ever"
                 assert await sender.send_all(one, [*copied, *late]) == (0, 2 * whole)
                 accepted, duplicate = await sender.send_all(other, new)
-                assert accepted + duplicate == whole and duplicate == (0 if old_primary == "is dead" else EVENTS)
+                assert accepted + duplicate == whole and duplicate == (0 if is_dead else EVENTS)
                 for role in (one, other):
-                    assert '"status":"ready"' in await readiness(session, role)
-                    await Api(session, role.url, key).flush_now()
+                    assert '"status":"ready"' in await readiness(sender.session, role)
                 assert replica.hget("parshall:join", "faster") == b"1", "what it had was not claimed again"
-                ledger = (await wait_rated({"demo": Api(session, one.url, key)}, {"demo": 3 * whole}))["demo"]
-                assert ledger["rated"] == 3 * whole
+                await workers.all_is_rated(3 * whole)
         finally:
             primary.close()
             replica.close()
-            for role in (rater, one, other):
-                if role.running:
-                    role.kill()
-            for proxy in (replication, *proxies):
-                await proxy.stop()
+            await replication.stop()
 
 
-async def test_connections_end_at_the_old_primary_again(
-    tmp_path: Path, redis: services.Redis, own_kafka: services.Kafka, database: str
-) -> None:
+async def test_connections_end_at_the_old_primary_again(place: Place) -> None:
     """It lives on, and was never told of the failover; by then one worker was killed and knows only what its journal does."""
-    more = f'\n[postgres]\ndsn = "{database}"\n[kafka]\nbootstrap = "{own_kafka.address}"\naccept_weak = true\ncreate_topics = true\n'
-    key = write_config(tmp_path, now=datetime.now(UTC), deadline_ms=1000, more=more)["demo"]
-    config = ["--config", str(tmp_path / "parshall.toml")]
-    proxy = TcpProxy(("127.0.0.1", redis.port))
-    await proxy.start()
-    one, other = (
-        Role(f"w{n}", ["ingest", *config, "--data", str(tmp_path / f"data-{n}"), "--redis", f"redis://{proxy.address}"], tmp_path)
-        for n in range(2)
-    )
-    rater = Role("rater", ["rate", *config], tmp_path)
     with services.redis_server() as second:
-        try:
-            for role in (rater, one, other):
-                role.start()
-            await asyncio.gather(one.wait_ready(), other.wait_ready())
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
-                sender = Sender(session, key)
-                whole = BATCHES * EVENTS
-                before, between, after = events(0), events(BATCHES), events(2 * BATCHES)
-                assert await sender.send_all(one, before) == (whole, 0)
-                proxy.server = ("127.0.0.1", second.port)
-                proxy.reset()
-                assert await sender.send_all(other, between[: BATCHES // 2]) == (whole // 2, 0)
-                assert await sender.send_all(one, between[BATCHES // 2 :]) == (whole // 2, 0)
+        async with fleet(place, proxies=1) as workers:
+            one, other, sender, _ = workers
+            before, between, after = events(0), events(BATCHES), events(2 * BATCHES)
+            whole = BATCHES * EVENTS
+            assert await sender.send_all(one, before) == (whole, 0)
+            workers.lead_to(second)
+            assert await sender.send_all(other, between[: BATCHES // 2]) == (whole // 2, 0)
+            assert await sender.send_all(one, between[BATCHES // 2 :]) == (whole // 2, 0)
 
-                other.kill()
-                proxy.server = ("127.0.0.1", redis.port)
-                proxy.reset()
-                other.start()
-                assert await sender.send_all(one, [*before, *between]) == (0, 2 * whole), "the old primary knows nothing of the second half"
-                assert await sender.send_all(other, [*between, *before]) == (0, 2 * whole)
-                assert await sender.send_all(other, after) == (whole, 0)
-                proxy.server = ("127.0.0.1", second.port)
-                proxy.reset()
-                assert await sender.send_all(one, [*before, *between, *after]) == (0, 3 * whole), "there and back again"
-                for role in (one, other):
-                    await role.wait_ready()
-                    await Api(session, role.url, key).flush_now()
-                ledger = (await wait_rated({"demo": Api(session, one.url, key)}, {"demo": 3 * whole}))["demo"]
-                assert ledger["rated"] == 3 * whole
-        finally:
-            for role in (rater, one, other):
-                if role.running:
-                    role.kill()
-            await proxy.stop()
+            other.kill()
+            workers.lead_to(place.redis)
+            other.start()
+            assert await sender.send_all(one, [*before, *between]) == (0, 2 * whole), "the old primary knows nothing of the second half"
+            assert await sender.send_all(other, [*between, *before]) == (0, 2 * whole)
+            assert await sender.send_all(other, after) == (whole, 0)
+            workers.lead_to(second)
+            assert await sender.send_all(one, [*before, *between, *after]) == (0, 3 * whole), "there and back again"
+            await workers.all_is_rated(3 * whole)
 
 
 def claims(server: redis_client.Redis) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import redis as redis_py
@@ -39,6 +39,7 @@ from tests.services import Redis, redis_server
 HOUR_US = 3_600_000_000
 NOW_US = 1_700_000_000_000_000
 IDENTITY = Identity("log", HOUR_US, 3 * HOUR_US)
+ELSEWHERE = b"elsewhere".rjust(16)  # a branch of some other store
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Journal:
     def reopened(self, last_call: int) -> Journal:
         """As the next process finds it."""
         closed = [*self.closed, (self.incarnation, last_call)]
-        return Journal(self.writer, os.urandom(16), closed, 0, self.horizon_us, self.lost_horizon_us, list(self.kept), self.registered)
+        return replace(self, incarnation=os.urandom(16), closed=closed, mark=0, kept=list(self.kept), drains=0)
 
 
 class Place:
@@ -306,6 +307,34 @@ async def test_a_journal_without_the_last_incarnation_is_an_old_copy(place: Plac
         await asyncio.wait_for(place.claims().run(journal.reopened(0)), 10)
     async with running(place.claims(), second.reopened(0)):
         pass
+
+
+async def test_a_store_that_was_left_for_another_one_is_claimed_again(place: Place) -> None:
+    """It is open, and has this writer as joined; what was claimed elsewhere since is in the journal alone."""
+    journal = Journal()
+    claims = place.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a")))
+    here = journal.branch
+    back = journal.reopened(1)
+    back.branch = ELSEWHERE
+    back.kept = [Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a", "b")[1:])]
+    claims = place.claims()
+    async with running(claims, back):
+        assert await codes(claims, call(1, section("a", "b", "c"))) == b"ddg"
+        assert back.branch not in (b"", ELSEWHERE, here), "it has begun anew"
+
+
+async def test_a_journal_that_began_elsewhere_is_no_old_copy(place: Place) -> None:
+    """The store was left before this writer came: it has never heard of it, though it counts as complete."""
+    async with running(place.claims(), Journal()):
+        pass
+    kept = [Claimed(1, NOW_US // HOUR_US, NOW_US, *section("b")[1:])]
+    claims = place.claims()
+    async with running(claims, Journal(closed=[(os.urandom(16), 3)], kept=kept, branch=ELSEWHERE)):
+        assert await codes(claims, call(1, section("b", "c"))) == b"dg"
+    with pytest.raises(StaleJournal):  # as it is told from one that does not say so
+        await asyncio.wait_for(place.claims().run(Journal(closed=[(os.urandom(16), 3)])), 10)
 
 
 @pytest.mark.parametrize("identity", [IDENTITY._replace(log="another"), IDENTITY._replace(generation_us=HOUR_US // 2)])

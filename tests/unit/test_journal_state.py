@@ -12,6 +12,7 @@ from buffer.counters import Deltas, MeterDefinition, Tallies, add_tallies, merge
 from buffer.journal_records import (
     CallRecord,
     Closed,
+    Entering,
     FlushBegin,
     FlushCommit,
     Flushed,
@@ -313,6 +314,16 @@ def lawful() -> Standing:
 def test_a_record_against_the_law_is_refused_before_it_is_written(record: JournalRecord) -> None:
     with pytest.raises(AssertionError):
         lawful().apply(record)
+
+
+def test_a_branch_that_was_entered_outlives_its_segment() -> None:
+    standing = lawful()
+    for record in (Entering(b"a" * 16), Entering(b"c" * 16, 1), Entering(b"b" * 16)):
+        standing.apply(record)
+    later = Standing(WRITER)
+    later.apply(standing.snapshot(kept_from=1))
+    later.apply(Opened(b"o" * 16, 1))
+    assert later.branches == [b"b" * 16, b"c" * 16]
 
 
 def test_a_flush_must_cover_what_was_journalled_before_the_last_acknowledgement() -> None:
