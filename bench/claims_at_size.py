@@ -61,13 +61,13 @@ async def grow(sizes: Sequence[int], layout: str = HASHED) -> list[Point]:
 
 
 async def _point(url: str, pid: int, size: int, layout: str) -> Point:
-    empty = _used_memory(url)
-    await _fill(url, size // 2, GENERATION_US, layout=layout)
-    await _fill(url, size - size // 2, 0, layout=layout)
+    empty = used_memory(url)
+    await fill(url, size // 2, GENERATION_US, layout=layout)
+    await fill(url, size - size // 2, 0, layout=layout)
     assert _claims(url) >= size * 99 // 100, "the generation before is gone"  # calls are of a full size
-    bytes_each = (_used_memory(url) - empty) // size
+    bytes_each = (used_memory(url) - empty) // size
     before = cpu_us(pid)
-    client_ns = await _fill(url, MEASURED, 0, per_call=1000, layout=layout)
+    client_ns = await fill(url, MEASURED, 0, per_call=1000, layout=layout)
     redis_us = cpu_us(pid) - before
     return Point(size, bytes_each, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
 
@@ -78,9 +78,9 @@ async def looks(generations: Sequence[int]) -> list[tuple[int, int]]:
     for count in generations:
         with real_redis() as (url, pid):
             for back in range(count - 1, -1, -1):
-                await _fill(url, A_GENERATION, back * GENERATION_US)
+                await fill(url, A_GENERATION, back * GENERATION_US)
             before = cpu_us(pid)
-            await _fill(url, MEASURED, 0, per_call=1000)
+            await fill(url, MEASURED, 0, per_call=1000)
             found.append((count, 1000 * (cpu_us(pid) - before) // MEASURED))
     return found
 
@@ -91,13 +91,13 @@ async def sent(sizes: Sequence[int]) -> list[tuple[int, int]]:
     for per_call in sizes:
         with real_redis() as (url, _):
             before = _network_bytes(url)
-            await _fill(url, 1000 * per_call, 0, per_call=per_call)
+            await fill(url, 1000 * per_call, 0, per_call=per_call)
             found.append((per_call, (_network_bytes(url) - before) // 1000))
     return found
 
 
-async def _fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL, layout: str = HASHED) -> int:
-    """CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
+async def fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL, layout: str = HASHED) -> int:
+    """Claims so many new digests; returns the CPU of this process, ns. `ago_us`: how far the clock of the claimant is behind."""
 
     def clock_us() -> int:
         return time.time_ns() // 1000 - ago_us
@@ -132,7 +132,7 @@ def _claims(url: str) -> int:
         return sum(int(client.hget(key, "claims") or client.hlen(key)) for key in keys)  # packed, or hashed
 
 
-def _used_memory(url: str) -> int:
+def used_memory(url: str) -> int:
     import redis
 
     with redis.Redis.from_url(url) as client:

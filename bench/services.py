@@ -28,6 +28,15 @@ def real_redis() -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
+def redis_of(program: Path) -> Iterator[tuple[str, int]]:
+    """(URL, process id) of another program than that of this machine: a Redis, or what speaks its protocol."""
+    from tests.services import redis_server
+
+    with redis_server(program=program) as redis:
+        yield redis.url, redis.pid
+
+
+@contextmanager
 def real_valkey() -> Iterator[tuple[str, int]]:
     """(URL, process id)"""
     from tests.services import valkey_server

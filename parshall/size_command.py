@@ -99,7 +99,7 @@ _PERCENT = click.IntRange(1, 100)
     help="Longer folds more.",
 )
 @click.option("--routed", is_flag=True, help="Senders or a balancer give all events of a subject to one writer.")
-@click.option("--valkey", is_flag=True, help="Valkey in the place of Redis: less memory, more CPU.")
+@click.option("--valkey", is_flag=True, help="Valkey in the place of Redis: less memory, less CPU.")
 @click.option("--packed", is_flag=True, help="Claims in the layout `packed` (redis.layout): less memory, more CPU.")
 @click.option("--partitions", type=click.IntRange(1, 100_000), metavar="N", help="Of usage.counters. [default: as many as are needed]")
 @click.option("--replication", default=3, show_default=True, type=click.IntRange(1, 9), metavar="N", help="Of Kafka.")

@@ -484,6 +484,8 @@ def _claim_limits(workload: Workload, machines: Machines, constants: Constants) 
         return _highest(lambda rate: largest_tenant_per_s(workload._replace(events_per_second=rate)) <= most)
 
     larger = "more memory for it"
+    if not (workload.packed or workload.valkey):
+        larger += "; Valkey, which takes two thirds"
     if not workload.packed:
         larger += "; packed claims (redis.layout), which take two fifths"
     split = "no number of shards helps: such a customer must be several tenants"

@@ -311,10 +311,10 @@ class Postgres(Server):
 
 
 @contextmanager
-def redis_server(**settings: str) -> Iterator[Redis]:
+def redis_server(*, program: Path | None = None, **settings: str) -> Iterator[Redis]:
     """Redis 7 or newer. Settings as in redis.conf, "_" for "-": `appendonly="yes", appendfsync="always"`. By default only in memory."""
     with _folder("redis") as folder:
-        yield from _run(Redis(folder, "redis", fetch.redis(), _redis_settings(settings)))
+        yield from _run(Redis(folder, "redis", program or fetch.redis(), _redis_settings(settings)))
 
 
 @contextmanager

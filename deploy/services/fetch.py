@@ -31,8 +31,8 @@ class CannotFetch(Exception):
 
 
 def redis() -> Path:
-    """The program `redis-server`, 7 or newer."""
-    found = shutil.which("redis-server")
+    """The program `redis-server`, 7 or newer; REDIS_SERVER names another one, such as a Valkey."""
+    found = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
     if found is None:
         _install("redis-server", "Redis is missing: install Redis 7 or newer (Debian's package is redis-server)")
         found = shutil.which("redis-server")
