@@ -141,8 +141,9 @@ async def _ask(dsn: str, rows: int) -> int:
         series,
     )
     await connection.execute(
-        """INSERT INTO usage SELECT md5('bench ' || s)::uuid, $2::bigint + 3600 * h, 1000 * s + h, 1
-           FROM generate_series(0, $1::integer - 1) AS s, generate_series(0, $3::integer - 1) AS h""",
+        """INSERT INTO usage SELECT id, $2::bigint + 3600 * h, 1000 * s + h, 1
+           FROM (SELECT md5('bench ' || s)::uuid AS id, s FROM generate_series(0, $1::integer - 1) AS s ORDER BY id) AS sorted,
+                generate_series(0, $3::integer - 1) AS h""",  # sorted, so that the index grows at its end
         series,
         int(month.timestamp()),
         HOURS,
