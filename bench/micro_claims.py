@@ -48,8 +48,8 @@ class NoHistory:
     def claims(self) -> Iterator[Claimed]:
         return iter(())
 
-    async def members(self) -> frozenset[bytes]:
-        return frozenset([self.writer])
+    async def members(self) -> dict[bytes, bytes]:
+        return {self.writer: b""}
 
 
 class Caller:

@@ -61,8 +61,8 @@ class History:
         for kept in self._journal.claims():
             yield Claimed(*kept)
 
-    async def members(self) -> frozenset[bytes]:
-        return frozenset([self.writer])
+    async def members(self) -> dict[bytes, bytes]:
+        return {self.writer: self.branch}
 
 
 async def grow(journal: Journal, first_call: int, claims: int) -> int:

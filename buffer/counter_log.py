@@ -66,6 +66,12 @@ class CounterLog(Protocol):
     async def writers(self) -> dict[bytes, Retired | None]:
         """Every writer ever registered; None while it is a member."""
 
+    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+        """Tell everybody, durably, which branch of each claim store the writer entered last; nothing for a store it never entered."""
+
+    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
+        """What each writer announced last; one that never did is absent."""
+
     async def has_data(self) -> bool:
         """Whether any counter record was ever written: an empty registry beside data is refused."""
 

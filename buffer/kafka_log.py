@@ -15,29 +15,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
-import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from buffer.counter_log import LogUnavailable, Record, Rejected, Retired, UnfitLog
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
+from buffer.registration import Registry, branches_key, encode_branches, encode_member, member_key
 
 # A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
 _BATCH_BYTES = 300_000
 _COMPRESSION = "zstd"  # the library's lz4 works at its highest level: ten times as long for a worse result
 _CLOSING_S = 5
-
-
-class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    v: int
-    retired_us: int | None
-    lost: str | None = None
-
-    def read(self) -> Retired | None:
-        return None if self.retired_us is None else Retired(self.retired_us, self.lost)
-
-
-def _registration(retired: Retired | None) -> bytes:
-    return msgspec.json.encode(_Registration(1, None) if retired is None else _Registration(1, *retired))
 
 
 class _Message(NamedTuple):
@@ -82,24 +69,32 @@ class KafkaLog:
 
     async def register(self, writer: bytes) -> None:
         if writer not in await self.writers():  # who was retired stays retired
-            await self._write_registration(writer, None)
+            await self._write_entry(member_key(writer), encode_member(None))
 
     async def retire(self, writer: bytes, retired: Retired) -> None:
         if (await self.writers()).get(writer) is None:
-            await self._write_registration(writer, retired)
+            await self._write_entry(member_key(writer), encode_member(retired))
 
-    async def _write_registration(self, writer: bytes, retired: Retired | None) -> None:
-        message = _Message(writer.hex().encode(), _registration(retired), [])
-        await self._send("registering a writer", self._cluster.writers, {0: [message]})
+    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+        await self._write_entry(branches_key(writer), encode_branches(branches))
+
+    async def _write_entry(self, key: str, value: bytes) -> None:
+        await self._send("writing to the registry", self._cluster.writers, {0: [_Message(key.encode(), value, [])]})
 
     async def writers(self) -> dict[bytes, Retired | None]:
-        writers: dict[bytes, Retired | None] = {}
+        return (await self._registry()).writers
+
+    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
+        return (await self._registry()).branches
+
+    async def _registry(self) -> Registry:
+        registry = Registry()
         for key, value in await self._cluster.within_deadline("reading the registry", self._read_registry()):
             try:
-                writers[bytes.fromhex(key.decode())] = msgspec.json.decode(value, type=_Registration).read()
-            except (msgspec.MsgspecError, ValueError) as error:
+                registry.add(key.decode(), value)
+            except ValueError as error:
                 raise UnfitLog(f"topic {self._cluster.writers} has a record that registers no writer ({key!r}, {error})") from error
-        return writers
+        return registry
 
     async def has_data(self) -> bool:
         return await self._cluster.within_deadline("looking for counters", self._any_counter())

@@ -6,7 +6,7 @@ DIRECTORY/log.json                            identity and number of partitions,
 DIRECTORY/opening.lock                        held while a process opens the log
 DIRECTORY/counters/WRITER/PARTITION/BASE.log  the segments of a stream; BASE = the stream position they begin at, 20 digits
 DIRECTORY/counters/WRITER/lock                held by the process that appends below
-DIRECTORY/writers/WRITER.json                 the registry
+DIRECTORY/writers/WRITER.json, WRITER.branches.json   the registry (registration.py)
 DIRECTORY/rejected/WRITER/NUMBER.ndjson       rejected events, the newest ones
 """
 

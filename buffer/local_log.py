@@ -14,32 +14,19 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import msgspec
-
 from buffer.counter_log import LogUnavailable, Record, Rejected, Retired, UnfitLog
 from buffer.disk import AppendFile, Background, Disk, Lock
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, SEGMENT_HEADER, commit_frame, record_body, record_frame, scan
 from buffer.local_layout import Identity, Layout
 from buffer.local_rejected import RejectedRing
+from buffer.registration import Registry, branches_key, encode_branches, encode_member, member_key
 
 T = TypeVar("T")
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _COMMIT_EVERY_BYTES = 4 * 1024 * 1024  # a reader holds this much until it sees the commit
+_ENTRY = ".json"  # of the registry
 _OPENING_ATTEMPTS, _OPENING_PAUSE_S = 500, 0.01
-
-
-class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    v: int
-    retired_us: int | None
-    lost: str | None = None
-
-    def read(self) -> Retired | None:
-        return None if self.retired_us is None else Retired(self.retired_us, self.lost)
-
-
-def _registration(retired: Retired | None) -> bytes:
-    return msgspec.json.encode(_Registration(1, None) if retired is None else _Registration(1, *retired))
 
 
 class LocalLog:
@@ -94,13 +81,19 @@ class LocalLog:
             await self._durably(self._append_rejected, rejected)
 
     async def register(self, writer: bytes) -> None:
-        await self._durably(self._register, writer.hex())
+        await self._durably(self._register, writer)
 
     async def retire(self, writer: bytes, retired: Retired) -> None:
         await self._durably(self._retire, writer, retired)
 
     async def writers(self) -> dict[bytes, Retired | None]:
-        return await self._durably(self._read_registry)
+        return (await self._durably(self._read_registry)).writers
+
+    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+        await self._durably(self._write_entry, branches_key(writer), encode_branches(branches))
+
+    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
+        return (await self._durably(self._read_registry)).branches
 
     async def has_data(self) -> bool:
         return await self._durably(self._has_data)
@@ -144,31 +137,29 @@ class LocalLog:
             ring = self._rings[self._writer] = RejectedRing(directory, self._disk)
         ring.append(rejected)
 
-    def _register(self, writer: str) -> None:
-        self._writer = writer
-        if f"{writer}.json" not in self._disk.names(self._layout.registry):
-            self._write_registration(writer, None)
+    def _register(self, writer: bytes) -> None:
+        self._writer = writer.hex()
+        if writer not in self._read_registry().writers:
+            self._write_entry(member_key(writer), encode_member(None))
 
     def _retire(self, writer: bytes, retired: Retired) -> None:
-        if self._read_registry().get(writer) is None:
-            self._write_registration(writer.hex(), retired)
+        if self._read_registry().writers.get(writer) is None:
+            self._write_entry(member_key(writer), encode_member(retired))
 
-    def _write_registration(self, writer: str, retired: Retired | None) -> None:
-        self._disk.replace(f"{self._layout.registry}/{writer}.json", _registration(retired))
+    def _write_entry(self, key: str, value: bytes) -> None:
+        self._disk.replace(f"{self._layout.registry}/{key}{_ENTRY}", value)
 
-    def _read_registry(self) -> dict[bytes, Retired | None]:
-        writers: dict[bytes, Retired | None] = {}
+    def _read_registry(self) -> Registry:
+        registry = Registry()
         for name in self._disk.names(self._layout.registry):
-            writer, _, kind = name.partition(".")
-            if kind != "json":
+            if not name.endswith(_ENTRY):
                 continue  # a file that was about to be put in place
             path = f"{self._layout.registry}/{name}"
             try:
-                registration = msgspec.json.decode(self._disk.read(path), type=_Registration)
-                writers[bytes.fromhex(writer)] = registration.read()
-            except (msgspec.MsgspecError, ValueError) as error:
+                registry.add(name.removesuffix(_ENTRY), self._disk.read(path))
+            except ValueError as error:
                 raise UnfitLog(f"{path} is no registration of a writer ({error}): restore it") from error
-        return writers
+        return registry
 
     def _has_data(self) -> bool:
         layout = self._layout

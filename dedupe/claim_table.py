@@ -101,7 +101,10 @@ class ClaimTable:
         if refusal:
             return refusal
         as_it_was_left = last in (b"", self._open.branch)
-        if self._join.replication_id == self.replication_id and (self._open.replication_id != self.replication_id or as_it_was_left):
+        under_way = self._join.replication_id == self.replication_id and (
+            self._open.replication_id != self.replication_id or as_it_was_left
+        )
+        if under_way and (not self._join.faster or last in (b"", self._join.branch, self._join.found)):
             self._intern(context, self._join.era)
             return self._faster(0, incarnations) if self._join.faster else [b"joining", self._join.era, 0, self._join.branch, 0]
         complete = as_it_was_left and self._was_complete(context)
@@ -155,7 +158,7 @@ class ClaimTable:
                 self._raise_newest(generation, newest_us)
         return [b"reclaimed", gen, self._horizon]
 
-    def joined(self, context: Context, era: bytes, mark: int, horizon_us: int, members: Iterable[bytes]) -> Reply:
+    def joined(self, context: Context, era: bytes, mark: int, horizon_us: int, elsewhere: int, members: Iterable[bytes]) -> Reply:
         if not self._joining(era):
             return [b"rebuild"]
         refusal = self._admit(context)
@@ -166,7 +169,7 @@ class ClaimTable:
         me.base = mark
         self._horizon = max(self._horizon, horizon_us)
         self._joined.add(context.writer)
-        missing = len(set(members) - self._joined)
+        missing = elsewhere + len(set(members) - self._joined)
         if missing == 0:
             self._open = _Owner(self.replication_id, context.log, context.identity, era, self._join.branch)
         return [b"joined", int(self._open.replication_id == self.replication_id), missing]

@@ -9,7 +9,7 @@ its number until it is answered; only the caller's journal makes a grant count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -115,7 +115,7 @@ class History(Protocol):
         """The branch of the store's life that was entered last; nothing before the first."""
 
     async def enter(self, branch: bytes) -> None:
-        """Return once it is on disk that claims go on in this branch."""
+        """Return once it is on disk, and in the registry for all to see, that claims go on in this branch."""
 
     async def drain(self) -> None:
         """Return once everything appended so far is on disk (so that `claims` and `mark` hold it)."""
@@ -123,8 +123,8 @@ class History(Protocol):
     def claims(self) -> Iterator[Claimed]:
         """Every digest that the journal still keeps. May read files."""
 
-    async def members(self) -> frozenset[bytes]:
-        """Ids of all writers registered and not retired, dead ones included."""
+    async def members(self) -> Mapping[bytes, bytes]:
+        """All writers registered and not retired, dead ones included: id -> the branch each one entered last, nothing before the first."""
 
 
 class State(Enum):

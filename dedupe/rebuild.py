@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, cast
 
 from dedupe.port import Claimed, History, StaleJournal, WrongLog, Zombie
@@ -74,8 +74,9 @@ async def enter(
     reply = await _expect(ask, b"hello", "hello", clock_us())
     _, replication_id, is_open, is_joined, unknown, _, branch = cast(tuple[object, object, int, int, int, int, bytes], reply)
     entered = _text(replication_id)
-    # A store opens once every writer has entered its branch, this one too: if this one went on to another, what answers is an old primary.
-    was_left = bool(is_open) and history.branch not in (b"", branch)
+    # A store opens once every writer has entered its branch: if one went on to another, what answers is an old primary.
+    last = await _last_entered(history, branch) if is_open else history.branch
+    was_left = bool(is_open) and last not in (b"", branch)
     await _publish(ask, history, may_be_new=was_left)
     if is_open and is_joined and not was_left and not (unknown and known_in == entered):
         await history.enter(branch)
@@ -87,11 +88,23 @@ async def enter(
             "If it should not be used any more, see where the address in redis.url leads"
         )
     on_rebuilding("claiming the journal again")
-    agreed, branch = await _join(ask, history, clock_us, era)
+    join = await _join(ask, history, clock_us, era, last)
     if was_left:
         await _publish(ask, history)
-    await _wait_until_open(ask, history, agreed, on_rebuilding, on_joined, complete=bool(is_open) and not was_left)
-    return Entered(entered, branch)
+    await _wait_until_open(ask, history, join, on_rebuilding, on_joined, complete=bool(is_open) and not was_left)
+    return Entered(entered, join.branch)
+
+
+async def _last_entered(history: History, branch: bytes) -> bytes:
+    """What this writer entered last; where it is new, what shows that others entered another branch than this one.
+
+    It is registered by now, and they tell the registry before they ask it who must join. So either they are seen here, or they
+    wait for this writer.
+    """
+    if history.branch:
+        return history.branch
+    members = await history.members()
+    return next((entered for entered in members.values() if entered not in (b"", branch)), b"")
 
 
 async def _publish(ask: Ask, history: History, *, may_be_new: bool = False) -> None:
@@ -101,11 +114,17 @@ async def _publish(ask: Ask, history: History, *, may_be_new: bool = False) -> N
         refused(reply)
 
 
-async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes) -> tuple[bytes, bytes]:
-    """The era and the branch that the joiners agreed on."""
+class _Join(NamedTuple):
+    """What the joiners agreed on."""
+
+    era: bytes
+    branch: bytes
+
+
+async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: bytes, last: bytes) -> _Join:
     await history.drain()
     incarnations = [incarnation for incarnation, _ in history.closed] + [history.incarnation]
-    reply = await _expect(ask, b"joining", "join", era, history.branch, incarnations)
+    reply = await _expect(ask, b"joining", "join", era, last, incarnations)
     _, agreed, _, branch, faster, *known = cast(tuple[object, bytes, int, bytes, int, object], reply)
     await history.enter(branch)  # before `joined`: the store may open from then on, and no older one will do
     claims = history.claims()
@@ -117,27 +136,35 @@ async def _join(ask: Ask, history: History, clock_us: Callable[[], int], era: by
         await _expect(ask, b"reclaimed", "reclaim", agreed, clock_us(), sections)
         count += sum(len(section.digests) for section in sections) // 12
     log.info("claimed %d digests of the journal again%s", count, ", the others are there" if faster else "")
-    return agreed, branch
+    return _Join(agreed, branch)
 
 
 async def _wait_until_open(
-    ask: Ask, history: History, era: bytes, on_rebuilding: Callable[[str], None], on_joined: Callable[[], None], *, complete: bool
+    ask: Ask, history: History, join: _Join, on_rebuilding: Callable[[str], None], on_joined: Callable[[], None], *, complete: bool
 ) -> None:
     """Members are read anew each time: some may be retired while we wait, and then nobody else would notice.
+
+    Who entered another branch has not joined, whatever the store remembers: he was here, and went on to where he claims now.
 
     `complete`: the claims of all others were there when the join began. Should that change, the era does too, and the join starts over.
     """
     pause_s = FIRST_POLL_S
     while True:
-        members = await history.members() | {history.writer}
+        branches = await history.members()
+        elsewhere = _elsewhere(branches, join.branch) - {history.writer}
+        members = branches.keys() - elsewhere | {history.writer}
         horizon_us = history.horizon_us if complete else max(history.horizon_us, history.lost_horizon_us)
-        _, is_open, missing = await _expect(ask, b"joined", "joined", era, history.mark, horizon_us, members)
+        _, is_open, missing = await _expect(ask, b"joined", "joined", join.era, history.mark, horizon_us, len(elsewhere), members)
         on_joined()
         if is_open:
             return
-        on_rebuilding(f"waiting for {missing} of {len(members)} writers to claim their journals again")
+        on_rebuilding(f"waiting for {missing} of {len(members) + len(elsewhere)} writers to claim their journals again")
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, SLOWEST_POLL_S)
+
+
+def _elsewhere(branches: Mapping[bytes, bytes], branch: bytes) -> set[bytes]:
+    return {writer for writer, entered in branches.items() if entered not in (b"", branch)}
 
 
 async def _expect(ask: Ask, status: bytes, name: str, *arguments: object) -> Sequence[object]:

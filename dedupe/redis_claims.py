@@ -25,6 +25,7 @@ from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_argum
 log = logging.getLogger(__name__)
 
 IDLE_MARK_S = 0.04  # a mark goes out by itself within 50 ms
+LOOK_S = 1.0  # who is idle looks whether the store is still open: others may need it to join again
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 ERA_BYTES = 16
 
@@ -166,7 +167,11 @@ class RedisClaims:
             self._transmit(call)
         if self._mark > self._marked:
             self._schedule_mark()
-        await asyncio.shield(connection.ended)
+        while not connection.ended.done():
+            await asyncio.wait((connection.ended,), timeout=LOOK_S)
+            if not self._unanswered and not self._closing:
+                self._send_mark()
+        connection.ended.result()
 
     def _not_open(self, state: State, reason: str) -> None:
         self._state, self.reason = state, reason
@@ -264,8 +269,12 @@ class RedisClaims:
 
     def _publish_mark(self) -> None:
         self._idle = None
+        if self._mark > self._marked:
+            self._send_mark()
+
+    def _send_mark(self) -> None:
         connection = self._connection
-        if self._mark > self._marked and self._state is State.OPEN and connection is not None and not connection.ended.done():
+        if self._state is State.OPEN and connection is not None and not connection.ended.done():
             self._marked = self._mark
             head = HEAD.pack(0, self._mark, self._clock_us(), 0, 0)
             connection.send(b"%b%b\r\n" % (self._header(0), head), self._mark_answer)

@@ -99,8 +99,8 @@ def _reclaim(era: bytes, clock_us: int, sections: Sequence[Reclaim]) -> list[byt
     return arguments
 
 
-def _joined(era: bytes, mark: int, horizon_us: int, members: Iterable[bytes]) -> list[bytes]:
-    return [era, b"%d" % mark, b"%d" % horizon_us, *(member.hex().encode() for member in sorted(members))]
+def _joined(era: bytes, mark: int, horizon_us: int, elsewhere: int, members: Iterable[bytes]) -> list[bytes]:
+    return [era, b"%d" % mark, b"%d" % horizon_us, b"%d" % elsewhere, *(member.hex().encode() for member in sorted(members))]
 
 
 def _claim(number: int, mark: int, clock_us: int, oldest_us: int, newest_us: int, sections: Sequence[Section]) -> list[bytes]:

@@ -41,6 +41,7 @@ class JournalHistory:
         self._shards = shards
         self._closed = journal.state.closed_in(shard, shards)
         self._registered: set[bytes] = {journal.writer}  # seen in the registry, which never forgets
+        self._announced = b""  # the branch that this opening has told the registry
         self.mark = 0
         self.horizon_us = journal.state.horizon_in(shard, shards)
         self.lost_horizon_us = 0
@@ -66,6 +67,13 @@ class JournalHistory:
         if branch != self.branch:
             self._journal.append(Entering(branch, self._shard))
             await self._journal.drain()
+        while branch != self._announced:  # an opening before may have died between the journal and the registry
+            try:
+                await self._log.announce(self.writer, [self._journal.branch(shard) for shard in range(self._shards)])
+                self._announced = branch
+            except LogUnavailable as error:
+                log.warning("waiting for the registry of writers", error=str(error))
+                await asyncio.sleep(_RETRY_S)
 
     async def drain(self) -> None:
         await self._journal.drain()
@@ -76,24 +84,29 @@ class JournalHistory:
             if shard_of(kept[0], self._shards) == self._shard:
                 yield Claimed(*kept)
 
-    async def members(self) -> frozenset[bytes]:
+    async def members(self) -> Mapping[bytes, bytes]:
         """Waits for the registry: to open claims without a member would count its events twice.
 
         Who was registered once stays in it, retired or not; a registry without one of them has lost entries, others too perhaps.
         """
         while True:
             try:
-                writers = await self._log.writers()
+                writers, announced = await self._log.writers(), await self._log.announced()
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
             else:
                 missing = self._registered - writers.keys()
                 if not missing:
                     self._learn(writers)
-                    return frozenset(writer for writer, retired in writers.items() if retired is None)
+                    members = [writer for writer, retired in writers.items() if retired is None]
+                    return {writer: self._of_this_shard(announced.get(writer, ())) for writer in members}
                 names = sorted(writer.hex() for writer in missing)
                 log.error("the registry of writers (usage.writers) has lost entries: restore the topic", missing=names)
             await asyncio.sleep(_RETRY_S)
+
+    def _of_this_shard(self, branches: Sequence[bytes]) -> bytes:
+        """In another set of shards everybody enters anew, and what was entered before says nothing of this one."""
+        return branches[self._shard] if len(branches) == self._shards else b""
 
     def _learn(self, registry: Mapping[bytes, Retired | None]) -> None:
         """A writer may have been retired since; what it counted up to its horizon is known to nobody else."""

@@ -262,7 +262,8 @@ class Writer:
         self._draining = True
         async with asyncio.timeout(most_s):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), most_s / 2)
+                async with asyncio.timeout(most_s / 2):  # wait_for of Python 3.11 may swallow a cancellation
+                    await self._idle.wait()
             await self.flusher.now()
             await self._idle.wait()
             await self.flusher.now()  # what was counted since

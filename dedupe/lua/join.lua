@@ -19,7 +19,7 @@
 -- call that was executed here, and again elsewhere with another result, has left tags here that its record does not bear out.
 --
 -- ARGV[9]    era and branch, random, used if this is the first to join
--- ARGV[10]   the branch that this writer entered last, '' if none
+-- ARGV[10]   the branch that was entered last, by this writer or, where it is new, by others; '' if none
 -- ARGV[11..] incarnations (hex) of this journal, oldest first
 -- Replies: {'replica'}, {'wrong_log', log}, {'wrong_identity', hash}, {'rejoin'}, {'zombie'}, {'stale'}
 --          {'joining', era, first (1 or 0), branch, faster (1 or 0)}, in the faster way followed by the branch of what was found, and per
@@ -87,7 +87,9 @@ end
 local join = redis.call('HMGET', join_key, 'replid', 'era', 'branch', 'faster', 'found')
 local open = redis.call('HMGET', open_key, 'replid', 'branch', 'log', 'identity')
 local as_it_was_left = ARGV[10] == '' or open[2] == ARGV[10]
-if join[1] == replid and (open[1] ~= replid or as_it_was_left) then
+-- Whoever was in a third branch since this join began has been where calls were executed that this store knows otherwise.
+local still_faster = ARGV[10] == '' or ARGV[10] == join[3] or ARGV[10] == join[5]
+if join[1] == replid and (open[1] ~= replid or as_it_was_left) and (join[4] ~= '1' or still_faster) then
   intern(join[2])
   return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end

@@ -5,7 +5,8 @@
 -- ARGV[9]    era of the join
 -- ARGV[10]   mark
 -- ARGV[11]   highest horizon of the journal and of the registry, us
--- ARGV[12..] members (hex)
+-- ARGV[12]   how many members have entered another branch since: missing, though they may have joined here once
+-- ARGV[13..] the other members (hex)
 -- Replies: {'rebuild'}, {'rejoin'}, {'zombie'}, {'stale'}
 --          {'joined', open (1 or 0), how many members are missing}
 --@include context.lua
@@ -25,8 +26,8 @@ redis.call('HSET', w_key, 'base', ARGV[10]) -- everything up to this call is in 
 raise_horizon(tonumber(ARGV[11]))
 local joined = namespace .. 'joined:' .. replid
 redis.call('SADD', joined, writer)
-local missing = 0
-for at = 12, #ARGV do
+local missing = tonumber(ARGV[12])
+for at = 13, #ARGV do
   missing = missing + 1 - redis.call('SISMEMBER', joined, ARGV[at])
 end
 if missing == 0 then

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +75,7 @@ class Fleet(NamedTuple):
     other: Role
     sender: Sender
     proxies: Sequence[TcpProxy]  # one for both workers, or one for each
+    worker: Callable[[str, str], Role]  # name, address of its Redis -> one more, not started
 
     def lead_to(self, server: services.Redis, *proxies: TcpProxy) -> None:
         """Connections through these proxies, or through all, break, and new ones end there."""
@@ -113,17 +114,18 @@ async def fleet(place: Place, *, proxies: int, layout: str = "hashed") -> AsyncI
     for proxy in ways:
         await proxy.start()
     addresses = (ways[0].address, ways[-1].address)
-    one, other = (
-        Role(f"w{n}", ["ingest", *config, "--data", str(place.folder / f"data-{n}"), "--redis", f"redis://{address}"], place.folder)
-        for n, address in enumerate(addresses)
-    )
+
+    def worker(name: str, address: str) -> Role:
+        return Role(name, ["ingest", *config, "--data", str(place.folder / f"data-{name}"), "--redis", f"redis://{address}"], place.folder)
+
+    one, other = (worker(f"w{n}", address) for n, address in enumerate(addresses))
     rater = Role("rater", ["rate", *config], place.folder)
     try:
         for role in (rater, one, other):
             role.start()
         await asyncio.gather(one.wait_ready(), other.wait_ready())
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as session:
-            yield Fleet(one, other, Sender(session, key), ways)
+            yield Fleet(one, other, Sender(session, key), ways, worker)
     finally:
         for role in (rater, one, other):
             if role.running:
@@ -141,7 +143,7 @@ async def test_a_replica_without_the_last_claims_is_promoted(place: Place, old_p
         primary, replica = redis_client.Redis(port=place.redis.port), redis_client.Redis(port=second.port)
         try:
             async with fleet(place, proxies=2, layout=layout) as workers:
-                one, other, sender, ways = workers
+                one, other, sender, ways = workers[:4]
                 copied, late, new = events(0), events(BATCHES), events(2 * BATCHES)
                 whole = BATCHES * EVENTS
                 assert await sender.send_all(one, copied) == (whole, 0)
@@ -161,9 +163,7 @@ async def test_a_replica_without_the_last_claims_is_promoted(place: Place, old_p
                 else:
                     workers.lead_to(second, ways[1])
                     # The other is at the new Redis and waits; one still claims at the old one, which knows all that was claimed.
-                    async with asyncio.timeout(60):
-                        while "waiting for 1 of 2 writers" not in await readiness(sender.session, other):
-                            await asyncio.sleep(0.02)
+                    await says(sender.session, other, "waiting for 1 of 2 writers")
                     assert await sender.send(one, late[-1]) == (0, EVENTS)
                     assert await sender.send(one, new[0]) == (EVENTS, 0)
                     workers.lead_to(second, ways[0])
@@ -185,7 +185,7 @@ async def test_connections_end_at_the_old_primary_again(place: Place) -> None:
     """It lives on, and was never told of the failover; by then one worker was killed and knows only what its journal does."""
     with services.redis_server() as second:
         async with fleet(place, proxies=1) as workers:
-            one, other, sender, _ = workers
+            one, other, sender, _ = workers[:4]
             before, between, after = events(0), events(BATCHES), events(2 * BATCHES)
             whole = BATCHES * EVENTS
             assert await sender.send_all(one, before) == (whole, 0)
@@ -204,9 +204,45 @@ async def test_connections_end_at_the_old_primary_again(place: Place) -> None:
             await workers.all_is_rated(3 * whole)
 
 
+async def test_a_new_worker_ends_at_the_old_primary(place: Place) -> None:
+    """As when it is added during a failover and its name server still gives the old address. It has nothing to compare but the registry."""
+    way = TcpProxy(("127.0.0.1", place.redis.port))
+    await way.start()
+    with services.redis_server() as second:
+        async with fleet(place, proxies=1) as workers:
+            one, other, sender, _ = workers[:4]
+            before, between = events(0), events(BATCHES)
+            whole = BATCHES * EVENTS
+            assert await sender.send_all(one, before) == (whole, 0)
+            workers.lead_to(second)
+            assert await sender.send_all(other, between) == (whole, 0)
+
+            new = workers.worker("new", way.address)
+            new.start()
+            try:
+                await says(sender.session, new, "waiting for 2 of 3 writers")
+                workers.lead_to(second, way)
+                assert await sender.send_all(new, [*before, *between]) == (0, 2 * whole)
+                assert await sender.send_all(one, between) == (0, whole), "who was here all the time has not noticed"
+                await workers.all_is_rated(2 * whole)
+            finally:
+                new.kill()
+                await way.stop()
+
+
 def claims(server: redis_client.Redis) -> int:
     keys = server.scan_iter("parshall:claims:*")
     return sum(int(server.hget(key, "claims") or server.hlen(key)) for key in keys)  # packed, or hashed
+
+
+async def says(session: aiohttp.ClientSession, role: Role, what: str) -> None:
+    """Wait until its readiness does; it may only just have been started."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(aiohttp.ClientConnectionError):
+                if what in await readiness(session, role):
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def readiness(session: aiohttp.ClientSession, role: Role) -> str:

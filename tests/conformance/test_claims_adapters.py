@@ -54,6 +54,7 @@ class Journal:
     lost_horizon_us: int = 0
     kept: list[Claimed] = field(default_factory=list)
     registered: frozenset[bytes] = frozenset()
+    announced: dict[bytes, bytes] = field(default_factory=dict)  # writer -> branch, as others told the registry
     drains: int = 0
     branch: bytes = b""
 
@@ -66,8 +67,8 @@ class Journal:
     def claims(self) -> Iterator[Claimed]:
         return iter(list(self.kept))
 
-    async def members(self) -> frozenset[bytes]:
-        return self.registered | {self.writer}
+    async def members(self) -> dict[bytes, bytes]:
+        return {writer: self.announced.get(writer, b"") for writer in self.registered} | {self.writer: self.branch}
 
     def reopened(self, last_call: int) -> Journal:
         """As the next process finds it."""
@@ -335,6 +336,73 @@ async def test_a_journal_that_began_elsewhere_is_no_old_copy(place: Place) -> No
         assert await codes(claims, call(1, section("b", "c"))) == b"dg"
     with pytest.raises(StaleJournal):  # as it is told from one that does not say so
         await asyncio.wait_for(place.claims().run(Journal(closed=[(os.urandom(16), 3)])), 10)
+
+
+async def test_a_new_writer_does_not_believe_a_store_that_others_have_left(place: Place) -> None:
+    """It has no branch to compare, but the registry says where the others went."""
+    one = Journal()
+    claims = place.claims()
+    async with running(claims, one):
+        await answer(claims, call(1, section("a")))
+    left = one.reopened(1)
+    new = Journal(registered=frozenset((one.writer,)), announced={one.writer: ELSEWHERE})
+    claims = place.claims()
+    async with running(claims, new, State.REBUILDING):
+        replies: list[Reply] = []
+        claims.send(call(1, section("a", "b")), replies.append)
+        await asyncio.sleep(0.1)
+        assert claims.state is State.REBUILDING and replies == [], "what is claimed elsewhere is not known here"
+        left.branch, left.kept = ELSEWHERE, [Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a", "b")[1:])]
+        left.registered = frozenset((new.writer,))
+        back = place.claims()
+        async with running(back, left):
+            await until(lambda: bool(replies))
+            assert isinstance(replies[0], Verdicts) and replies[0].codes == b"dd"
+
+
+async def test_who_is_idle_notices_that_others_join_anew(redis: Redis) -> None:
+    """Else they would wait until it has something to claim."""
+    place = InRedis(redis)
+    idle, back = Journal(), Journal(branch=ELSEWHERE)
+    async with running(place.claims(), idle):
+        idle.registered = back.registered = frozenset((idle.writer, back.writer))
+        async with running(place.claims(), back):
+            assert idle.branch == back.branch != ELSEWHERE
+
+
+async def test_a_new_writer_believes_a_store_that_others_are_in(place: Place) -> None:
+    one, new = Journal(), Journal()
+    first, second = place.claims(), place.claims()
+    async with running(first, one):
+        await answer(first, call(1, section("a")))
+        new.registered, new.announced = frozenset((one.writer, b"r" * 16)), {one.writer: one.branch}
+        async with running(second, new):
+            assert await codes(second, call(1, section("a", "b"))) == b"pg"
+            assert first.state is State.OPEN
+
+
+async def test_who_joined_and_went_elsewhere_is_waited_for(place: Place) -> None:
+    """Two were told of this store; one joined it, and both were led to another one before it opened."""
+    one, other = Journal(), Journal()
+    one.registered = other.registered = frozenset((one.writer, other.writer))
+    claims = place.claims()
+    async with running(claims, one, State.REBUILDING):
+        await until(lambda: claims.state is State.REBUILDING and one.branch != b"")
+        await asyncio.sleep(0.2)  # it has joined
+    claimed = Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:])
+    back = one.reopened(1)
+    back.branch, back.kept = ELSEWHERE, [claimed]
+    other.branch, other.announced = ELSEWHERE, {one.writer: ELSEWHERE}
+    second = place.claims()
+    async with running(second, other, State.REBUILDING):
+        replies: list[Reply] = []
+        second.send(call(1, section("a")), replies.append)
+        await asyncio.sleep(0.3)
+        assert second.state is State.REBUILDING and replies == []
+        first = place.claims()
+        async with running(first, back):
+            await until(lambda: bool(replies))
+            assert isinstance(replies[0], Verdicts) and replies[0].codes == b"d"
 
 
 @pytest.mark.parametrize("identity", [IDENTITY._replace(log="another"), IDENTITY._replace(generation_us=HOUR_US // 2)])

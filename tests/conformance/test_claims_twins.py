@@ -156,7 +156,7 @@ class World:
             (1, self.lose_some_keys),
             (1, self.forget_incarnation),
             (3, self.join),
-            (1, self.bury),
+            (2, self.bury),
         ]
         weights, actions = zip(*steps, strict=True)
         action = self.random.choices(actions, weights)[0]
@@ -265,7 +265,7 @@ class World:
             self.ask("claim", self.context(writer, old), old.calls + 1, 0, self.clock_us, self.clock_us, self.clock_us, self.sections())
             self.ask("publish", self.context(writer, old), old.mark, [])
             self.ask("close", self.context(writer, old), old.calls + 1)
-            self.ask("joined", self.context(writer, old), writer.now.era, old.mark, 0, {writer.id})
+            self.ask("joined", self.context(writer, old), writer.now.era, old.mark, 0, 0, {writer.id})
             self.ask("reclaim", self.context(writer, old), writer.now.era, self.clock_us, [])
 
     def pass_time(self, writer: Writer) -> None:
@@ -309,6 +309,9 @@ class World:
         last = self.random.choice((b"", opened.branch, opened.branch, b"b" * 16))
         if last not in (b"", opened.branch) and opened.replication_id == self.table.replication_id:
             self.seen["an open store was left"] += 1
+        under_way = self.table._join
+        if under_way.faster and under_way.replication_id == self.table.replication_id != opened.replication_id:
+            self.seen["a faster join in a third branch"] += last not in (b"", under_way.branch, under_way.found)
         reply = self.ask("join", self.context(writer), self.random.randbytes(16), last, incarnations)
         if reply[0] == b"joining":
             self.seen["faster" if reply[4] else "whole"] += 1
@@ -328,7 +331,8 @@ class World:
             self.ask("reclaim", self.context(writer), writer.now.era, self.their_clock_us(), sections)
         members = self.random.sample(self.writers, self.random.choice((2, 3, 3)))
         horizon_us = self.clock_us - 5 * HOUR_US if self.random.random() < 0.2 else 0
-        self.ask("joined", self.context(writer), writer.now.era, writer.now.mark, horizon_us, {member.id for member in members})
+        elsewhere = self.random.choice((0, 0, 0, 1))
+        self.ask("joined", self.context(writer), writer.now.era, writer.now.mark, horizon_us, elsewhere, {one.id for one in members})
 
 
 def test_every_reply_is_equal(server: Redis, layout: str) -> None:
@@ -353,7 +357,7 @@ def enter_alone(world: World) -> Context:
     world.ask("hello", context, START_US)
     world.ask("publish", context, 0, [])
     assert world.ask("join", context, b"e" * 16, b"", []) == [b"joining", b"e" * 16, 1, b"e" * 16, 0]
-    assert world.ask("joined", context, b"e" * 16, 0, 0, {context.writer}) == [b"joined", 1, 0]
+    assert world.ask("joined", context, b"e" * 16, 0, 0, 0, {context.writer}) == [b"joined", 1, 0]
     return context
 
 
@@ -371,6 +375,7 @@ EXPECTED = {
     *(
         "an open store was left",
         "faster",
+        "a faster join in a third branch",
         "whole",
         "join joining",
         "join zombie",

@@ -204,6 +204,23 @@ async def test_the_registry_keeps_members_and_retired(place: Place) -> None:
         assert await log.writers() == {ALICE: Retired(1_700_000_000_000_000), BOB: Retired(7, "its disk is gone")}
 
 
+async def test_the_registry_keeps_what_writers_announce(place: Place) -> None:
+    """Apart from whether they are members: whoever announces does not undo that he was retired."""
+    async with opened(place.log()) as log:
+        assert await log.announced() == {}
+        await log.register(ALICE)
+        await log.announce(ALICE, [b"a" * 16])
+        async with opened(place.log()) as other:
+            await other.register(BOB)
+            await other.announce(BOB, [b"", b"b" * 16])
+            assert await other.announced() == {ALICE: (b"a" * 16,), BOB: (b"", b"b" * 16)}
+            await other.retire(ALICE, Retired(9))
+        await log.announce(ALICE, [b"c" * 16])
+    async with opened(place.log()) as log:
+        assert await log.announced() == {ALICE: (b"c" * 16,), BOB: (b"", b"b" * 16)}
+        assert await log.writers() == {ALICE: Retired(9), BOB: None}
+
+
 async def test_it_knows_whether_it_ever_held_counters(place: Place) -> None:
     async with opened(place.log()) as log:
         await log.register(ALICE)

@@ -27,6 +27,8 @@ class SharedLog:
         self.rejected: list[Rejected] = []
         self.registry: dict[bytes, Retired | None] = {}
         self.registry_lost: dict[bytes, Retired | None] = {}  # what is in the backup while the registry is lost
+        self.announced: dict[bytes, tuple[bytes, ...]] = {}
+        self.announced_lost: dict[bytes, tuple[bytes, ...]] = {}
         self.unreachable_until_s = 0.0
         self.unknown_outcomes = 0.0  # chance that a produce ends without a known outcome
         self.ledger = Ledger()
@@ -35,12 +37,16 @@ class SharedLog:
     def lose_registry(self) -> None:
         self.registry_lost.update(self.registry)
         self.registry.clear()
+        self.announced_lost.update(self.announced)
+        self.announced.clear()
 
     def restore_registry(self) -> None:
         for writer, retired in self.registry_lost.items():
             if self.registry.get(writer) is None:  # who was retired meanwhile stays so
                 self.registry[writer] = retired
         self.registry_lost.clear()
+        self.announced = self.announced_lost | self.announced
+        self.announced_lost = {}
 
     def heal(self) -> None:
         self.unreachable_until_s = self.unknown_outcomes = 0.0
@@ -119,6 +125,14 @@ class SimulatedLog:
     async def writers(self) -> dict[bytes, Retired | None]:
         await self._reach()
         return dict(self._shared.registry)
+
+    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+        await self._reach()
+        self._shared.announced[writer] = tuple(branches)
+
+    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
+        await self._reach()
+        return dict(self._shared.announced)
 
     async def has_data(self) -> bool:
         await self._reach()

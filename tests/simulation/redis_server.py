@@ -110,11 +110,8 @@ class SimulatedRedis:
             asyncio.get_running_loop().call_later(self._rng.uniform(0, 2), transport.break_off)
 
     def go_astray(self) -> bool:
-        """All connections break, and new ones end at the old primary, which was never told that it is one no more.
-
-        Only where both had been complete: one that was left while writers were still joining it would take them for joined.
-        """
-        self._astray = self._older is not None and _is_open(self._older) and _is_open(self.table)
+        """All connections break, and new ones end at the old primary, which was never told that it is one no more."""
+        self._astray = self._older is not None
         if not self._astray:
             return False
         for transport in self.connections():
@@ -291,10 +288,6 @@ class Transport(asyncio.Transport):
         return self._client_gone
 
 
-def _is_open(table: ClaimTable) -> bool:
-    return table._open.replication_id == table.replication_id
-
-
 def _call_of(command: list[bytes]) -> int:
     """The number of the call in a claim command; 0 for a bare mark and for every other command."""
     if command[0] == b"EVALSHA" and _SCRIPT_OF[command[1]] == "claim":
@@ -372,7 +365,13 @@ _ARGUMENTS: dict[str, Callable[[list[bytes]], tuple[Any, ...]]] = {
     "publish": lambda rest: (int(rest[0]), _closed(rest[1:])),
     "join": lambda rest: (rest[0], rest[1], [bytes.fromhex(incarnation.decode()) for incarnation in rest[2:]]),
     "reclaim": lambda rest: (rest[0], int(rest[1]), _reclaimed(rest[2:])),
-    "joined": lambda rest: (rest[0], int(rest[1]), int(rest[2]), frozenset(bytes.fromhex(member.decode()) for member in rest[3:])),
+    "joined": lambda rest: (
+        rest[0],
+        int(rest[1]),
+        int(rest[2]),
+        int(rest[3]),
+        frozenset(bytes.fromhex(member.decode()) for member in rest[4:]),
+    ),
     "claim": lambda rest: (*HEAD.unpack(rest[0]), _sections(rest[1:])),
     "close": lambda rest: (int(rest[0]),),
 }

@@ -388,8 +388,8 @@ def _reclaimed_without_newest() -> AbstractContextManager[None]:
 
 def _no_horizon_at_joining() -> AbstractContextManager[None]:
     def make(joined: Any) -> Any:
-        def broken(self: ClaimTable, context: Context, era: bytes, mark: int, _: int, members: Any) -> Any:
-            return joined(self, context, era, mark, 0, members)
+        def broken(self: ClaimTable, context: Context, era: bytes, mark: int, _: int, elsewhere: int, members: Any) -> Any:
+            return joined(self, context, era, mark, 0, elsewhere, members)
 
         return broken
 
@@ -401,8 +401,8 @@ def _no_horizon_at_joining() -> AbstractContextManager[None]:
 
 @contextmanager
 def _opens_alone() -> Iterator[None]:
-    async def broken(self: JournalHistory) -> frozenset[bytes]:
-        return frozenset((self.writer,))
+    async def broken(self: JournalHistory) -> dict[bytes, bytes]:
+        return {self.writer: self.branch}
 
     with patch.object(JournalHistory, "members", broken):
         yield
@@ -688,13 +688,21 @@ def _only(profile: Habits, *faults: str, steps: tuple[str, ...] = (), **changes:
 
 @contextmanager
 def _older_store_entered() -> Iterator[None]:
-    with patch.object(JournalHistory, "branch", property(lambda _: b"")):
+    async def nothing(*_: object) -> bytes:
+        return b""
+
+    with patch.object(JournalHistory, "branch", property(lambda _: b"")), patch.object(rebuild, "_last_entered", nothing):
         yield
+
+
+def _joined_is_joined() -> AbstractContextManager[None]:
+    """Whoever has joined a store is taken for joined, though he went on to another one."""
+    return patch.object(rebuild, "_elsewhere", lambda *_: set())
 
 
 @contextmanager
 def _branch_forgotten() -> Iterator[None]:
-    """The process knows where it has been, its journal does not."""
+    """The process knows where it has been; neither its journal nor the registry does."""
 
     async def broken(self: JournalHistory, branch: bytes) -> None:
         known[self.incarnation] = branch
@@ -752,6 +760,9 @@ SABOTAGES: dict[str, Sabotage] = {
         _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED, JOINING)), _first_joiner_keeps_all
     ),
     "an older store is entered": Sabotage(_only(CROWDED, "older_redis_answers"), _older_store_entered),
+    "who joined an older store and went on is taken for joined": Sabotage(
+        _only(CROWDED, "older_redis_answers", outage_s=(1, 2, 3)), _joined_is_joined
+    ),
     "the branch that was entered is not in the journal": Sabotage(
         _only(CROWDED, "older_redis_answers", "kill", writers=(1, 1), outage_s=(1, 2, 3), repair_s=(0.01, 0.1)), _branch_forgotten
     ),

@@ -45,10 +45,10 @@ class Asker:
     def publish(self, mark: int = 0, *closed: tuple[bytes, int]) -> list[object]:
         return self.table.publish(self.context, mark, closed)
 
-    def join(self, *others: bytes, horizon_us: int = 0, mark: int = 0) -> list[object]:
+    def join(self, *others: bytes, horizon_us: int = 0, mark: int = 0, elsewhere: int = 0) -> list[object]:
         era = self.table.join(self.context, self.store.fresh_era())[1]
         assert isinstance(era, bytes)
-        return self.table.joined(self.context, era, mark, horizon_us, {self.context.writer, *others})
+        return self.table.joined(self.context, era, mark, horizon_us, elsewhere, {self.context.writer, *others})
 
     def claim(self, number: int, *ids: bytes, mark: int = 0, content: bytes = b"a", time_us: int = 0, clock_us: int = 0) -> list[object]:
         sections = [Section(1, b"".join(each.rjust(12) for each in ids), content.rjust(4, b"s") * len(ids))] if ids else []
@@ -428,6 +428,23 @@ def test_what_is_of_another_branch_is_not_joined_in_the_faster_way(store: Store,
     assert store.table.size == 0
 
 
+def test_a_faster_join_is_over_for_whoever_was_in_a_third_branch_since(store: Store, one: Asker, two: Asker) -> None:
+    one.codes(1, b"a")
+    found, era = store.table._open.branch, store.table._open.era
+    store.table.replication_id = "two"
+    assert one.table.join(one.context, b"n" * 16, found, [])[1:6] == [era, 1, b"n" * 16, 1, found]
+    for last in (b"", found, b"n" * 16):
+        assert two.table.join(two.context, b"o" * 16, last, [])[1:6] == [era, 0, b"n" * 16, 1, found], last
+    assert two.table.join(two.context, b"o" * 16, b"e" * 16, []) == [b"joining", b"o" * 16, 1, b"o" * 16, 0]
+    assert one.table.join(one.context, b"p" * 16, b"n" * 16, []) == [b"joining", b"o" * 16, 0, b"o" * 16, 0], "the others follow, once"
+
+
+def test_a_member_that_is_elsewhere_is_missing(store: Store, one: Asker) -> None:
+    store.table.replication_id = "two"
+    assert one.join(elsewhere=1) == [b"joined", 0, 1]
+    assert one.join(elsewhere=0) == [b"joined", 1, 0]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -450,7 +467,7 @@ def test_a_join_before_the_data_was_lost_is_over(store: Store, one: Asker) -> No
     one.table.join(one.context, ERA)
     store.table.replication_id = "three"
     assert reclaim(one, 500_000, b"a") == [b"rebuild"]
-    assert one.table.joined(one.context, ERA, 0, 0, {b"1"}) == [b"rebuild"]
+    assert one.table.joined(one.context, ERA, 0, 0, 0, {b"1"}) == [b"rebuild"]
     one.table.join(one.context, b"f" * 16)
     assert reclaim(one, 500_000, b"a") == [b"rebuild"], "the same store, another join"
     assert reclaim(one, 500_000, b"a", era=b"f" * 16)[0] == b"reclaimed"

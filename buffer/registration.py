@@ -1,0 +1,66 @@
+"""What the registry of writers (`usage.writers`) holds, as bytes: two entries a writer, each under a key of its own.
+
+Pure. `WRITER` says whether it is a member, `WRITER.branches` which branch of each claim store it entered last. They are apart because
+somebody else may retire a writer, which its own announcement must not undo. Must not know: where the registry lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from buffer.counter_log import Retired
+
+_BRANCHES = ".branches"
+
+
+class NoRegistration(ValueError):
+    """These bytes are none. The message says why."""
+
+
+class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    v: int
+    retired_us: int | None
+    lost: str | None = None
+
+
+class _Branches(msgspec.Struct, forbid_unknown_fields=True):
+    v: int
+    branches: list[str]  # hexadecimal, in the order of the shards
+
+
+def member_key(writer: bytes) -> str:
+    return writer.hex()
+
+
+def branches_key(writer: bytes) -> str:
+    return writer.hex() + _BRANCHES
+
+
+def encode_member(retired: Retired | None) -> bytes:
+    return msgspec.json.encode(_Registration(1, None) if retired is None else _Registration(1, *retired))
+
+
+def encode_branches(branches: Sequence[bytes]) -> bytes:
+    return msgspec.json.encode(_Branches(1, [branch.hex() for branch in branches]))
+
+
+class Registry:
+    """Filled entry by entry, oldest first; a later one of the same key counts."""
+
+    def __init__(self) -> None:
+        self.writers: dict[bytes, Retired | None] = {}
+        self.branches: dict[bytes, tuple[bytes, ...]] = {}
+
+    def add(self, key: str, value: bytes) -> None:
+        """Raises NoRegistration."""
+        try:
+            writer = bytes.fromhex(key.removesuffix(_BRANCHES))
+            if key.endswith(_BRANCHES):
+                self.branches[writer] = tuple(map(bytes.fromhex, msgspec.json.decode(value, type=_Branches).branches))
+            else:
+                read = msgspec.json.decode(value, type=_Registration)
+                self.writers[writer] = None if read.retired_us is None else Retired(read.retired_us, read.lost)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise NoRegistration(str(error)) from error
