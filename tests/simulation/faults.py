@@ -18,7 +18,7 @@ from tests.simulation.world import World
 Fault = Callable[[World, Node], None]
 FAULTS: dict[str, Fault] = {}
 WAITING: set[str] = set()
-_MOST_LEAVE = 2  # in one world
+_MOST_LEAVE, _MOST_WRITERS = 2, 6  # in one world
 
 
 def fault(function: Fault) -> Fault:
@@ -271,6 +271,28 @@ def older_redis_answers(world: World, _: Node) -> None:
         if not world.redis_kept:
             if redis.go_astray():
                 world.struck("older_redis_answers")
+            _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
+
+    redis = world.redis
+    redis.replicate()
+    _later(world, 0.001, 1, strike)
+
+
+@waiting_fault
+def newcomer_at_older_redis(world: World, _: Node) -> None:
+    """Some time after a failover a new writer starts, and its connections alone end at the old primary, which was never told."""
+
+    def strike() -> None:
+        if not world.redis_kept:
+            redis.fail_over()
+            _later(world, 0.3, 5, arrive)
+
+    def arrive() -> None:
+        if not world.redis_kept and len(world.nodes) < _MOST_WRITERS:
+            node = world.new_writer()
+            if redis.lead_astray(node.steps):
+                world.struck("newcomer_at_older_redis")
+            node.start()
             _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
 
     redis = world.redis

@@ -46,6 +46,7 @@ class SimulatedRedis:
         self._behind: ClaimTable | None = None  # a replica as it was at some moment
         self._older: ClaimTable | None = None  # the primary before the last failover: it lives on
         self._astray = False  # whether new connections end there
+        self._strays: set[Steps] = set()  # the writers whose new connections end there
         self.table = self._new_table()
         self.down = False
         self.paused_until_s = 0.0
@@ -71,10 +72,9 @@ class SimulatedRedis:
 
         return RedisAddress(connect, name="simulated redis")
 
-    @property
-    def reached(self) -> ClaimTable:
-        """What a new connection ends at."""
-        return self._older if self._astray and self._older is not None else self.table
+    def reached(self, steps: Steps | None = None) -> ClaimTable:
+        """What a new connection ends at, of this writer or of most."""
+        return self._older if (self._astray or steps in self._strays) and self._older is not None else self.table
 
     # ---- faults
 
@@ -103,7 +103,7 @@ class SimulatedRedis:
 
     def fail_over(self) -> None:
         """The replica is promoted: the last claims are missing. Old connections go on talking to the old primary until they break."""
-        self._older, self._astray = self.reached, False
+        self._older, self._astray = self.reached(), False
         self.table = copy.deepcopy(self._behind) if self._behind is not None else self._new_table()
         self.table.replication_id = self._rng.randbytes(20).hex()
         for transport in self._connections:
@@ -118,9 +118,16 @@ class SimulatedRedis:
             transport.break_off()
         return True
 
+    def lead_astray(self, steps: Steps) -> bool:
+        """The same for one writer alone."""
+        if self._older is not None:
+            self._strays.add(steps)
+        return self._older is not None
+
     def come_back(self) -> None:
-        if self._astray:
+        if self._astray or self._strays:
             self._astray = False
+            self._strays.clear()
             for transport in self.connections():
                 if transport.table is not self.table:
                     transport.break_off()
@@ -184,7 +191,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.protocol = protocol
         self.steps = steps
-        self.table = server.reached  # of the server it was made to: an old primary lives on for its connections
+        self.table = server.reached(steps)  # of the server it was made to: an old primary lives on for its connections
         self.stalled_until_s = 0.0  # nothing arrives in either direction before
         self._server = server
         self._rng = rng

@@ -695,6 +695,15 @@ def _older_store_entered() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _newcomers_believe() -> Iterator[None]:
+    async def broken(history: JournalHistory, _: bytes) -> bytes:
+        return history.branch
+
+    with patch.object(rebuild, "_last_entered", broken):
+        yield
+
+
 def _joined_is_joined() -> AbstractContextManager[None]:
     """Whoever has joined a store is taken for joined, though he went on to another one."""
     return patch.object(rebuild, "_elsewhere", lambda *_: set())
@@ -760,6 +769,9 @@ SABOTAGES: dict[str, Sabotage] = {
         _only(DUEL, "redis_restarts_with_data", steps=(EXECUTED, JOINING)), _first_joiner_keeps_all
     ),
     "an older store is entered": Sabotage(_only(CROWDED, "older_redis_answers"), _older_store_entered),
+    "a new writer believes an older store": Sabotage(
+        _only(OPERATED, "newcomer_at_older_redis", outage_s=(3, 5), between_s=(0.3, 1, 3)), _newcomers_believe
+    ),
     "who joined an older store and went on is taken for joined": Sabotage(
         _only(CROWDED, "older_redis_answers", outage_s=(1, 2, 3)), _joined_is_joined
     ),

@@ -149,10 +149,13 @@ class World:
         self.background(disk.declare())
 
     def replace(self) -> None:
-        """A new writer, with an empty disk."""
+        self.new_writer().start()
+
+    def new_writer(self) -> Node:
+        """With an empty disk."""
         node = Node(self.surroundings, f"w{len(self.nodes)}")
         self.nodes.append(node)
-        node.start()
+        return node
 
     def lost(self) -> Set[tuple[int, str]]:
         """Events that may not be counted, with a lost disk, by tenant and name."""
