@@ -25,7 +25,7 @@ from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_argum
 log = logging.getLogger(__name__)
 
 IDLE_MARK_S = 0.04  # a mark goes out by itself within 50 ms
-LOOK_S = 1.0  # who is idle looks whether the store is still open: others may need it to join again
+LOOK_S = 5.0  # who is idle looks whether the store is still open: others may need it to join again
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 ERA_BYTES = 16
 

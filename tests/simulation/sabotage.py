@@ -807,7 +807,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "a lost writer is retired without a horizon": Sabotage(
         _only(OPERATED, "disk_is_lost", "redis_restarts_empty"), _retired_without_horizon
     ),
-    "a lost writer is left open": Sabotage(_only(OPERATED, "disk_is_lost"), _lost_and_left_open),
+    "a lost writer is left open": Sabotage(_only(OPERATED, "disk_is_lost", stuck_s=60), _lost_and_left_open),
     "events of a lost disk are not told": Sabotage(_only(OPERATED, "disk_is_lost"), lambda: _told_without("lost")),
     "events answered in the last moment of a disk are not told": Sabotage(
         _only(OPERATED, "disk_is_lost", steps=(SYNCED,)), lambda: _told_without("doubtful")
