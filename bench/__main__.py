@@ -3,7 +3,7 @@
 python -m bench                     the report, within ten minutes; real Redis, Kafka and PostgreSQL are started for it
 python -m bench --only whole        one section (steps, whole, claims, stalls, memory, acknowledgements, restart, rating); can be repeated
 python -m bench --quick             small: to see that it works, not for a figure
-python -m bench --full              larger: 20 million claims, 10 million rows; half an hour
+python -m bench --full              larger: 20 million claims, more rounds; half an hour
 python -m bench growth              what an event costs as counters, claims, tenants, meters, connections … grow; --full goes further
 python -m bench publish             make the last report and growth the committed ones, and put the figures into docs/PERFORMANCE.md
 

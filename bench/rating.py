@@ -79,7 +79,7 @@ async def _figures(dsn: str, flushes: int, rows: int) -> list[Figure]:
     new, again = await _rate(dsn, flushes)
     times = await _ask(dsn, rows)
     target = at_most(50) if rows >= AIMED_AT_ROWS else NONE
-    note = "" if rows >= AIMED_AT_ROWS else f"the target, 50 ms, is for {AIMED_AT_ROWS:,} rows: --full"
+    note = "" if rows >= AIMED_AT_ROWS else f"the target, 50 ms, is for {AIMED_AT_ROWS:,} rows"
     return [
         figure(SECTION, "counters that are new in usage", "counters/s", [new], at_least(20_000)),
         figure(SECTION, "counters that are in usage", "counters/s", again, at_least(20_000)),

@@ -26,7 +26,7 @@ class Scale(NamedTuple):
 
 SCALES = {
     "quick": Scale(1, 10, (MILLION,), 100_000, 200_000, 500_000, 100_000, 2),
-    "usual": Scale(3, 100, (MILLION, 5 * MILLION, 10 * MILLION), MILLION, MILLION, 3 * MILLION, MILLION, 5),
+    "usual": Scale(3, 100, (MILLION, 5 * MILLION, 10 * MILLION), MILLION, MILLION, 3 * MILLION, 10 * MILLION, 5),
     "full": Scale(5, 100, (MILLION, 5 * MILLION, 10 * MILLION, 20 * MILLION), MILLION, 4 * MILLION, 10 * MILLION, 10 * MILLION, 20),
 }
 

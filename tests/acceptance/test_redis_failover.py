@@ -86,7 +86,7 @@ class Fleet(NamedTuple):
     async def all_is_rated(self, accepted: int) -> None:
         apis = [Api(self.sender.session, role.url, self.sender.key) for role in (self.one, self.other)]
         for role, api in zip((self.one, self.other), apis, strict=True):
-            await role.wait_ready()
+            await says(self.sender.session, role, '"status":"ready"')  # who waits for others looks once a second
             await api.flush_now()
         ledger = (await wait_rated({"demo": apis[0]}, {"demo": accepted}))["demo"]
         assert ledger["rated"] == accepted
