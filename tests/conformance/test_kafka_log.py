@@ -103,7 +103,7 @@ async def test_an_outage_costs_nothing_that_was_acknowledged(
         assert_complete(await read_all(fragile), 60, range(PARTITIONS))
     assert asyncio.all_tasks() == {asyncio.current_task()}
     complaints = [line for line in lines if "trouble with kafka" in line["event"]]
-    # One line an outage. A slow broker that wakes up may answer one request and refuse the next; the reader that starts later may see that too.
+    # One line an outage. A slow broker that wakes up may answer one request and refuse the next, also to the reader that starts later.
     assert len(complaints) <= 4, complaints
     assert [line for line in lines if "kafka answers again" in line["event"]]
 
