@@ -19,13 +19,14 @@ from typing import NamedTuple
 import redis
 import uvloop
 
-from bench.claims_at_size import GENERATION_US, MEASURED, fill, used_memory
+from bench.claims_at_size import GENERATION_US, MEASURED, PER_CALL, fill, used_memory
 from bench.processes import cpu_us
 from bench.services import real_redis, real_valkey, redis_of
 from dedupe.port import HASHED, LAYOUTS
 
 A_CALL = 1000
 STEPS = 25
+LEAST_CLAIMS = 2 * STEPS * PER_CALL
 
 
 class Server(NamedTuple):
@@ -46,7 +47,7 @@ def name_of(url: str) -> str:
 
 def filled(url: str, pid: int, claims: int, layout: str) -> Server:
     """Half of the claims are in the generation before the current one, which fills in steps: a table that has just grown is half empty."""
-    empty, half, step = used_memory(url), claims // 2, claims // 2 // STEPS
+    empty, half, step = used_memory(url), claims // 2, claims // 2 // STEPS  # whole calls: see `main`
     uvloop.run(fill(url, half, GENERATION_US, layout=layout))
     each = []
     for done in range(1, 1 + STEPS):
@@ -88,7 +89,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default=HASHED)
     arguments = parser.parse_args()
-    compare(arguments.programs, arguments.claims, arguments.rounds, arguments.layout)
+    claims = arguments.claims // LEAST_CLAIMS * LEAST_CLAIMS
+    if not claims:
+        parser.error(f"--claims: at least {LEAST_CLAIMS:,}")
+    compare(arguments.programs, claims, arguments.rounds, arguments.layout)
 
 
 if __name__ == "__main__":

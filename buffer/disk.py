@@ -179,14 +179,12 @@ class Thread:
         weakref.finalize(self, self._jobs.put, None)
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(loop, done, function, arguments))
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(done, function, arguments))
         return await done
 
 
 class _Job(NamedTuple):
-    loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Any]
     function: Callable[..., Any]
     arguments: tuple[object, ...]
@@ -206,7 +204,7 @@ def _do(job: _Job) -> None:
     else:
         answer = partial(_finish, job.done, result)
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        job.loop.call_soon_threadsafe(answer)
+        job.done.get_loop().call_soon_threadsafe(answer)
 
 
 def _finish(done: asyncio.Future[T], result: T) -> None:

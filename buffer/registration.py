@@ -15,10 +15,6 @@ from buffer.counter_log import Retired
 _BRANCHES = ".branches"
 
 
-class NoRegistration(ValueError):
-    """These bytes are none. The message says why."""
-
-
 class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     v: int
     retired_us: int | None
@@ -54,7 +50,7 @@ class Registry:
         self.branches: dict[bytes, tuple[bytes, ...]] = {}
 
     def add(self, key: str, value: bytes) -> None:
-        """Raises NoRegistration."""
+        """Raises ValueError: these bytes are none."""
         try:
             writer = bytes.fromhex(key.removesuffix(_BRANCHES))
             if key.endswith(_BRANCHES):
@@ -62,5 +58,5 @@ class Registry:
             else:
                 read = msgspec.json.decode(value, type=_Registration)
                 self.writers[writer] = None if read.retired_us is None else Retired(read.retired_us, read.lost)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise NoRegistration(str(error)) from error
+        except msgspec.MsgspecError as error:
+            raise ValueError(str(error)) from error

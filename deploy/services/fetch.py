@@ -32,7 +32,10 @@ class CannotFetch(Exception):
 
 def redis() -> Path:
     """The program `redis-server`, 7 or newer; REDIS_SERVER names another one, such as a Valkey."""
-    found = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
+    named = os.environ.get("REDIS_SERVER")
+    found = shutil.which(named or "redis-server")
+    if found is None and named:
+        raise CannotFetch(f"REDIS_SERVER names {named}, which is no program: give the path of a redis-server or valkey-server.")
     if found is None:
         _install("redis-server", "Redis is missing: install Redis 7 or newer (Debian's package is redis-server)")
         found = shutil.which("redis-server")

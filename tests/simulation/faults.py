@@ -12,6 +12,7 @@ from buffer.journal import read_journal
 from buffer.journal_records import CallRecord, Opened, Snapshot
 from dedupe.redis_claims import IDLE_MARK_S
 from tests.simulation.node import CATALOGUES, Node, WatchedDisk
+from tests.simulation.redis_server import SimulatedRedis
 from tests.simulation.steps import EXECUTED, MARKED, SENT, SYNCED
 from tests.simulation.world import World
 
@@ -258,46 +259,46 @@ def redis_fails_over(world: World, _: Node) -> None:
     _later(world, 0.001, 5 * world.rng.random(), strike)
 
 
+def _some_time_after_a_failover(world: World, then: Callable[[SimulatedRedis], None]) -> None:
+    def fail_over() -> None:
+        if not world.redis_kept:
+            redis.fail_over()
+            _later(world, 0.3, 5, later)
+
+    def later() -> None:
+        if not world.redis_kept:
+            then(redis)
+
+    redis = world.redis
+    redis.replicate()
+    _later(world, 0.001, 1, fail_over)
+
+
 @waiting_fault
 def older_redis_answers(world: World, _: Node) -> None:
     """Some time after a failover connections end at the old primary again, which lives on and thinks that it knows everything."""
 
-    def strike() -> None:
-        if not world.redis_kept:
-            redis.fail_over()
-            _later(world, 0.3, 5, astray)
+    def astray(redis: SimulatedRedis) -> None:
+        if redis.go_astray():
+            world.struck("older_redis_answers")
+        _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
 
-    def astray() -> None:
-        if not world.redis_kept:
-            if redis.go_astray():
-                world.struck("older_redis_answers")
-            _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
-
-    redis = world.redis
-    redis.replicate()
-    _later(world, 0.001, 1, strike)
+    _some_time_after_a_failover(world, astray)
 
 
 @waiting_fault
 def newcomer_at_older_redis(world: World, _: Node) -> None:
     """Some time after a failover a new writer starts, and its connections alone end at the old primary, which was never told."""
 
-    def strike() -> None:
-        if not world.redis_kept:
-            redis.fail_over()
-            _later(world, 0.3, 5, arrive)
-
-    def arrive() -> None:
-        if not world.redis_kept and len(world.nodes) < _MOST_WRITERS:
+    def arrive(redis: SimulatedRedis) -> None:
+        if len(world.nodes) < _MOST_WRITERS:
             node = world.new_writer()
             if redis.lead_astray(node.steps):
                 world.struck("newcomer_at_older_redis")
             node.start()
             _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
 
-    redis = world.redis
-    redis.replicate()
-    _later(world, 0.001, 1, strike)
+    _some_time_after_a_failover(world, arrive)
 
 
 @fault
