@@ -9,6 +9,7 @@ A delta is one Python int, so a million live counters are a million entries of o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 # (meter number, tenant number, subject, window start in seconds since 1970 UTC, *dimension values in the meter's order)
@@ -19,9 +20,10 @@ Deltas = dict[str, dict[CounterKey, int]]
 
 EVENTS_SHIFT = 160
 ONE_EVENT = 1 << EVENTS_SHIFT
-_HALF = 1 << (EVENTS_SHIFT - 1)
+HALF_AN_EVENT = 1 << (EVENTS_SHIFT - 1)
 PACKED_BYTES = 24  # what a packed delta needs, signed, in a journal
 _WORTH_MERGING = 5  # one counter in five must repeat
+_SAMPLE = 100  # counters of a kind, or more: enough to tell few from many
 
 
 class MeterDefinition(NamedTuple):
@@ -45,7 +47,7 @@ def pack(value: int, events: int) -> int:
 
 def unpack(packed: int) -> tuple[int, int]:
     """(value, events)."""
-    events = (packed + _HALF) >> EVENTS_SHIFT
+    events = (packed + HALF_AN_EVENT) >> EVENTS_SHIFT
     return packed - (events << EVENTS_SHIFT), events
 
 
@@ -90,15 +92,23 @@ def together(parts: Sequence[Deltas]) -> list[Deltas]:
 
     The first two decide: where few of their counters meet, merging would only copy them.
     """
-    if len(parts) < 2:
+    if len(parts) < 2 or not _meet(parts[0], parts[1]):
         return list(parts)
     whole: Deltas = {kind: dict(counters) for kind, counters in parts[0].items()}
-    merge(whole, parts[1])
-    if count(whole) * _WORTH_MERGING > (count(parts[0]) + count(parts[1])) * (_WORTH_MERGING - 1):
-        return list(parts)
-    for more in parts[2:]:
+    for more in parts[1:]:
         merge(whole, more)
     return [whole]
+
+
+def _meet(one: Deltas, other: Deltas) -> bool:
+    """Whether many counters of the two are the same, by a sample of the other's."""
+    looked_at = met = 0
+    for kind, counters in other.items():
+        known = one.get(kind, {})
+        sample = list(islice(counters, 0, None, max(1, len(counters) // _SAMPLE)))
+        looked_at += len(sample)
+        met += sum(map(known.__contains__, sample))
+    return met * count(other) * _WORTH_MERGING >= (count(one) + count(other)) * looked_at
 
 
 def count(deltas: Mapping[str, Mapping[CounterKey, int]]) -> int:

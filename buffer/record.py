@@ -10,13 +10,14 @@ one record, no record's value is above CHUNK_BYTES (but for a single counter tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from buffer.counter_log import Record
-from buffer.counters import MERGE_OF, CounterKey, Deltas, MeterDefinition, Tallies, merge_max, unpack
+from buffer.counters import EVENTS_SHIFT, HALF_AN_EVENT, MERGE_OF, CounterKey, Deltas, MeterDefinition, Tallies, merge_max
 from buffer.journal_records import Through
 
 VERSION = 1
@@ -132,30 +133,60 @@ class RecordEncoder:
         for step in _steps(numeric):
             yield self._add(step)
 
-    def _add(self, counters: Sequence[tuple[Any, int]]) -> list[Record]:
+    def _add(self, counters: Sequence[tuple[CounterKey, int]]) -> list[Record]:
         done: list[Record] = []
-        for key, packed in counters:
-            number, tenant, subject, window_start_s, *dimensions = key
-            value, events = unpack(packed)
-            if number in self._counting:
-                value = events
-            name = self._names.get(tenant) or self._tenant(tenant)
-            partition = xxh3_64_intdigest(f"{tenant}\0{subject}".encode()) % self._partitions  # partition_of, without the call
-            chunk = self._chunks.get(partition) or self._chunk(partition)
-            index = chunk.meters.get(number, -1)
-            new = 0 if index >= 0 else len(self._meter_rows[number]) + 1
-            row = _encode((index if index >= 0 else len(chunk.meters), name, subject, window_start_s, dimensions, str(value), events))
-            if not chunk.holds(new + len(row) + 1):
-                done.append(self._finish(partition))
-                chunk = self._chunk(partition)
-                new = len(self._meter_rows[number]) + 1
-                row = _encode((0, name, subject, window_start_s, dimensions, str(value), events))
-            if new:
-                chunk.meters[number] = len(chunk.meters)
-                chunk.meter_rows.append(self._meter_rows[number])
-            chunk.rows.append(row)
-            chunk.size += new + len(row) + 1
+        for partition, mine in self._by_partition(counters).items():
+            if not self._fill(partition, mine):
+                for counter in mine:
+                    if not self._fill(partition, [counter]):
+                        done.append(self._finish(partition))
+                        self._fill(partition, [counter])
         return done
+
+    def _by_partition(self, counters: Sequence[tuple[CounterKey, int]]) -> dict[int, list[tuple[CounterKey, int]]]:
+        parts: dict[int, list[tuple[CounterKey, int]]] = {}
+        partitions = self._partitions
+        last_tenant = last_subject = None
+        for counter in counters:
+            key = counter[0]
+            tenant, subject = key[1], key[2]
+            if subject is not last_subject or tenant != last_tenant:  # the meters of an event stand beside each other
+                last_tenant, last_subject = tenant, subject
+                partition = xxh3_64_intdigest(f"{tenant}\0{subject}".encode()) % partitions  # partition_of, without the call
+                part = parts.get(partition)
+                if part is None:
+                    part = parts[partition] = []
+                append = part.append
+            append(counter)
+        return parts
+
+    def _fill(self, partition: int, counters: Sequence[tuple[CounterKey, int]]) -> bool:
+        """All of them into the partition's chunk, or none where they are too much for it. A single one always fits into an empty chunk."""
+        chunk = self._chunk(partition)
+        indexes = dict(chunk.meters)
+        rows = _encode(self._rows(counters, indexes))[1:-1]
+        new = [self._meter_rows[number] for number in islice(indexes, len(chunk.meters), None)]
+        size = chunk.size + len(rows) + 1 + sum(map(len, new)) + len(new)
+        if size > CHUNK_BYTES and (len(counters) > 1 or chunk.size > _FRAME_BYTES):
+            return False
+        chunk.meters = indexes
+        chunk.meter_rows += new
+        chunk.rows.append(rows)
+        chunk.size = size
+        return True
+
+    def _rows(self, counters: Sequence[tuple[Any, int]], indexes: dict[int, int]) -> list[tuple[Any, ...]]:
+        """`indexes`: meter number to its place in the chunk; new ones are put into it."""
+        rows = []
+        counting, names = self._counting, self._names
+        for key, packed in counters:
+            number, tenant, subject, window_start_s = key[:_DIMENSIONS_AT]
+            events = (packed + HALF_AN_EVENT) >> EVENTS_SHIFT  # unpack, without the call
+            value = events if number in counting else packed - (events << EVENTS_SHIFT)
+            index = indexes.setdefault(number, len(indexes))
+            name = names.get(tenant) or self._tenant(tenant)
+            rows.append((index, name, subject, window_start_s, key[_DIMENSIONS_AT:], str(value), events))
+        return rows
 
     def _chunk(self, partition: int) -> _Chunk:
         return self._chunks.setdefault(partition, _Chunk())

@@ -90,6 +90,10 @@ def test_parts_are_merged_where_their_counters_repeat_and_left_alone_where_they_
     assert count(whole) == 10
     apart = [part(range(10)), part(range(9, 19)), part(range(10))]
     assert together(apart) == apart
+    apart = [part(range(1000)), part(range(900, 1900)), part(range(1000))]  # more than are looked at
+    assert together(apart) == apart
+    (whole,) = together([part(range(1000)), part(range(400, 1400)), part(range(1000))])
+    assert count(whole) == 1400
 
 
 def test_an_unknown_kind_is_a_broken_invariant() -> None:

@@ -219,6 +219,7 @@ def test_no_chunk_is_above_the_bound_whatever_the_sizes(bound: int, lengths: lis
         subject.CHUNK_BYTES = before
     for content, record in zip(decoded(records), records, strict=True):
         assert len(record.value) <= bound or len(content.counters) == 1
+        assert content.counters or content.tallies
     assert sum_of_records(records) == sum_of_deltas(deltas)
 
 
