@@ -201,7 +201,9 @@ class Edge:
         try:
             return request_body.unpack(body, encoding, self.limits.max_body_bytes)
         except request_body.Refused as refused:
-            raise Problem(refused.status, refused.detail, {"Accept-Encoding": "gzip"} if refused.status == 415 else None) from None
+            raise Problem(
+                refused.status, refused.detail, {"Accept-Encoding": request_body.ACCEPTED} if refused.status == 415 else None
+            ) from None
 
     # ---- everything else
 

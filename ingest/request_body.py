@@ -1,19 +1,29 @@
 """The body of a request: read within bounds, and unpacked within bounds.
 
-Belongs here: sizes, stalls and gzip. Must not know: what a body means, how a refusal is answered.
+Belongs here: sizes, stalls, gzip and zstd. Must not know: what a body means, how a refusal is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from aiohttp import StreamReader
 from aiohttp.web import RequestPayloadError
 
-_GZIP = 31  # window bits: a gzip header and trailer, the largest window
-_MOST_MEMBERS = 1000  # of a gzip stream; every one costs time, however small
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_GZIP_BITS = 31  # window bits: a gzip header and trailer, the largest window
+_ZSTD_OPTIONS: dict[int, int] = {
+    zstd.DecompressionParameter.window_log_max: 23
+}  # 8 MiB: what RFC 9659 allows, and all that a frame makes us hold
+_MOST_PARTS = 1000  # of one body; every one costs time, however small
 
 
 class Refused(Exception):
@@ -66,33 +76,65 @@ async def _read_on(content: StreamReader, most: int, on_size: Callable[[int], No
     return b"".join(parts)
 
 
+class _Decompressor(Protocol):
+    """Of one gzip member or zstd frame."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Packing(NamedTuple):
+    name: str
+    parts: str  # what a body may be several of
+    begin: Callable[[], _Decompressor]
+    error: type[Exception]
+    wrong: str
+
+
+_GZIP = _Packing(
+    "gzip", "members", lambda: zlib.decompressobj(_GZIP_BITS), zlib.error, "The body is not gzip, as its Content-Encoding says."
+)
+_ZSTD = _Packing(
+    "zstd",
+    "frames",
+    lambda: zstd.ZstdDecompressor(options=_ZSTD_OPTIONS),
+    zstd.ZstdError,
+    "The body is not zstd, as its Content-Encoding says, or its window is larger than 8 MiB.",
+)
+_PACKINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "zstd": _ZSTD}
+ACCEPTED = "gzip, zstd"
+
+
 def unpack(body: bytes, encoding: str, most: int) -> bytes:
     """Undo a Content-Encoding. Raises Refused before it holds more than `most` bytes and a little."""
-    match encoding.strip().lower():
-        case "" | "identity":
-            return body
-        case "gzip" | "x-gzip":
-            return _gunzip(body, most)
-        case _:
-            raise Refused(415, "Content-Encoding is not known here: send gzip, or nothing packed.")
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    packing = _PACKINGS.get(name)
+    if packing is None:
+        raise Refused(415, "Content-Encoding is not known here: send gzip, zstd, or nothing packed.")
+    return _unpack(body, packing, most)
 
 
-def _gunzip(packed: bytes, most: int) -> bytes:
+def _unpack(packed: bytes, packing: _Packing, most: int) -> bytes:
     parts: list[bytes] = []
     room = most
-    for _ in range(_MOST_MEMBERS):
-        member = zlib.decompressobj(_GZIP)
+    for _ in range(_MOST_PARTS):
+        decompressor = packing.begin()
         try:
-            part = member.decompress(packed, room + 1)
-        except zlib.error:
-            raise Refused(400, "The body is not gzip, as its Content-Encoding says.") from None
+            part = decompressor.decompress(packed, room + 1)
+        except packing.error:
+            raise Refused(400, packing.wrong) from None
         room -= len(part)
         if room < 0:
             raise too_large(most)
         parts.append(part)
-        if not member.eof:
-            raise Refused(400, "The gzip body ends too early.")
-        packed = member.unused_data
+        if not decompressor.eof:
+            raise Refused(400, f"The {packing.name} body ends too early.")
+        packed = decompressor.unused_data
         if not packed:
             return b"".join(parts)
-    raise Refused(400, f"The gzip body has more than {_MOST_MEMBERS} members.")
+    raise Refused(400, f"The {packing.name} body has more than {_MOST_PARTS} {packing.parts}.")

@@ -6,24 +6,52 @@ import gzip
 
 import pytest
 
-from ingest.request_body import Refused, unpack
+from ingest.request_body import Refused, unpack, zstd
 
-EMPTY_MEMBER = gzip.compress(b"")
+PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
+packings = pytest.mark.parametrize("packing", PACK)
 
 
-def test_members_are_joined_up_to_the_bound() -> None:
-    packed = gzip.compress(b"ab") + EMPTY_MEMBER + gzip.compress(b"c")
-    assert unpack(packed, "gzip", 3) == b"abc"
+@packings
+def test_parts_are_joined_up_to_the_bound(packing: str) -> None:
+    pack = PACK[packing]
+    packed = pack(b"ab") + pack(b"") + pack(b"c")
+    assert unpack(packed, packing, 3) == b"abc"
     with pytest.raises(Refused) as caught:
-        unpack(packed, "gzip", 2)
+        unpack(packed, packing, 2)
     assert (caught.value.status, caught.value.detail) == (413, "The body is larger than 2 bytes: send fewer events in one request.")
 
 
-def test_members_are_few() -> None:
-    assert unpack(EMPTY_MEMBER * 1000, "gzip", 10) == b""
-    with pytest.raises(Refused, match="more than 1000 members") as caught:
-        unpack(EMPTY_MEMBER * 1001, "gzip", 10)
+@packings
+def test_parts_are_few(packing: str) -> None:
+    empty = PACK[packing](b"")
+    assert unpack(empty * 1000, packing, 10) == b""
+    with pytest.raises(Refused, match=f"The {packing} body has more than 1000 (members|frames)") as caught:
+        unpack(empty * 1001, packing, 10)
     assert caught.value.status == 400
+
+
+@packings
+def test_every_cut_and_what_is_no_part_are_told(packing: str) -> None:
+    packed = PACK[packing](b"some events, some events, some events")
+    for end in range(len(packed)):
+        with pytest.raises(Refused, match=f"The {packing} body ends too early") as caught:
+            unpack(packed[:end], packing, 100)
+        assert caught.value.status == 400
+    for wrong in (b"[]" + packed, packed + b"more", b"nothing packed"):
+        with pytest.raises(Refused, match=f"The body is not {packing}") as caught:
+            unpack(wrong, packing, 100)
+        assert caught.value.status == 400
+
+
+def test_a_zstd_frame_cannot_make_us_hold_more_than_its_window() -> None:
+    def packed(window_log: int) -> bytes:
+        packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: window_log})
+        return packer.compress(b"ab" * 1000) + packer.flush()  # in a stream the size is not known, so the window is what was asked for
+
+    assert unpack(packed(23), "zstd", 2000) == b"ab" * 1000
+    with pytest.raises(Refused, match="its window is larger than 8 MiB"):
+        unpack(packed(24), "zstd", 2000)
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
