@@ -18,8 +18,8 @@ from tests.simulation.scenario import simulate, trace_of
 from tests.simulation.stats import Stats
 from tests.simulation.steps import RATER_STEPS, REPLY, STEPS
 
-SEEDS = 20 * len(PROFILES)
-FRESH = 4 * len(PROFILES)
+SEEDS = 10 * len(PROFILES)
+FRESH = 6 * len(PROFILES)
 
 
 def test_the_promise_holds_and_the_seeds_reach_everything() -> None:
