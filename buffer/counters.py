@@ -37,6 +37,14 @@ class MeterDefinition(NamedTuple):
     dimensions: tuple[str, ...]
 
 
+def changed(before: MeterDefinition, now: MeterDefinition) -> str | None:
+    """The first field that differs although it never may under one name: counters of both would be added up. None: nothing of that kind."""
+    for field in ("aggregation", "scale", "window_s", "dimensions"):
+        if getattr(before, field) != getattr(now, field):
+            return field
+    return None
+
+
 # aggregation -> how its deltas merge. `count` is a sum of ones.
 MERGE_OF = {"count": "sum", "sum": "sum", "max": "max"}
 

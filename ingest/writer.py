@@ -17,14 +17,14 @@ import asyncio
 import contextlib
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from buffer.counter_log import CounterLog, LogUnavailable, Rejected, Retired
-from buffer.counters import MeterDefinition, count
+from buffer.counters import MeterDefinition, changed, count
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import CallRecord, Closed, Opened, Through
@@ -151,6 +151,18 @@ class Writer:
         number = self.journal.meter_number(definition)
         self.meters[number] = definition
         return number
+
+    def check_meters(self, definitions: Iterable[MeterDefinition]) -> None:
+        """Before the writer opens. Raises CannotStart when the journal knows one of them as another kind of meter."""
+        known = {meter.name: meter for meter in self.meters.values()}
+        for definition in definitions:
+            before = known.get(definition.name, definition)
+            if (field := changed(before, definition)) is not None:
+                raise CannotStart(
+                    f"The meter {definition.name!r} has {field} {getattr(definition, field)!r} in the catalogue and "
+                    f"{getattr(before, field)!r} in this journal, and what both count would be added up: put it back, or give the changed "
+                    "meter a name of its own."
+                )
 
     # ---- life
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from buffer.counters import MeterDefinition
+from buffer.counters import MeterDefinition, changed
 from buffer.record import CounterRecord, NoPlace, Undecodable, decode, read_place
 from rater.chain import Chain, ChainKey, Incoming, ToPark
 from rater.fold import KEPT_SERIES, Fold, Series, SeriesTable, unstorable
@@ -226,10 +226,9 @@ class Transaction:
         """Store definitions that are new; the reason when one contradicts what is stored."""
         for definition in record.meters:
             _, stored = await self._meter(definition)
-            for field in ("aggregation", "scale", "window_s", "dimensions"):
+            if (field := changed(stored, definition)) is not None:
                 given, known = getattr(definition, field), getattr(stored, field)
-                if given != known:
-                    return f"meter {definition.name!r} has {field} {given!r} in it, {known!r} in all records before: these never change"
+                return f"meter {definition.name!r} has {field} {given!r} in it, {known!r} in all records before: these never change"
             key = (definition.name, definition.hash)
             if key not in self._known.meter_hashes and key not in self._new_hashes:
                 await self._sql.execute(USAGE["meter_hashes_add"], self._meter_number(definition.name), definition.hash)
