@@ -1,7 +1,8 @@
-"""All tests, in two halves side by side: `make test`.
+"""All tests, in two streams side by side: `make test`.
 
-What only computes (pure decisions, the simulation) has the lower priority and fills the time in which the other half waits for servers, so
-servers are not kept waiting by it. Belongs here: which folder is in which half. A part alone: `make test ONLY=tests/unit`.
+The first runs what drives the whole product. The second begins with what only computes (pure decisions, the simulation), at the lower
+priority, and fills the time in which the first waits for servers; then it runs the conformance suites, with servers of its own. Belongs
+here: which folder is in which stream. A part alone: `make test ONLY=tests/unit`.
 """
 
 from __future__ import annotations
@@ -9,32 +10,42 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 TESTS = Path(__file__).parent
 COMPUTING = ("unit", "simulation")
+CONFORMANCE = ("conformance",)
 NICE = ("nice", "-n", "10")
 NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED.value
 
 
 def main() -> int:
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
-    computing = [str(TESTS / name) for name in COMPUTING]
-    with tempfile.TemporaryFile() as printed:
-        beside = subprocess.Popen([*NICE, *command, *computing, "-p", "no:cacheprovider"], stdout=printed, stderr=subprocess.STDOUT)
-        try:
-            first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in computing)])
-            second = beside.wait()
-        finally:
-            beside.kill()
+    with tempfile.TemporaryFile() as printed, ThreadPoolExecutor(1) as pool:
+        second = pool.submit(_second_stream, command, printed)
+        first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *CONFORMANCE))])
+        codes = {first, *second.result()}
         printed.seek(0)
         sys.stdout.flush()
         sys.stdout.buffer.write(printed.read())
         sys.stdout.flush()
-    codes = {first, second} - {NO_TESTS}  # of `ARGS="-k …"` all may be in one half
+    codes -= {NO_TESTS}  # of `ARGS="-k …"` all may be in one stream
     return max(codes) if codes else NO_TESTS
+
+
+def _second_stream(command: list[str], printed: IO[bytes]) -> list[int]:
+    """Exit codes."""
+    alone = [*command, "-p", "no:cacheprovider"]
+    runs = [[*NICE, *alone, *_paths(*COMPUTING)], [*alone, *_paths(*CONFORMANCE)]]
+    return [subprocess.call(run, stdout=printed, stderr=subprocess.STDOUT) for run in runs]
+
+
+def _paths(*folders: str) -> list[str]:
+    return [str(TESTS / folder) for folder in folders]
 
 
 if __name__ == "__main__":
