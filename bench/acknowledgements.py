@@ -14,10 +14,10 @@ from pathlib import Path
 
 import uvloop
 
+from bench import bare_loop
 from bench.bodies import Mix
 from bench.claims_at_size import GENERATION_US, LIFETIME_US
 from bench.contestants import start_parshall
-from bench.evenness import SLOWER, slow_share
 from bench.figures import Figure, Target, figure
 from bench.micro_claims import Caller, NoHistory, fresh
 from bench.sending import Sending
@@ -35,8 +35,7 @@ ALONE = 300
 
 def figures(rounds: int, seconds: int) -> Iterator[Figure]:
     """The call alone goes to a Redis of its own: the other one belongs to the service's log."""
-    slow = [slow_share()]
-    syncs, claims, answers, medians = [], [], [], []
+    syncs, claims, bare, medians, answers = [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as name, real_services() as services, real_redis() as (alone, _):
         server = start_parshall(Path(name), services)
         try:
@@ -46,18 +45,18 @@ def figures(rounds: int, seconds: int) -> Iterator[Figure]:
             for _ in range(rounds):
                 syncs.append(_p99(_sync_alone(Path(name))))
                 claims.append(_p99(uvloop.run(_claim_alone(alone))))
+                bare.append(bare_loop.p99(rate, 60, seconds))
                 answer = Sending(server, Mix(rate * seconds, EVENTS), rate=rate).send()
                 answers.append(answer["p99_us"] // 10)
                 medians.append(answer["p50_us"] // 10)
         finally:
             server.stop()
-    slow.append(slow_share())
     bounds = [TIMES * (sync + claim) for sync, claim in zip(syncs, claims, strict=True)]
-    yield figure(SECTION, f"the idle machine: time at less than 1/{SLOWER} of its speed", "%", slow, note="above 1 % it decides every p99")
     yield figure(SECTION, "one sync alone, p99", "ms", syncs, note=f"{SYNC_BYTES} bytes appended, fdatasync")
     yield figure(SECTION, f"one claim call of {EVENTS} alone, p99", "ms", claims)
-    target = Target(most=sorted(bounds)[len(bounds) // 2])
+    yield figure(SECTION, "a bare loop alone, p99, at that rate, 60 % busy", "ms", bare, note="what the machine makes of any p99")
     yield figure(SECTION, "answer, median, at 60 % of capacity", "ms", medians)
+    target = Target(most=sorted(bounds)[len(bounds) // 2])
     yield figure(
         SECTION, "answer, p99, at 60 % of capacity", "ms", answers, target, f"{rate} of {capacity} requests/s, {EVENTS} events each"
     )

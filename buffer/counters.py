@@ -9,7 +9,7 @@ A delta is one Python int, so a million live counters are a million entries of o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain
 from typing import NamedTuple
 
 # (meter number, tenant number, subject, window start in seconds since 1970 UTC, *dimension values in the meter's order)
@@ -23,7 +23,7 @@ ONE_EVENT = 1 << EVENTS_SHIFT
 HALF_AN_EVENT = 1 << (EVENTS_SHIFT - 1)
 PACKED_BYTES = 24  # what a packed delta needs, signed, in a journal
 _WORTH_MERGING = 5  # one counter in five must repeat
-_SAMPLE = 100  # counters of a kind, or more: enough to tell few from many
+_SAMPLE, _RUN = 100, 4  # so many counters of a kind, or more, in runs of so many: enough to tell few from many
 
 
 class MeterDefinition(NamedTuple):
@@ -109,14 +109,21 @@ def together(parts: Sequence[Deltas]) -> list[Deltas]:
 
 
 def _meet(one: Deltas, other: Deltas) -> bool:
-    """Whether many counters of the two are the same, by a sample of the other's."""
-    looked_at = met = 0
+    """Whether so many counters of the two are the same, as far as a sample of the other's tells."""
+    met = 0
     for kind, counters in other.items():
-        known = one.get(kind, {})
-        sample = list(islice(counters, 0, None, max(1, len(counters) // _SAMPLE)))
-        looked_at += len(sample)
-        met += sum(map(known.__contains__, sample))
-    return met * count(other) * _WORTH_MERGING >= (count(one) + count(other)) * looked_at
+        if counters:
+            sample = _sample(list(counters))
+            met += sum(map(one.get(kind, {}).__contains__, sample)) * len(counters) // len(sample)
+    return met * _WORTH_MERGING >= count(one) + count(other)
+
+
+def _sample(keys: Sequence[CounterKey]) -> Sequence[CounterKey]:
+    """Short runs, each beginning elsewhere in the order of meters: the counters of one event stand beside each other, by meter."""
+    apart = len(keys) // _SAMPLE
+    if apart < 2:
+        return keys
+    return list(chain.from_iterable(keys[start : start + _RUN] for start in range(0, len(keys), apart * _RUN + 1)))
 
 
 def count(deltas: Mapping[str, Mapping[CounterKey, int]]) -> int:

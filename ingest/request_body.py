@@ -20,10 +20,10 @@ else:
     from backports import zstd
 
 _GZIP_BITS = 31  # window bits: a gzip header and trailer, the largest window
-_ZSTD_OPTIONS: dict[int, int] = {
-    zstd.DecompressionParameter.window_log_max: 23
-}  # 8 MiB: what RFC 9659 allows, and all that a frame makes us hold
+# 8 MiB: what RFC 9659 allows, and all that a frame makes us hold.
+_ZSTD_OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 _MOST_PARTS = 1000  # of one body; every one costs time, however small
+_PIECE_BYTES = 64 * 1024  # handed on at a time: what stands behind a part is copied when the part ends
 
 
 class Refused(Exception):
@@ -83,7 +83,7 @@ class _Decompressor(Protocol):
     def eof(self) -> bool: ...
     @property
     def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+    def decompress(self, data: memoryview, max_length: int, /) -> bytes: ...
 
 
 class _Packing(NamedTuple):
@@ -102,7 +102,7 @@ _ZSTD = _Packing(
     "frames",
     lambda: zstd.ZstdDecompressor(options=_ZSTD_OPTIONS),
     zstd.ZstdError,
-    "The body is not zstd, as its Content-Encoding says, or its window is larger than 8 MiB.",
+    "The body is not zstd with a window of at most 8 MiB: pack it at a level of at most 19, or with gzip.",
 )
 _PACKINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "zstd": _ZSTD}
 ACCEPTED = "gzip, zstd"
@@ -115,26 +115,31 @@ def unpack(body: bytes, encoding: str, most: int) -> bytes:
         return body
     packing = _PACKINGS.get(name)
     if packing is None:
-        raise Refused(415, "Content-Encoding is not known here: send gzip, zstd, or nothing packed.")
+        raise Refused(415, f"Content-Encoding is not known here: send {ACCEPTED}, or nothing packed.")
     return _unpack(body, packing, most)
 
 
 def _unpack(packed: bytes, packing: _Packing, most: int) -> bytes:
     parts: list[bytes] = []
     room = most
+    view = memoryview(packed)
+    at = 0
     for _ in range(_MOST_PARTS):
         decompressor = packing.begin()
-        try:
-            part = decompressor.decompress(packed, room + 1)
-        except packing.error:
-            raise Refused(400, packing.wrong) from None
-        room -= len(part)
-        if room < 0:
-            raise too_large(most)
-        parts.append(part)
-        if not decompressor.eof:
-            raise Refused(400, f"The {packing.name} body ends too early.")
-        packed = decompressor.unused_data
-        if not packed:
+        while not decompressor.eof:
+            piece = view[at : at + _PIECE_BYTES]
+            if not piece:
+                raise Refused(400, f"The {packing.name} body ends too early.")
+            try:
+                part = decompressor.decompress(piece, room + 1)
+            except packing.error:
+                raise Refused(400, packing.wrong) from None
+            at += len(piece)
+            room -= len(part)
+            if room < 0:
+                raise too_large(most)
+            parts.append(part)
+        at -= len(decompressor.unused_data)
+        if at == len(view):
             return b"".join(parts)
     raise Refused(400, f"The {packing.name} body has more than {_MOST_PARTS} {packing.parts}.")

@@ -60,6 +60,20 @@ class CannotStart(Exception):
     """The writer must not serve. One sentence for the operator."""
 
 
+def check_meters(journalled: Mapping[int, MeterDefinition], definitions: Iterable[MeterDefinition]) -> None:
+    """Raises CannotStart when a journal knows one of them as another kind of meter; what it knew first counts, as it does for the rater."""
+    known: dict[str, MeterDefinition] = {}
+    for _, meter in sorted(journalled.items()):
+        known.setdefault(meter.name, meter)
+    for definition in definitions:
+        before = known.get(definition.name)
+        if before is not None and (field := changed(before, definition)) is not None:
+            raise CannotStart(
+                f"The meter {definition.name!r} has {field} {getattr(definition, field)!r} in the catalogue and {getattr(before, field)!r} "
+                "in this journal, and what both count would be added up: put it back, or give the changed meter a name of its own."
+            )
+
+
 class _Unsynced(NamedTuple):
     """A call whose record is in the journal's queue."""
 
@@ -151,18 +165,6 @@ class Writer:
         number = self.journal.meter_number(definition)
         self.meters[number] = definition
         return number
-
-    def check_meters(self, definitions: Iterable[MeterDefinition]) -> None:
-        """Before the writer opens. Raises CannotStart when the journal knows one of them as another kind of meter."""
-        known = {meter.name: meter for meter in self.meters.values()}
-        for definition in definitions:
-            before = known.get(definition.name, definition)
-            if (field := changed(before, definition)) is not None:
-                raise CannotStart(
-                    f"The meter {definition.name!r} has {field} {getattr(definition, field)!r} in the catalogue and "
-                    f"{getattr(before, field)!r} in this journal, and what both count would be added up: put it back, or give the changed "
-                    "meter a name of its own."
-                )
 
     # ---- life
 

@@ -35,7 +35,7 @@ LISTS = """\
 # window = "1h"                              # the finest time that usage is kept by: 1m, 15m, 1h (default) or 1d
 # scale = 0                                  # decimal places of the value, 0 (default) to 18; more in an event is an error
 # signed = false                             # whether a value may be negative
-# time = "event"                             # or "arrival": an event without a time counts at its arrival
+# time = "event"                             # or "arrival": without a time it counts when it comes, and again if resent after max_age_s
 
 # ---- What it costs: one book for each tenant.
 # [[price_books]]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ import structlog
 
 from buffer import file_system
 from buffer.counter_log import CounterLog, LogUnavailable
+from buffer.counters import MeterDefinition
 from buffer.disk import Background, Disk, RealDisk, Thread
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal, JournalLimits, open_journal
@@ -31,7 +32,7 @@ from dedupe.port import Claims, Identity
 from ingest.auth import Keys, Principal
 from ingest.catalogue import Catalogue, read_catalogue
 from ingest.decode import Decoder, Limits
-from ingest.writer import CannotStart, Writer, WriterLimits
+from ingest.writer import CannotStart, Writer, WriterLimits, check_meters
 from parshall.data_folder import DataFolder
 from parshall.log_source import LogSource
 from parshall.settings import Settings
@@ -88,16 +89,21 @@ async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush
     catalogue = read_catalogue(settings.meters)
     # A flush makes room long before the bound on live counters refuses anybody.
     tuner = FlushTuner(flush_interval_ms, min(settings.flush.max_counters, max(1, settings.ingest.max_live_counters // 2)))
-    writer, counter_log = await make_writer(settings, folder, folder.journal(worker), tuner, world)
-    writer.check_meters(catalogue.definitions)
+    writer, counter_log = await make_writer(settings, folder, folder.journal(worker), tuner, world, definitions=catalogue.definitions)
     await writer.open()
     return WorkerParts(writer.journal, counter_log, writer, tuner, catalogue)
 
 
 async def make_writer(
-    settings: Settings, folder: DataFolder | None, directory: str, tuner: FlushTuner, world: World = REAL
+    settings: Settings,
+    folder: DataFolder | None,
+    directory: str,
+    tuner: FlushTuner,
+    world: World = REAL,
+    *,
+    definitions: Iterable[MeterDefinition] = (),
 ) -> tuple[Writer, CounterLog]:
-    """The writer of the journal in `directory`, not open yet, and its log, which is."""
+    """The writer of the journal in `directory`, not open yet, and its log, which is. `definitions`: the meters that are to count."""
     if (kind := file_system.network_file_system(directory)) is not None:
         raise CannotStart(
             f"{directory} is on a network file system ({kind}), where two machines could open one journal: put the data folder on a disk "
@@ -111,6 +117,7 @@ async def make_writer(
         clock_us=world.clock_us,
         limits=JournalLimits(max_bytes=settings.journal.max_bytes, min_free_bytes=settings.journal.min_free_bytes),
     )
+    check_meters(journal.state.meters, definitions)
     counter_log = make_counter_log(settings, folder, world)
     await _connect(counter_log)
     writer = Writer(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,23 +26,49 @@ NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED.value
 
 def main() -> int:
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
-    with tempfile.TemporaryFile() as printed, ThreadPoolExecutor(1) as pool:
-        second = pool.submit(_second_stream, command, printed)
-        first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *CONFORMANCE))])
-        codes = {first, *second.result()}
+    alone = [*command, "-p", "no:cacheprovider"]
+    with tempfile.TemporaryFile() as printed:
+        second = _Stream([[*NICE, *alone, *_paths(*COMPUTING)], [*alone, *_paths(*CONFORMANCE)]], printed)
+        second.start()
+        try:
+            first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *CONFORMANCE))])
+            second.join()
+        finally:
+            second.end()
         printed.seek(0)
         sys.stdout.flush()
         sys.stdout.buffer.write(printed.read())
         sys.stdout.flush()
-    codes -= {NO_TESTS}  # of `ARGS="-k …"` all may be in one stream
+    codes = {first, *second.codes} - {NO_TESTS}  # of `ARGS="-k …"` all may be in one stream
     return max(codes) if codes else NO_TESTS
 
 
-def _second_stream(command: list[str], printed: IO[bytes]) -> list[int]:
-    """Exit codes."""
-    alone = [*command, "-p", "no:cacheprovider"]
-    runs = [[*NICE, *alone, *_paths(*COMPUTING)], [*alone, *_paths(*CONFORMANCE)]]
-    return [subprocess.call(run, stdout=printed, stderr=subprocess.STDOUT) for run in runs]
+class _Stream(threading.Thread):
+    """Commands one after the other, unless it is ended."""
+
+    def __init__(self, commands: Sequence[Sequence[str]], printed: IO[bytes]) -> None:
+        super().__init__()
+        self.codes: list[int] = []
+        self._commands = commands
+        self._printed = printed
+        self._lock = threading.Lock()
+        self._ended = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        for command in self._commands:
+            with self._lock:
+                if self._ended:
+                    return
+                self._process = subprocess.Popen(command, stdout=self._printed, stderr=subprocess.STDOUT)
+            self.codes.append(self._process.wait())
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                self._process.kill()
+        self.join()
 
 
 def _paths(*folders: str) -> list[str]:

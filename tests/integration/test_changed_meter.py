@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.writer import CannotStart
+from buffer.counters import MeterDefinition
+from ingest.writer import CannotStart, check_meters
 from parshall.data_folder import DataFolder
 from parshall.settings import Settings, load_settings
 from parshall.wiring import make_decoder, open_worker
@@ -48,6 +49,14 @@ async def test_another_kind_of_meter_under_an_old_name(tmp_path: Path, changed: 
         await start(tmp_path, changed)
     assert words in str(caught.value)
     assert "give the changed meter a name of its own" in str(caught.value)
+
+
+def test_of_two_kinds_in_one_journal_the_first_counts() -> None:
+    """As for the rater. Builds that did not look may have let the second one in."""
+    first, second = (MeterDefinition("peak", f"{number:016}", kind, 0, 3600, ()) for number, kind in enumerate(("max", "sum")))
+    check_meters({7: second, 2: first}, [first])
+    with pytest.raises(CannotStart, match="aggregation 'sum' in the catalogue and 'max' in this journal"):
+        check_meters({7: second, 2: first}, [second])
 
 
 async def test_what_may_change_under_a_name(tmp_path: Path) -> None:

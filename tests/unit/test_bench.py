@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import pytest
 
 from bench.bodies import Mix, bodies_of
-from bench.evenness import share
 from bench.figures import MET, MISSED, NO_TARGET, NOT_BUILT, Target, as_json, at_least, at_most, figure, from_json, table
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -58,9 +57,3 @@ def test_the_median_meets_a_target_or_does_not(values: list[int], target: Target
     assert row.verdict == verdict
     assert verdict in list(table([row]))[-1]
     assert from_json(json.loads(json.dumps(as_json([row])))) == [row]
-
-
-def test_the_share_of_slow_moments_is_of_time_not_of_steps() -> None:
-    assert share([10] * 90 + [100] * 1) == 1000  # 100 of 1000, in one step of 91
-    assert share([10] * 99 + [40]) == 0  # four times the median is not more than that
-    assert share([10, 11, 9]) == 0

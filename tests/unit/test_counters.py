@@ -90,10 +90,33 @@ def test_parts_are_merged_where_their_counters_repeat_and_left_alone_where_they_
     assert count(whole) == 10
     apart = [part(range(10)), part(range(9, 19)), part(range(10))]
     assert together(apart) == apart
-    apart = [part(range(1000)), part(range(900, 1900)), part(range(1000))]  # more than are looked at
-    assert together(apart) == apart
-    (whole,) = together([part(range(1000)), part(range(400, 1400)), part(range(1000))])
-    assert count(whole) == 1400
+
+
+def _many(subjects: range, meters: int, alone: int = 0, part: str = "one") -> dict[CounterKey, int]:
+    """As events bring them: the counters of one subject beside each other; of the first `alone` meters no other part has any."""
+    return {
+        (meter, 1, f"subject-{number}", 0, *([part] if meter <= alone else [])): pack(1, 1)
+        for number in subjects
+        for meter in range(1, meters + 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "merged_counters"),
+    [
+        ({"sum": _many(range(1000), 1)}, {"sum": _many(range(900, 1900), 1)}, 0),
+        ({"sum": _many(range(1000), 1)}, {"sum": _many(range(400, 1400), 1)}, 1400),
+        ({"sum": _many(range(1000), 2, 1)}, {"sum": _many(range(1000), 2, 1, "other")}, 3000),  # every second one repeats
+        ({"sum": _many(range(1000), 4, 3)}, {"sum": _many(range(1000), 4, 3, "other")}, 0),  # every fourth one of the other
+        ({"sum": _many(range(1000), 8, 3)}, {"sum": _many(range(1000), 8, 3, "other")}, 11_000),
+        ({"sum": _many(range(5000), 1), "max": _many(range(50), 1)}, {"sum": _many(range(5000, 10_000), 1), "max": _many(range(50), 1)}, 0),
+        ({"sum": _many(range(50), 1), "max": _many(range(5000), 1)}, {"sum": _many(range(50, 100), 1), "max": _many(range(5000), 1)}, 5100),
+    ],
+)
+def test_a_sample_of_many_counters_decides_as_all_of_them_would(one: Deltas, other: Deltas, merged_counters: int) -> None:
+    """A fifth of both together must repeat. None of these is near it."""
+    found = together([one, other])
+    assert [count(part) for part in found] == ([merged_counters] if merged_counters else [count(one), count(other)])
 
 
 def test_an_unknown_kind_is_a_broken_invariant() -> None:

@@ -11,14 +11,17 @@ from typing import Any, cast
 
 import pytest
 
-from ingest.admin import admin_routes
+from ingest.admin import LEAST_INTERVAL_MS, MOST_INTERVAL_MS, admin_routes
+from ingest.auth import INGEST
 from ingest.batch import REJECTION_CODES
+from ingest.catalogue import MOST_CHARACTERS
 from ingest.cloudevents import STRUCTURED_TYPES
 from ingest.http import EVENTS, Edge, HttpLimits
 from ingest.metrics import metrics_routes
 from parshall.cli import COMMANDS
 from parshall.read_api import ledger_routes, rated_routes
-from rater.questions import CHARGES_PARAMETERS, USAGE_PARAMETERS
+from rater.api import MOST_ROWS
+from rater.questions import CHARGES_PARAMETERS, MOST_WINDOWS, USAGE_PARAMETERS
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
@@ -47,16 +50,37 @@ def test_named_commands_exist(page: Path) -> None:
     assert [name for name in named if name not in COMMANDS] == []
 
 
-def test_the_api_page_names_every_code_parameter_and_type() -> None:
+def test_the_api_page_says_what_the_code_does() -> None:
     page = (PROJECT / "docs" / "API.md").read_text()
-    first_cells = re.findall(r"^\| (`[^|]*`) \|", page, re.MULTILINE)
-    named = {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
-    codes = page[page.index("| code |") : page.index("`Idempotency-Key`")]
-    assert tuple(re.findall(r"^\| `(\w+)` \|", codes, re.MULTILINE)) == REJECTION_CODES
-    assert named >= {*USAGE_PARAMETERS, *STRUCTURED_TYPES}
-    assert all(f"`{name}`" in page for name in CHARGES_PARAMETERS)
+    sections = {part.split("\n", 1)[0]: part for part in page.split("\n## ")}
+    events, usage = sections["Sending events: `POST /v1/events`"], sections["Usage: `GET /v1/usage`"]
+    charges, ledger = sections["Charges: `GET /v1/charges`"], sections["Where every event is: `GET /v1/ledger`"]
+
+    assert _first_cells(events, "code") == REJECTION_CODES
+    assert set(_first_cells(events, "Content-Type")) == set(STRUCTURED_TYPES)
+    assert (_first_cells(usage, "parameter"), _first_cells(charges, "parameter")) == (USAGE_PARAMETERS, CHARGES_PARAMETERS)
+    assert f"{MOST_ROWS:,} rows" in usage and f"{MOST_WINDOWS:,} windows" in usage
+    assert events.count(f"1 to {MOST_CHARACTERS} characters") == 2
+    assert f"from {LEAST_INTERVAL_MS} to {MOST_INTERVAL_MS}" in sections["Operating"]
+
     nothing = cast(Any, None)
     edge = Edge(nothing, nothing, nothing, HttpLimits(), clock_us=nothing, not_ready=nothing)
     routes = {**edge.routes, **admin_routes(nothing), **rated_routes(None), **ledger_routes(None, nothing), **metrics_routes()}
-    served = {f"POST {EVENTS}", *(f"{method} {path}" for method, path in routes)}
-    assert set(re.findall(r"`((?:GET|PUT|POST) /[^`]+)`", page)) == served
+    scopes = {f"{method} {path}": route.scope for (method, path), route in routes.items()} | {f"POST {EVENTS}": INGEST}
+    said = {name: re.search(r"Scope `(\w+)`", part) for part in (events, usage, charges, ledger) for name in _routes_in(part)[:1]}
+    rows = re.findall(r"^\| `((?:GET|PUT|POST) /[^`]+)` \| `?(\w+)`? \|", sections["Operating"], re.MULTILINE)
+    assert {name: found[1] if found else None for name, found in said.items()} | dict(rows) == {
+        name: scope or "none" for name, scope in scopes.items()
+    }
+    assert set(_routes_in(page)) == scopes.keys()
+
+
+def _first_cells(text: str, heading: str) -> tuple[str, ...]:
+    """What stands in code marks in the first column of the table with this heading."""
+    table = re.search(rf"^\| {heading} \|.*\n\|---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None, heading
+    return tuple(name for row in table[1].splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0]) if name != "ce-")
+
+
+def _routes_in(text: str) -> list[str]:
+    return re.findall(r"`((?:GET|PUT|POST) /[^`]+)`", text)
