@@ -126,6 +126,11 @@ class Role:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def has_spoken(self) -> bool:
+        """Since its last start. Before its first words it still imports, and a signal just ends it."""
+        return self.log.stat().st_size > self._log_before
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, f"{self.name} was never started"
         return self._process.pid

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -86,7 +87,8 @@ async def _told_to_end(stage: Stage, fault: Fault) -> bool:
     if not role.running:
         return False
     code = await asyncio.to_thread(role.stop)
-    assert code == 0, f"{role.name} was told to end and did with exit code {code}:\n{role.log_end()}"
+    in_order = code == 0 or (code == -signal.SIGTERM and not role.has_spoken)
+    assert in_order, f"{role.name} was told to end and did with exit code {code}:\n{role.log_end()}"
     await asyncio.sleep(fault.length_s)
     role.start()
     return True
