@@ -1,8 +1,8 @@
 """All tests, in two streams side by side: `make test`.
 
 The first runs what drives the whole product. The second begins with what only computes (pure decisions, the simulation), at the lower
-priority, and fills the time in which the first waits for servers; then it runs the conformance suites, with servers of its own. Belongs
-here: which folder is in which stream. A part alone: `make test ONLY=tests/unit`.
+priority, and fills the time in which the first waits for servers; then it runs what drives parts of the product, with servers of its own.
+Belongs here: which folder is in which stream. A part alone: `make test ONLY=tests/unit`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 COMPUTING = ("unit", "simulation")
-CONFORMANCE = ("conformance",)
+PARTS = ("conformance", "integration")
 NICE = ("nice", "-n", "10")
 NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED.value
 
@@ -28,10 +28,10 @@ def main() -> int:
     command = [sys.executable, "-m", "pytest", *sys.argv[1:]]
     alone = [*command, "-p", "no:cacheprovider"]
     with tempfile.TemporaryFile() as printed:
-        second = _Stream([[*NICE, *alone, *_paths(*COMPUTING)], [*alone, *_paths(*CONFORMANCE)]], printed)
+        second = _Stream([[*NICE, *alone, *_paths(*COMPUTING)], [*alone, *_paths(*PARTS)]], printed)
         second.start()
         try:
-            first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *CONFORMANCE))])
+            first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *PARTS))])
             second.join()
         finally:
             second.end()
