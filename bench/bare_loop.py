@@ -1,8 +1,8 @@
 """What the machine itself does to a 99th percentile: a bare loop, busy for as much of the time as a server would be, at the same rate.
 
-Its "requests" come at a fixed rate and each is the same few thousand turns of a loop; there is no IO, no other thread, no collector. Where
-its 99th percentile is not near its median, the machine did not run, or ran slowly, and no server's on it can be better. Must not know: what
-it is compared with.
+Its "requests" come at a fixed rate and each is the same number of turns of a loop; there is no IO, no other thread, no collector. Where its
+99th percentile is far above what its turns take, the machine did not run, or ran slowly, and a server's on it says little. Must not know:
+what it is compared with.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ class RecordEncoder:
     def _fill(self, chunk: _Chunk, counters: Sequence[tuple[CounterKey, int]]) -> int:
         """As many of them as there is room for, in their order; at least one where the chunk is empty. Returns how many.
 
-        All at once costs half as much as one by one, so that is done where it may fit, by the size of rows before.
+        One call for all rows is cheaper than one for each, so that comes first where they may fit, by the size of rows before.
         """
         indexes = dict(chunk.meters)
         rows = self._rows(counters, indexes)

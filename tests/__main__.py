@@ -22,6 +22,7 @@ COMPUTING = ("unit", "simulation")
 PARTS = ("conformance", "integration")
 NICE = ("nice", "-n", "10")
 NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED.value
+INTERRUPTED = pytest.ExitCode.INTERRUPTED.value
 
 
 def main() -> int:
@@ -32,7 +33,8 @@ def main() -> int:
         second.start()
         try:
             first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *PARTS))])
-            second.join()
+            if first != INTERRUPTED:
+                second.join()
         finally:
             second.end()
         printed.seek(0)
@@ -44,7 +46,7 @@ def main() -> int:
 
 
 class _Stream(threading.Thread):
-    """Commands one after the other, unless it is ended."""
+    """Commands one after the other, until one is interrupted or all is ended."""
 
     def __init__(self, commands: Sequence[Sequence[str]], printed: IO[bytes]) -> None:
         super().__init__()
@@ -62,6 +64,8 @@ class _Stream(threading.Thread):
                     return
                 self._process = subprocess.Popen(command, stdout=self._printed, stderr=subprocess.STDOUT)
             self.codes.append(self._process.wait())
+            if self.codes[-1] == INTERRUPTED:
+                return
 
     def end(self) -> None:
         with self._lock:
