@@ -32,6 +32,13 @@ class Retired(NamedTuple):
     lost: str | None = None  # the disk is gone: one sentence that says what was lost with it
 
 
+class Registry(NamedTuple):
+    """The registry of writers (`usage.writers`) at one moment."""
+
+    writers: dict[bytes, Retired | None]  # every one that was ever registered; None while it is a member
+    branches: dict[bytes, tuple[bytes, ...]]  # what each announced last; one that never did is absent
+
+
 class LogUnavailable(Exception):
     """Not now, or the outcome is unknown: produce the same records again later. The message says what happened."""
 
@@ -63,14 +70,11 @@ class CounterLog(Protocol):
     async def retire(self, writer: bytes, retired: Retired) -> None:
         """The writer is a member no more, durably; who was retired stays retired."""
 
-    async def writers(self) -> dict[bytes, Retired | None]:
-        """Every writer ever registered; None while it is a member."""
-
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
         """Tell everybody, durably, which branch of each claim store the writer entered last; nothing for a store it never entered."""
 
-    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
-        """What each writer announced last; one that never did is absent."""
+    async def registry(self) -> Registry:
+        """All that was registered, retired and announced before the question."""
 
     async def has_data(self) -> bool:
         """Whether any counter record was ever written: an empty registry beside data is refused."""

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from buffer.counter_log import LogUnavailable, Record, Rejected, Retired, UnfitLog
+from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
-from buffer.registration import Registry, branches_key, encode_branches, encode_member, member_key
+from buffer.registration import add_entry, branches_key, encode_branches, encode_member, member_key
 
 # A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
 _BATCH_BYTES = 300_000
@@ -68,11 +68,11 @@ class KafkaLog:
         await self._send("producing rejected events", self._cluster.rejected, {0: messages} if messages else {})
 
     async def register(self, writer: bytes) -> None:
-        if writer not in await self.writers():  # who was retired stays retired
+        if writer not in (await self.registry()).writers:  # who was retired stays retired
             await self._write_entry(member_key(writer), encode_member(None))
 
     async def retire(self, writer: bytes, retired: Retired) -> None:
-        if (await self.writers()).get(writer) is None:
+        if (await self.registry()).writers.get(writer) is None:
             await self._write_entry(member_key(writer), encode_member(retired))
 
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
@@ -81,17 +81,11 @@ class KafkaLog:
     async def _write_entry(self, key: str, value: bytes) -> None:
         await self._send("writing to the registry", self._cluster.writers, {0: [_Message(key.encode(), value, [])]})
 
-    async def writers(self) -> dict[bytes, Retired | None]:
-        return (await self._registry()).writers
-
-    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
-        return (await self._registry()).branches
-
-    async def _registry(self) -> Registry:
-        registry = Registry()
+    async def registry(self) -> Registry:
+        registry = Registry({}, {})
         for key, value in await self._cluster.within_deadline("reading the registry", self._read_registry()):
             try:
-                registry.add(key.decode(), value)
+                add_entry(registry, key.decode(), value)
             except ValueError as error:
                 raise UnfitLog(f"topic {self._cluster.writers} has a record that registers no writer ({key!r}, {error})") from error
         return registry

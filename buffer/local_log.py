@@ -14,12 +14,12 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from buffer.counter_log import LogUnavailable, Record, Rejected, Retired, UnfitLog
+from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.disk import AppendFile, Background, Disk, Lock
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, SEGMENT_HEADER, commit_frame, record_body, record_frame, scan
 from buffer.local_layout import Identity, Layout
 from buffer.local_rejected import RejectedRing
-from buffer.registration import Registry, branches_key, encode_branches, encode_member, member_key
+from buffer.registration import add_entry, branches_key, encode_branches, encode_member, member_key
 
 T = TypeVar("T")
 
@@ -86,14 +86,11 @@ class LocalLog:
     async def retire(self, writer: bytes, retired: Retired) -> None:
         await self._durably(self._retire, writer, retired)
 
-    async def writers(self) -> dict[bytes, Retired | None]:
-        return (await self._durably(self._read_registry)).writers
-
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
         await self._durably(self._write_entry, branches_key(writer), encode_branches(branches))
 
-    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
-        return (await self._durably(self._read_registry)).branches
+    async def registry(self) -> Registry:
+        return await self._durably(self._read_registry)
 
     async def has_data(self) -> bool:
         return await self._durably(self._has_data)
@@ -150,13 +147,13 @@ class LocalLog:
         self._disk.replace(f"{self._layout.registry}/{key}{_ENTRY}", value)
 
     def _read_registry(self) -> Registry:
-        registry = Registry()
+        registry = Registry({}, {})
         for name in self._disk.names(self._layout.registry):
             if not name.endswith(_ENTRY):
                 continue  # a file that was about to be put in place
             path = f"{self._layout.registry}/{name}"
             try:
-                registry.add(name.removesuffix(_ENTRY), self._disk.read(path))
+                add_entry(registry, name.removesuffix(_ENTRY), self._disk.read(path))
             except ValueError as error:
                 raise UnfitLog(f"{path} is no registration of a writer ({error}): restore it") from error
         return registry

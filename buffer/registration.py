@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from buffer.counter_log import Retired
+from buffer.counter_log import Registry, Retired
 
 _BRANCHES = ".branches"
 
@@ -42,21 +42,14 @@ def encode_branches(branches: Sequence[bytes]) -> bytes:
     return msgspec.json.encode(_Branches(1, [branch.hex() for branch in branches]))
 
 
-class Registry:
-    """Filled entry by entry, oldest first; a later one of the same key counts."""
-
-    def __init__(self) -> None:
-        self.writers: dict[bytes, Retired | None] = {}
-        self.branches: dict[bytes, tuple[bytes, ...]] = {}
-
-    def add(self, key: str, value: bytes) -> None:
-        """Raises ValueError: these bytes are none."""
-        try:
-            writer = bytes.fromhex(key.removesuffix(_BRANCHES))
-            if key.endswith(_BRANCHES):
-                self.branches[writer] = tuple(map(bytes.fromhex, msgspec.json.decode(value, type=_Branches).branches))
-            else:
-                read = msgspec.json.decode(value, type=_Registration)
-                self.writers[writer] = None if read.retired_us is None else Retired(read.retired_us, read.lost)
-        except msgspec.MsgspecError as error:
-            raise ValueError(str(error)) from error
+def add_entry(registry: Registry, key: str, value: bytes) -> None:
+    """Oldest first: a later entry of the same key counts. Raises ValueError: these bytes are none."""
+    try:
+        writer = bytes.fromhex(key.removesuffix(_BRANCHES))
+        if key.endswith(_BRANCHES):
+            registry.branches[writer] = tuple(map(bytes.fromhex, msgspec.json.decode(value, type=_Branches).branches))
+        else:
+            read = msgspec.json.decode(value, type=_Registration)
+            registry.writers[writer] = None if read.retired_us is None else Retired(read.retired_us, read.lost)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error

@@ -103,10 +103,10 @@ class Writer:
         self._limits = limits
         self._clock_us = clock_us
         self._entropy = entropy
-        self._tenants = tenants
+        self.tenants = dict(tenants)  # more may come while it runs
         self.incarnation = b""
         self.meters: dict[int, MeterDefinition] = dict(journal.state.meters)
-        self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=tenants, clock_us=clock_us)
+        self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=self.tenants, clock_us=clock_us)
         self._waiting_events = Shares(limits.waiting_events)
         self._coming_counters = Shares(limits.live_counters)  # of requests that are not in a record yet: they may all become live
         self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
@@ -196,7 +196,7 @@ class Writer:
 
     def _check_tenants(self) -> None:
         state = self.journal.state
-        unknown = (set(state.tallies) | {key[1] for counters in state.deltas.values() for key in counters}) - set(self._tenants)
+        unknown = (set(state.tallies) | {key[1] for counters in state.deltas.values() for key in counters}) - set(self.tenants)
         if unknown:
             numbers = ", ".join(str(number) for number in sorted(unknown, key=str))
             raise CannotStart(
@@ -216,7 +216,7 @@ class Writer:
         """Returns the registry."""
         while True:
             try:
-                writers = await self._log.writers()
+                writers = (await self._log.registry()).writers
                 if not writers and await self._log.has_data():
                     raise CannotStart(
                         "The registry of writers (usage.writers) is empty although counter records exist: events could be counted twice. "
@@ -443,7 +443,7 @@ class Writer:
             "raw": b64encode(raw[:_MOST_RAW_BYTES]).decode(),
             "cut": len(raw) > _MOST_RAW_BYTES,
         }
-        return Rejected(self._tenants[tenant], msgspec.json.encode(body))
+        return Rejected(self.tenants[tenant], msgspec.json.encode(body))
 
     # ---- answers
 

@@ -229,7 +229,7 @@ async def _read_registry(settings: Settings, folder: DataFolder) -> dict[str, Re
     log = make_counter_log(settings, folder)
     try:
         await log.open()
-        return {writer.hex(): retired for writer, retired in (await log.writers()).items()}
+        return {writer.hex(): retired for writer, retired in (await log.registry()).writers.items()}
     except LogUnavailable as error:
         raise Stop(f"The counter log cannot be read: {error}.", UNAVAILABLE) from error
     except UnfitLog as error:

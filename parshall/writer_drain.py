@@ -68,7 +68,7 @@ def _stop(error: BaseException) -> Stop:
 async def finish_journal(settings: Settings, writer: Writer, log: CounterLog, directory: str, say: Callable[[str], None]) -> Told:
     """`writer` has its journal open and was not opened itself. Raises what a writer raises, in groups."""
     name = writer.journal.writer.hex()
-    if (await log.writers()).get(writer.journal.writer) is not None:
+    if (await log.registry()).writers.get(writer.journal.writer) is not None:
         return Told(f"Writer {name} is retired already: {directory} can be deleted.", OK)
     await writer.open()
     async with asyncio.TaskGroup() as tasks:

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 async def rows(settings: Settings, folder: DataFolder | None) -> list[Row]:
     async with opened_log(settings, folder) as log:
-        registry = await log.writers()
+        registry = (await log.registry()).writers
         shards = [await _standings(settings, log.identity, list(registry), shard) for shard in range(len(settings.redis.urls))]
     return [
         _row(writer, retired, shard, known.get(writer))

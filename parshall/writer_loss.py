@@ -64,7 +64,7 @@ async def declare_lost(
 
     assert settings.redis.urls
     async with opened_log(settings, folder) as log:
-        registry = await log.writers()
+        registry = (await log.registry()).writers
         if writer not in registry:
             raise Stop(f"No writer {writer.hex()} is registered: `parshall writer list` shows those that are.", USAGE)
         if (retired := registry[writer]) is not None:

@@ -188,37 +188,37 @@ async def test_ends_are_where_reading_ends(place: Place) -> None:
 
 async def test_the_registry_keeps_members_and_retired(place: Place) -> None:
     async with opened(place.log()) as log:
-        assert await log.writers() == {}
+        assert (await log.registry()).writers == {}
         await log.register(ALICE)
         await log.register(ALICE)
-        assert await log.writers() == {ALICE: None}
+        assert (await log.registry()).writers == {ALICE: None}
         async with opened(place.log()) as other:
             await other.register(BOB)
-            assert await other.writers() == {ALICE: None, BOB: None}
+            assert (await other.registry()).writers == {ALICE: None, BOB: None}
         await log.retire(ALICE, Retired(1_700_000_000_000_000))
         await log.retire(ALICE, Retired(9, "too late"))  # who was retired stays retired
         await log.retire(BOB, Retired(7, "its disk is gone"))
         assert not await log.has_data()
     async with opened(place.log()) as log:
         await log.register(ALICE)
-        assert await log.writers() == {ALICE: Retired(1_700_000_000_000_000), BOB: Retired(7, "its disk is gone")}
+        assert (await log.registry()).writers == {ALICE: Retired(1_700_000_000_000_000), BOB: Retired(7, "its disk is gone")}
 
 
 async def test_the_registry_keeps_what_writers_announce(place: Place) -> None:
     """Apart from whether they are members: whoever announces does not undo that he was retired."""
     async with opened(place.log()) as log:
-        assert await log.announced() == {}
+        assert (await log.registry()).branches == {}
         await log.register(ALICE)
         await log.announce(ALICE, [b"a" * 16])
         async with opened(place.log()) as other:
             await other.register(BOB)
             await other.announce(BOB, [b"", b"b" * 16])
-            assert await other.announced() == {ALICE: (b"a" * 16,), BOB: (b"", b"b" * 16)}
+            assert (await other.registry()).branches == {ALICE: (b"a" * 16,), BOB: (b"", b"b" * 16)}
             await other.retire(ALICE, Retired(9))
         await log.announce(ALICE, [b"c" * 16])
     async with opened(place.log()) as log:
-        assert await log.announced() == {ALICE: (b"c" * 16,), BOB: (b"", b"b" * 16)}
-        assert await log.writers() == {ALICE: Retired(9), BOB: None}
+        assert (await log.registry()).branches == {ALICE: (b"c" * 16,), BOB: (b"", b"b" * 16)}
+        assert (await log.registry()).writers == {ALICE: Retired(9), BOB: None}
 
 
 async def test_it_knows_whether_it_ever_held_counters(place: Place) -> None:

@@ -522,7 +522,7 @@ async def test_a_damaged_registration_is_refused(place: LocalPlace) -> None:
         await log.register(ALICE)
         (place.folder / "writers" / f"{ALICE.hex()}.json").write_bytes(b"{}")
         with pytest.raises(UnfitLog, match="registration"):
-            await log.writers()
+            await log.registry()
 
 
 # Rejected events.

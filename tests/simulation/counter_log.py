@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from buffer.counter_log import LogUnavailable, Record, Rejected, Retired
+from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired
 from tests.simulation.steps import Steps
 from tests.simulation.topic import Topic
 
@@ -122,17 +122,13 @@ class SimulatedLog:
         if self._shared.registry.get(writer) is None:
             self._shared.registry[writer] = retired
 
-    async def writers(self) -> dict[bytes, Retired | None]:
-        await self._reach()
-        return dict(self._shared.registry)
-
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
         await self._reach()
         self._shared.announced[writer] = tuple(branches)
 
-    async def announced(self) -> dict[bytes, tuple[bytes, ...]]:
+    async def registry(self) -> Registry:
         await self._reach()
-        return dict(self._shared.announced)
+        return Registry(dict(self._shared.registry), dict(self._shared.announced))
 
     async def has_data(self) -> bool:
         await self._reach()

@@ -100,7 +100,7 @@ class LostDisk:
         log = SimulatedLog(world.log, bytes(16), Steps())
         while True:
             try:
-                registry = await log.writers()
+                registry = (await log.registry()).writers
                 if world.log.registry_lost:  # it is told that there is no such writer, and comes again
                     await asyncio.sleep(1)
                     continue

@@ -493,7 +493,7 @@ def _any_registry() -> Iterator[None]:
         return {}
 
     async def broken_members(self: JournalHistory) -> frozenset[bytes]:
-        return frozenset(await self._log.writers())
+        return frozenset((await self._log.registry()).writers)
 
     with patch.object(Writer, "_register", broken_register), patch.object(JournalHistory, "members", broken_members):
         yield
