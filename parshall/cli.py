@@ -18,6 +18,7 @@ COMMANDS = {  # name -> (where it is, what it does)
     "rate": ("parshall.rate_role:rate", "Run the rater alone, with Kafka and PostgreSQL."),
     "send": ("parshall.send:send", "Send files of events, as an edge worker would."),
     "flush": ("parshall.flush_commands:flush", "Read and change the flush interval of a running service."),
+    "reload": ("parshall.reload_command:reload", "Let a running service read its configuration again."),
     "writer": ("parshall.writer_commands:writer", "See the writers, and finish those that will not come back."),
     "audit": ("parshall.audit:audit", "Prove from the stores that every event is where it should be."),
     "held": ("parshall.held_commands:held", "See what could not be rated, and go on."),

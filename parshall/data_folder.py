@@ -8,6 +8,7 @@ last of them is gone, also after a kill -9 of some.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -60,8 +61,23 @@ class DataFolder:
     def flush_file(self) -> str:
         return f"{self.path}/flush.json"
 
+    @property
+    def kept_configuration(self) -> str:
+        """A copy of the configuration as it was last read again since the start; absent until then."""
+        return f"{self.path}/run/reloaded.toml"
+
+    def forget_kept_configuration(self) -> None:
+        """At the start, which reads the configuration itself."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.kept_configuration)
+
     def control_socket(self, worker: int) -> str:
         return f"{self.run}/worker-{worker}.sock"
+
+    @property
+    def rater_socket(self) -> str:
+        """Of a rater in the same tree."""
+        return f"{self.run}/rater.sock"
 
     def _short_folder(self, name: str, socket: str) -> str:
         """The address of a unix socket has little room. Where the data folder's path is too long, a private folder elsewhere serves."""

@@ -15,6 +15,7 @@ from parshall.roles import demand, options, refuse_fewer_workers, run_tree, say,
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
+    from parshall.reload import Origin
     from parshall.settings import Address, Settings
 
 HELP = f"""Run the HTTP edge: events in, counters out to Kafka. Claims are kept in Redis.
@@ -37,6 +38,7 @@ def ingest(config: str | None, **given: object) -> None:
     from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
     from parshall.port import reserve
+    from parshall.reload import OF_INGEST, origin_of
 
     settings = read_settings(config, settings_given(given))
     demand(
@@ -54,23 +56,26 @@ def ingest(config: str | None, **given: object) -> None:
     folder = DataFolder(settings.data)
     lock = folder.lock(f"listening on {settings.listen}", say)
     refuse_fewer_workers(folder, settings.ingest.workers)
+    folder.forget_kept_configuration()
+    origin = origin_of(config, settings_given(given), {}, OF_INGEST, settings)
     holder, address = reserve(settings.address)
     with holder:
         if settings.ingest.workers == 1:
-            sys.exit(_run_here(settings, folder, address))
-        _run_several(settings, folder, address, lock)
+            sys.exit(_run_here(settings, folder, address, origin))
+        _run_several(settings, folder, address, origin, lock)
 
 
-def _run_here(settings: Settings, folder: DataFolder, address: Address) -> int:
+def _run_here(settings: Settings, folder: DataFolder, address: Address, origin: Origin | None) -> int:
     from parshall.worker import WorkerOrder, run
 
-    return run(WorkerOrder(settings, folder, 0, 1, address), on_ready=lambda: _say_ready(address))
+    return run(WorkerOrder(settings, folder, 0, 1, address, origin), on_ready=lambda: _say_ready(address))
 
 
-def _run_several(settings: Settings, folder: DataFolder, address: Address, lock: int) -> None:
+def _run_several(settings: Settings, folder: DataFolder, address: Address, origin: Origin | None, lock: int) -> None:
     from parshall.supervisor import Plan
 
-    run_tree(Plan(worker_orders(settings, folder, address)), inherited=(lock,), on_ready=lambda: _say_ready(address))
+    plan = Plan(worker_orders(settings, folder, address, origin), reloads=origin is not None)
+    run_tree(plan, inherited=(lock,), on_ready=lambda: _say_ready(address))
 
 
 def _say_ready(address: Address) -> None:

@@ -1,4 +1,4 @@
-"""The workers of one node among themselves: each has a control socket, and any of them can answer for all.
+"""The processes of one node among themselves: each has a control socket, and any worker can answer for all.
 
 Belongs here: the control socket's routes, asking the others, and what is done to all workers at once. Must not know: the public API.
 
@@ -22,9 +22,15 @@ from ingest.flusher import Flusher
 from ingest.http import json_response, problem_response
 from ingest.sink import Unavailable
 from ingest.snapshot import WriterSnapshot
+from parshall.reload import LiveSettings, Refused, Reloaded
 
 log = structlog.get_logger()
 
+ControlRoutes = Mapping[tuple[str, str], Callable[[web.BaseRequest], Awaitable[web.Response]]]
+
+RELOAD = "/reload"
+CHECK = "/configuration/check"
+CONFIGURATION = "/configuration"
 SNAPSHOT = "/snapshot"
 INTERVAL = "/flush-interval"
 FLUSH_NOW = "/flush-now"
@@ -32,6 +38,9 @@ READY = "/readyz"
 
 _ANSWER_S = 5.0
 _FLUSH_S = 60.0
+_RELOAD_S = 30.0
+_STARTING_S = 10.0
+_LEADER = 0  # every reload goes through one worker, so that two of them cannot cross
 
 
 class Interval(msgspec.Struct):
@@ -41,6 +50,20 @@ class Interval(msgspec.Struct):
     v: int = 1
 
 
+class Sockets(NamedTuple):
+    """Where the others listen."""
+
+    workers: Mapping[int, str]
+    rater: str | None  # of the same tree
+
+
+class Kept(NamedTuple):
+    """Files for those who start later."""
+
+    flush_file: str
+    configuration: str
+
+
 class Local(NamedTuple):
     """What this worker can do by itself."""
 
@@ -48,27 +71,29 @@ class Local(NamedTuple):
     flusher: Flusher
     snapshot: Callable[[], WriterSnapshot]
     not_ready: Callable[[], Sequence[str]]
+    live: LiveSettings
 
 
 # ---- the control socket
 
 
 class Control:
-    def __init__(self, local: Local) -> None:
+    def __init__(self, local: Local, reload: Callable[[], Awaitable[Reloaded]]) -> None:
+        """`reload`: of all workers, by way of this one."""
         self._local = local
-        self._routes: Mapping[tuple[str, str], Callable[[web.BaseRequest], Awaitable[web.Response]]] = {
+        self._reload_all = reload
+        self._routes: ControlRoutes = {
             ("GET", READY): self._ready,
             ("GET", SNAPSHOT): self._snapshot,
             ("PUT", INTERVAL): self._set_interval,
             ("POST", FLUSH_NOW): self._flush_now,
+            ("POST", RELOAD): self._reload,
+            **follower_routes(local.live),
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """The handler of `web.Server`."""
-        route = self._routes.get((request.method, request.path))
-        if route is None:
-            return problem_response(404, "There is no such control.")
-        return await route(request)
+        return await dispatch(self._routes, request)
 
     async def _ready(self, _request: web.BaseRequest) -> web.Response:
         reasons = self._local.not_ready()
@@ -85,25 +110,56 @@ class Control:
         await self._local.flusher.now()
         return json_response(b"{}")
 
+    async def _reload(self, _request: web.BaseRequest) -> web.Response:
+        return json_response(msgspec.json.encode(await self._reload_all()))
 
-async def listen(control: Control, path: str) -> asyncio.AbstractServer:
+
+def follower_routes(live: LiveSettings) -> ControlRoutes:
+    """How a process is told of a configuration that was read again: first it is asked, then told."""
+
+    async def check(request: web.BaseRequest) -> web.Response:
+        return json_response(msgspec.json.encode(await live.check(await request.content.read())))
+
+    async def follow(request: web.BaseRequest) -> web.Response:
+        await live.follow(await request.content.read())
+        return json_response(b"{}")
+
+    return {("PUT", CHECK): check, ("PUT", CONFIGURATION): follow}
+
+
+async def dispatch(routes: ControlRoutes, request: web.BaseRequest) -> web.Response:
+    route = routes.get((request.method, request.path))
+    if route is None:
+        return problem_response(404, "There is no such control.")
+    try:
+        return await route(request)
+    except Refused as refused:
+        return problem_response(422, str(refused))
+    except Unavailable as error:
+        return problem_response(503, error.reason)
+
+
+async def listen(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], path: str) -> asyncio.AbstractServer:
     if os.path.exists(path):
-        os.unlink(path)  # of a worker that was killed: the lock of the data folder says that nobody listens
-    return await asyncio.get_running_loop().create_unix_server(web.Server(control.handle, access_log=None), path)
+        os.unlink(path)  # of a process that was killed: the lock of the data folder says that nobody listens
+    return await asyncio.get_running_loop().create_unix_server(web.Server(handle, access_log=None), path)
 
 
 # ---- all workers
 
 
 class AllWorkers:
-    """This worker and its peers. `sockets`: worker -> control socket, of the others."""
+    """This worker and its peers."""
 
-    def __init__(self, local: Local, sockets: Mapping[int, str], flush_file: str, disk: Disk, background: Background) -> None:
+    def __init__(self, local: Local, sockets: Sockets, kept: Kept, disk: Disk, background: Background) -> None:
         self._local = local
-        self._sockets = sockets
-        self._flush_file = flush_file
+        self._sockets = sockets.workers
+        self._followers = [*sockets.workers.values(), *([sockets.rater] if sockets.rater else [])]
+        self._flush_file = kept.flush_file
+        self._configuration = kept.configuration
         self._disk = disk
         self._background = background
+        self._reloading = asyncio.Lock()
 
     # FlushControl of ingest/admin.py
 
@@ -133,6 +189,31 @@ class AllWorkers:
         if silent := [str(worker) for worker, answer in answers.items() if answer is None]:
             raise Unavailable(f"Worker {', '.join(silent)} did not flush.", 5)
 
+    # ReloadControl of ingest/admin.py
+
+    async def reload(self) -> Reloaded:
+        """All of them read the configuration again, or none. Raises Refused or Unavailable."""
+        if self._local.worker != _LEADER:
+            answer = await _ask(self._sockets[_LEADER], "POST", RELOAD, 2 * _RELOAD_S, None)
+            return msgspec.json.decode(_good(f"worker-{_LEADER}", answer, "ask once more"), type=Reloaded)
+        async with self._reloading:
+            return await self._lead()
+
+    async def _lead(self) -> Reloaded:
+        live = self._local.live
+        content = await live.content()
+        outcome = await live.check(content)
+        await self._tell_followers(CHECK, content, "nothing is changed")
+        await self._background.run(self._disk.replace, self._configuration, content)  # for who starts from now on
+        await live.follow(content)
+        await self._tell_followers(CONFIGURATION, content, "it may still have the old configuration: ask once more")
+        return outcome
+
+    async def _tell_followers(self, path: str, content: bytes, otherwise: str) -> None:
+        answers = await asyncio.gather(*(_ask_until_there(socket, "PUT", path, content) for socket in self._followers))
+        for socket, answer in zip(self._followers, answers, strict=True):
+            _good(os.path.basename(socket).removesuffix(".sock"), answer, otherwise)
+
     # for the ledger and the metrics
 
     async def snapshots(self) -> dict[int, WriterSnapshot | None]:
@@ -145,20 +226,54 @@ class AllWorkers:
 
     async def _ask_all(self, method: str, path: str, patience_s: float, body: bytes | None = None) -> dict[int, bytes | None]:
         answers = await asyncio.gather(*(_ask(socket, method, path, patience_s, body) for socket in self._sockets.values()))
-        return dict(zip(self._sockets, answers, strict=True))
+        return {
+            worker: answer.content if answer is not None and answer.status == 200 else None
+            for worker, answer in zip(self._sockets, answers, strict=True)
+        }
 
 
-async def _ask(socket: str, method: str, path: str, patience_s: float, body: bytes | None) -> bytes | None:
-    """None: no good answer in time."""
+class _Answer(NamedTuple):
+    status: int
+    content: bytes
+
+
+def _good(who: str, answer: _Answer | None, otherwise: str) -> bytes:
+    """What it answered. Raises Refused, or Unavailable with what follows from that."""
+    if answer is not None and answer.status == 200:
+        return answer.content
+    if answer is not None and answer.status == 422:
+        raise Refused(msgspec.json.decode(answer.content)["detail"])
+    said = "does not answer" if answer is None else f"answered: {msgspec.json.decode(answer.content)['detail']}"
+    raise Unavailable(f"{who} {said.rstrip('.')}; {otherwise}.", 2)
+
+
+async def _ask_until_there(socket: str, method: str, path: str, body: bytes) -> _Answer | None:
+    """A process that starts, or starts again, is there in a moment."""
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + _STARTING_S
+    while (answer := await _ask(socket, method, path, _RELOAD_S, body)) is None and loop.time() < until_s:
+        await asyncio.sleep(0.1)
+    return answer
+
+
+async def _ask(socket: str, method: str, path: str, patience_s: float, body: bytes | None) -> _Answer | None:
+    """None: none in time."""
     timeout = aiohttp.ClientTimeout(total=patience_s)
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(socket), timeout=timeout) as session,
             session.request(method, f"http://worker{path}", data=body) as answer,
         ):
-            content = await answer.read()
-            return content if answer.status == 200 else None
+            return _Answer(answer.status, await answer.read())
     except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
+
+
+def read_kept(file: str, disk: Disk) -> bytes | None:
+    """The configuration as it was last read again since the service started."""
+    try:
+        return disk.read(file)
+    except FileNotFoundError:
         return None
 
 

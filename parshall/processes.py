@@ -83,6 +83,11 @@ class Child:
             process.kill()
         return await ended(process)
 
+    def tell(self, number: signal.Signals) -> None:
+        """A signal, if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -104,13 +109,13 @@ class Child:
 
 def _before_exec(parent: int) -> None:
     """SIGTERM waits until the child can heed it: ended while it still imports, it would leave undone what it does at its stop."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     die_with_parent(signal.SIGTERM, parent)
 
 
 def heed_signals() -> None:
     """In the child, once its handlers are there."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
 
 
 def read_order() -> Any:

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -25,17 +26,21 @@ from ingest.cloudevents import Form
 from ingest.connection import make_server
 from ingest.http import Edge, HttpLimits, Known, Problem, Room
 from ingest.metrics import metrics_routes
+from ingest.sink import Unavailable
+from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
 from parshall.processes import heed_signals
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
+from parshall.reload import LiveSettings, Origin, Refused, Reloaded, with_kept
+from parshall.reload_routes import reload_routes, tell_outcome
 from parshall.settings import Address, Settings
-from parshall.wiring import REAL, World, late_s, make_keys, make_rater
+from parshall.wiring import REAL, World, late_s, make_books, make_keys, make_rater
 from rater.api import Api
 from rater.consume import Rater
-from rater.postgres import open_pool
+from rater.postgres import DatabaseFailed, open_pool
 from rater.rerate import BookRefused
 from rater.source import Source
 
@@ -48,6 +53,7 @@ class RaterOrder(NamedTuple):
     settings: Settings
     folder: DataFolder | None  # with the local log in it
     address: Address | None  # None: the workers of the same tree answer for usage
+    origin: Origin | None = None  # None: there is no file to read again
 
 
 def main() -> None:
@@ -72,13 +78,23 @@ def run(order: RaterOrder, world: World = REAL) -> int:
 
 
 async def _run(order: RaterOrder, world: World) -> int:
-    stop = _stop_signal()
-    rater, source, ledger = make_rater(order.settings, order.folder, world)
+    stop = _stop_signal(order)
+    settings = _with_kept(order, world)
+    rater, source, ledger = make_rater(settings, order.folder, world)
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
+        edge = ReadEdge(make_keys(settings), world, rater)
+        live = _live_settings(order, settings, rater, edge, world)
         if order.address is not None:
-            await _serve(order.settings, order.address, rater, source, world, cleanup)
+            reload = ReloadAlone(live)
+            if order.origin is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.asked)
+            edge.routes.update(reload_routes(reload.reload))
+            await _serve(settings, order.address, edge, rater, source, world, cleanup)
+        elif order.folder is not None:
+            handle = partial(peers.dispatch, peers.follower_routes(live))
+            cleanup.callback((await peers.listen(handle, order.folder.rater_socket)).close)
         rating = asyncio.ensure_future(rater.run())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait([rating, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +120,7 @@ async def _catch_up(rater: Rater, rating: asyncio.Future[None], until_us: int) -
         log.warning("the rater stops before it has caught up; it goes on from there at the next start")
 
 
-def _stop_signal() -> asyncio.Event:
+def _stop_signal(order: RaterOrder) -> asyncio.Event:
     stop = asyncio.Event()
 
     def signalled() -> None:
@@ -112,10 +128,66 @@ def _stop_signal() -> asyncio.Event:
             os._exit(FAILED)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    alone = order.address is not None and order.origin is None  # nothing to read again: the terminal was closed
+    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if alone else [])):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
+    if not alone:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # in a tree the workers are told, and they tell us
     heed_signals()
     return stop
+
+
+# ---- a configuration that is read again
+
+
+def _with_kept(order: RaterOrder, world: World) -> Settings:
+    """As the service runs by now, where its configuration was read again since it started."""
+    if order.folder is None:
+        return order.settings
+    try:
+        return with_kept(order.origin, order.settings, peers.read_kept(order.folder.kept_configuration, world.disk))
+    except Refused as refused:  # it was in force before, so this is a copy that somebody has changed
+        log.error("the kept configuration is not used", file=order.folder.kept_configuration, reason=str(refused))
+        return order.settings
+
+
+def _live_settings(order: RaterOrder, settings: Settings, rater: Rater, edge: Edge, world: World) -> LiveSettings:
+    async def check(new: Settings) -> None:
+        try:
+            await rater.check_books(make_books(new))
+        except BookRefused as refused:
+            raise Refused(f"price_books: {refused}") from None
+        except DatabaseFailed as error:
+            raise Unavailable(f"PostgreSQL cannot say what it is charged with now: {error}", 5) from None
+
+    async def follow(new: Settings) -> None:
+        edge.keys = make_keys(new)
+        rater.use_books(make_books(new))
+
+    return LiveSettings(order.origin, settings, world.background("files"), check=check, follow=follow)
+
+
+class ReloadAlone:
+    """Of a process that nobody else must follow."""
+
+    def __init__(self, live: LiveSettings) -> None:
+        self._live = live
+        self._one_at_a_time = asyncio.Lock()
+        self._asked: set[asyncio.Task[None]] = set()
+
+    async def reload(self) -> Reloaded:
+        """Raises Refused or Unavailable."""
+        async with self._one_at_a_time:
+            content = await self._live.content()
+            outcome = await self._live.check(content)
+            await self._live.follow(content)
+            return outcome
+
+    def asked(self) -> None:
+        """By a signal."""
+        task = asyncio.ensure_future(tell_outcome(self.reload))
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
 
 
 # ---- the read API of `parshall rate`
@@ -143,12 +215,13 @@ def _not_ready(rater: Rater) -> Sequence[str]:
     return [] if rater.counts.ready else [f"The rater is not ready. {rater.counts.last_failure}".rstrip()]
 
 
-async def _serve(settings: Settings, address: Address, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack) -> None:
+async def _serve(
+    settings: Settings, address: Address, edge: Edge, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack
+) -> None:
     assert settings.postgres.dsn is not None
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
     api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings))
-    edge = ReadEdge(make_keys(settings), world, rater)
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
     collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")

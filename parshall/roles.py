@@ -16,6 +16,7 @@ from parshall.errors import REFUSED, USAGE, Stop
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
     from parshall.processes import Order
+    from parshall.reload import Origin
     from parshall.settings import Address, Settings
     from parshall.supervisor import Plan
 
@@ -70,7 +71,9 @@ def refuse_fewer_workers(folder: DataFolder, workers: int) -> None:
         raise Stop(f"{folder.path} holds the journals of {before} workers, which may hold usage: start with --workers {before}.", REFUSED)
 
 
-def worker_orders(settings: Settings, folder: DataFolder, address: Address) -> list[tuple[Order, str]]:
+def worker_orders(
+    settings: Settings, folder: DataFolder, address: Address, origin: Origin | None, *, with_rater: bool = False
+) -> list[tuple[Order, str]]:
     from parshall.processes import Order
     from parshall.worker import WorkerOrder
 
@@ -78,7 +81,9 @@ def worker_orders(settings: Settings, folder: DataFolder, address: Address) -> l
     patience_s = settings.ingest.drain_s + WORKER_SLACK_S
     return [
         (
-            Order(f"worker-{number}", "parshall.worker", WorkerOrder(settings, folder, number, count, address), patience_s),
+            Order(
+                f"worker-{number}", "parshall.worker", WorkerOrder(settings, folder, number, count, address, origin, with_rater), patience_s
+            ),
             folder.control_socket(number),
         )
         for number in range(count)

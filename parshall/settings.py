@@ -260,13 +260,18 @@ class BadSettings(Exception):
 
 
 def load_settings(
-    file: str | None, *, environment: Mapping[str, str], options: Mapping[str, object], defaults: Mapping[str, object] | None = None
+    file: str | None,
+    *,
+    environment: Mapping[str, str],
+    options: Mapping[str, object],
+    defaults: Mapping[str, object] | None = None,
+    content: bytes | None = None,
 ) -> Settings:
     """The file, overridden by PARSHALL_… variables, overridden by options ("redis.url" -> value). Raises BadSettings with everything wrong.
 
-    `defaults` are what a command wants where nobody said anything.
+    `defaults` are what a command wants where nobody said anything; `content` is what is in the file, where it was read before.
     """
-    raw = read_raw(file, environment=environment, options=options, defaults=defaults or {}, fields=dict(scalar_fields()))
+    raw = read_raw(file, environment=environment, options=options, defaults=defaults or {}, fields=dict(scalar_fields()), content=content)
     if raw.syntax_error is not None:
         raise BadSettings([Problem(*raw.syntax_error, "TOML 1.0, see https://toml.io")])
     try:

@@ -26,10 +26,13 @@ class Raw:
         self._lines: dict[Path, int] = {}
         self._elsewhere: dict[Path, str] = {}
 
-    def read_file(self, file: str) -> None:
+    def read_file(self, file: str, content: bytes | None = None) -> None:
+        """`content`: what is in it, where it was read before."""
         try:
-            with open(file, "rb") as opened:
-                text = opened.read().decode()
+            if content is None:
+                with open(file, "rb") as opened:
+                    content = opened.read()
+            text = content.decode()
             self.values = tomllib.loads(text, parse_float=Decimal)
             self._lines = lines_of(text)
         except OSError as error:
@@ -77,10 +80,11 @@ def read_raw(
     options: Mapping[str, object],
     defaults: Mapping[str, object],
     fields: Mapping[tuple[str, ...], Any],
+    content: bytes | None = None,
 ) -> Raw:
     raw = Raw(file)
     if file is not None:
-        raw.read_file(file)
+        raw.read_file(file, content)
     for path in fields:
         name = variable_name(path)
         if environment.get(name):

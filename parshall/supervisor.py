@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -31,6 +32,7 @@ class Plan(NamedTuple):
     workers: Sequence[tuple[Order, str]]  # with the path of each one's control socket
     rater: Order | None = None
     postgres: EmbeddedPostgres | None = None
+    reloads: bool = False  # SIGHUP lets the workers read the configuration again; else it stops everything, as a terminal that is closed
     prepare: Callable[[], Awaitable[None]] | None = None  # once PostgreSQL runs, before anything else: the schema
 
 
@@ -51,6 +53,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
+        leader, _ = self._workers[0]
+        loop.add_signal_handler(signal.SIGHUP, partial(leader.tell, signal.SIGHUP) if self._plan.reloads else self._signalled)
         try:
             await self._until_stop(self._start())
             if not self._stop.is_set():

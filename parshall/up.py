@@ -49,6 +49,7 @@ def up(config: str | None, **given: object) -> None:
     from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
     from parshall.port import reserve
+    from parshall.reload import OF_ALL, origin_of
     from parshall.welcome import welcome
 
     defaults: dict[str, object] = {"flush.interval_ms": INTERVAL_MS, "kafka.accept_weak": True, "kafka.create_topics": True}
@@ -62,23 +63,26 @@ def up(config: str | None, **given: object) -> None:
     folder = DataFolder(settings.data)
     lock = folder.lock(f"listening on {settings.listen}", say)
     refuse_fewer_workers(folder, settings.ingest.workers)
+    folder.forget_kept_configuration()
+    origin = origin_of(config, settings_given(given), defaults, OF_ALL, settings)
     holder, address = reserve(settings.address)
     with holder:
         postgres, settings = find_postgres(settings, folder)
         said = welcome(settings, folder.path, address, as_called(sys.argv[0]), demo=config is None)
-        _run(settings, folder, address, postgres, lock, lambda: click.echo(said))
+        _run(settings, folder, address, postgres, origin, lock, lambda: click.echo(said))
 
 
-def _run(settings, folder, address, postgres, lock, on_ready) -> None:  # type: ignore[no-untyped-def]
+def _run(settings, folder, address, postgres, origin, lock, on_ready) -> None:  # type: ignore[no-untyped-def]
     from parshall.processes import Order
     from parshall.rater_process import RaterOrder
     from parshall.supervisor import Plan
 
     plan = Plan(
-        workers=worker_orders(settings, folder, address),
-        rater=Order("rater", "parshall.rater_process", RaterOrder(settings, folder, None), patience_s=20),
+        workers=worker_orders(settings, folder, address, origin, with_rater=True),
+        rater=Order("rater", "parshall.rater_process", RaterOrder(settings, folder, None, origin), patience_s=20),
         postgres=postgres,
         prepare=lambda: bring_schema_up(settings),
+        reloads=origin is not None,
     )
     run_tree(plan, inherited=(lock,), on_ready=on_ready)
 

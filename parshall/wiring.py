@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -191,9 +191,12 @@ def make_counter_log(settings: Settings, folder: DataFolder | None, world: World
     return KafkaLog(_cluster(settings))
 
 
-def make_decoder(settings: Settings, catalogue: Catalogue, writer: Writer) -> Decoder:
-    """The numbers of the meters are journalled here, before any event can use them."""
-    numbers = {definition.name: writer.meter_number(definition) for definition in catalogue.definitions}
+def meter_numbers(catalogue: Catalogue, writer: Writer) -> dict[str, int]:
+    """They are journalled here, before any event can use them."""
+    return {definition.name: writer.meter_number(definition) for definition in catalogue.definitions}
+
+
+def make_decoder(settings: Settings, catalogue: Catalogue, numbers: Mapping[str, int]) -> Decoder:
     limits = Limits(settings.ingest.max_events, settings.ingest.max_age_s, settings.ingest.max_skew_s)
     return Decoder(catalogue, numbers, limits)
 

@@ -23,6 +23,7 @@ import uvloop
 from prometheus_client.registry import Collector
 
 from buffer.counter_log import UnfitLog
+from buffer.disk import Background
 from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
@@ -38,8 +39,11 @@ from parshall.logs import configure_logs
 from parshall.processes import heed_signals
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
+from parshall.reload import LiveSettings, Origin, Refused, with_kept
+from parshall.reload_routes import reload_routes, tell_outcome
 from parshall.settings import Address, Settings
-from parshall.wiring import REAL, WorkerParts, World, late_s, make_decoder, make_keys, open_worker
+from parshall.wiring import REAL, WorkerParts, World, late_s, make_decoder, make_keys, meter_numbers, open_worker
+from parshall.worker_reload import WorkerReload
 from parshall.worker_snapshot import take_snapshot
 from rater.api import Api
 from rater.postgres import open_pool
@@ -57,6 +61,8 @@ class WorkerOrder(NamedTuple):
     worker: int
     workers: int
     address: Address
+    origin: Origin | None = None  # None: there is no file to read again
+    with_rater: bool = False  # in the same tree
 
 
 def main() -> None:
@@ -123,14 +129,16 @@ def why_stopped(error: BaseException) -> int:
 class Worker:
     def __init__(self, order: WorkerOrder, world: World, on_ready: Callable[[], None]) -> None:
         self._order = order
-        self._settings = order.settings
+        self._settings = order.settings  # as they are at the start
         self._folder = order.folder
         self._world = world
         self._on_ready = on_ready
         self._stop = asyncio.Event()
+        self._reload_asked = asyncio.Event()
 
     async def run(self) -> int:
         self._listen_to_signals()
+        self._settings = self._with_kept()
         kept_ms = peers.read_interval(self._folder.flush_file, self._world.disk)
         interval_ms = kept_ms or self._settings.flush.interval_ms or _DEFAULT_INTERVAL_MS
         parts = await self._unless_stopped(open_worker(self._settings, self._folder, self._order.worker, interval_ms, self._world))
@@ -147,6 +155,14 @@ class Worker:
         await parts.journal.close()  # not after a failure: then only opening it again tells what is on the disk
         return OK
 
+    def _with_kept(self) -> Settings:
+        """As the service runs by now, where its configuration was read again since it started."""
+        try:
+            return with_kept(self._order.origin, self._order.settings, peers.read_kept(self._folder.kept_configuration, self._world.disk))
+        except Refused as refused:  # it was in force before, so this is a copy that somebody has changed
+            log.error("the kept configuration is not used", file=self._folder.kept_configuration, reason=str(refused))
+            return self._order.settings
+
     async def _unless_stopped(self, opening: Coroutine[Any, Any, WorkerParts]) -> WorkerParts | None:
         """A counter log that is away is waited for; a signal must end that. Nothing was claimed yet."""
         task = asyncio.ensure_future(opening)
@@ -159,13 +175,14 @@ class Worker:
             return None
         return await task
 
-    def _api(self, pool: asyncpg.Pool, parts: WorkerParts) -> Api:
-        return Api(pool, clock_us=self._world.clock_us, late_s=late_s(self._settings), meters=lambda: parts.catalogue.definitions)
+    def _api(self, pool: asyncpg.Pool, reload: WorkerReload) -> Api:
+        return Api(pool, clock_us=self._world.clock_us, late_s=late_s(self._settings), meters=lambda: reload.meters)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         heed_signals()
 
     def _signalled(self) -> None:
@@ -179,37 +196,52 @@ class Worker:
         writer = parts.writer
         edge = Edge(
             writer,
-            make_decoder(self._settings, parts.catalogue, writer),
+            make_decoder(self._settings, parts.catalogue, meter_numbers(parts.catalogue, writer)),
             make_keys(self._settings),
             http_limits(self._settings),
             clock_us=self._world.clock_us,
             not_ready=lambda: _not_ready(parts, draining=self._stop.is_set()),
         )
-        tenants = {tenant.number: tenant.name for tenant in self._settings.tenants}
+        files = self._world.background("files")
+        reload = WorkerReload(writer, edge, parts.catalogue.definitions, files)
         local = peers.Local(
             self._order.worker,
             writer.flusher,
-            lambda: take_snapshot(self._order.worker, writer, tenants, edge),
+            lambda: take_snapshot(self._order.worker, writer, edge),
             lambda: _not_ready(parts, draining=self._stop.is_set()),
+            LiveSettings(self._order.origin, self._settings, files, check=reload.check, follow=reload.follow),
         )
-        self._add_routes(edge, pool, parts, local)
+        workers = self._all_workers(local, files)
+        self._add_routes(edge, pool, reload, workers)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(writer.run())
-            tasks.create_task(self._until_stopped(parts, edge, local, running))
+            reloading = tasks.create_task(self._reload_when_asked(workers))
+            tasks.create_task(self._until_stopped(parts, edge, peers.Control(local, workers.reload), [running, reloading]))
 
-    def _add_routes(self, edge: Edge, pool: asyncpg.Pool | None, parts: WorkerParts, local: peers.Local) -> None:
-        api = None if pool is None else self._api(pool, parts)
+    def _all_workers(self, local: peers.Local, files: Background) -> peers.AllWorkers:
         others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}
-        files = self._world.background("files")
-        workers = peers.AllWorkers(local, others, self._folder.flush_file, self._world.disk, files)
+        sockets = peers.Sockets(others, self._folder.rater_socket if self._order.with_rater else None)
+        kept = peers.Kept(self._folder.flush_file, self._folder.kept_configuration)
+        return peers.AllWorkers(local, sockets, kept, self._world.disk, files)
+
+    async def _reload_when_asked(self, workers: peers.AllWorkers) -> None:
+        """By SIGHUP."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await tell_outcome(workers.reload)
+
+    def _add_routes(self, edge: Edge, pool: asyncpg.Pool | None, reload: WorkerReload, workers: peers.AllWorkers) -> None:
+        api = None if pool is None else self._api(pool, reload)
         edge.routes.update(rated_routes(api))
         edge.routes.update(ledger_routes(api, workers.snapshots))
         edge.routes.update(admin_routes(workers))
+        edge.routes.update(reload_routes(workers.reload))
         edge.routes.update(metrics_of_all(workers, pool, self._world.clock_us))
 
-    async def _until_stopped(self, parts: WorkerParts, edge: Edge, local: peers.Local, running: asyncio.Task[None]) -> None:
+    async def _until_stopped(self, parts: WorkerParts, edge: Edge, control: peers.Control, running: Sequence[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
-        control = await peers.listen(peers.Control(local), self._folder.control_socket(self._order.worker))
+        controlled = await peers.listen(control.handle, self._folder.control_socket(self._order.worker))
         http = make_server(edge)
         address = self._order.address
         public = await loop.create_server(http, address.host, address.port, reuse_port=True, backlog=1024)
@@ -226,8 +258,9 @@ class Worker:
         except TimeoutError:
             log.warning("not everything was flushed in time; it is safe in the journal and goes out at the next start")
         await http.shutdown(_LAST_ANSWERS_S)
-        control.close()
-        running.cancel()
+        controlled.close()
+        for task in running:
+            task.cancel()
 
     async def _tell_ready(self, parts: WorkerParts) -> None:
         while not parts.writer.serves:

@@ -14,7 +14,7 @@ from ingest.writer import Writer
 _NOT_REJECTED = ("received", "accepted", "duplicate")
 
 
-def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], edge: Edge) -> WriterSnapshot:
+def take_snapshot(worker: int, writer: Writer, edge: Edge) -> WriterSnapshot:
     flusher = writer.flusher
     return WriterSnapshot(
         writer=writer.journal.writer.hex(),
@@ -22,7 +22,7 @@ def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], edge:
         incarnation=writer.incarnation.hex(),
         ready=writer.serves,
         claims_states=[lane.claims.state.value for lane in writer.lanes],
-        tenants=_ledgers(writer, tenants),
+        tenants=_ledgers(writer, writer.tenants),
         live_counters=flusher.live_counters,
         calls_in_flight=writer.calls_in_flight,
         waiting_requests=writer.waiting_requests,
@@ -37,7 +37,7 @@ def take_snapshot(worker: int, writer: Writer, tenants: Mapping[int, str], edge:
         last_flush_duration_us=flusher.last_duration_us,
         unflushed_since_us=flusher.unflushed_since_us,
         answers=dict(edge.statuses),
-        refused=_refused(writer, edge, tenants),
+        refused=_refused(writer, edge, writer.tenants),
         connections=edge.connections,
         connections_refused=edge.refused_connections,
         connections_displaced=edge.displaced_connections,

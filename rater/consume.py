@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from rater.postgres import DatabaseFailed, Ledger, Unstorable
 from rater.prices.book import PriceBook
+from rater.rerate import BookRefused
 from rater.source import Received, Source, SourceUnavailable
 from rater.transaction import Applied
 
@@ -74,6 +75,7 @@ class Rater:
         self._books = books
         self._limits = limits
         self._opened = False
+        self._started = False  # with these books
         self._must_rewind = False
         self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
         self._told_deleted: dict[str, int] = {}
@@ -89,13 +91,12 @@ class Rater:
 
     async def _run(self) -> None:
         backoff_s = self._limits.first_backoff_s
-        started = False
+        self._started = False
         while True:
             _end_if_told()
             try:
-                if not started:
+                if not self._started:
                     await self._start()
-                    started = True
                 await self._step()
                 self.counts.ready = True
                 backoff_s = self._limits.first_backoff_s
@@ -108,14 +109,34 @@ class Rater:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
 
+    async def check_books(self, books: Iterable[PriceBook]) -> None:
+        """Raises BookRefused for one that cannot replace the one in force, or DatabaseFailed."""
+        for book in books:
+            await self._ledger.check_book(book)
+
+    def use_books(self, books: Sequence[PriceBook]) -> None:
+        """From the next step on, which charges again what they change. Check them before."""
+        self._books = books
+        self._started = False
+
     async def _start(self) -> None:
-        for book in self._books:
-            for again in await self._ledger.put_book(book, now_s=self._clock_us() // 1_000_000, late_s=self._late_s):
-                log.info("the price book of %s changed: %s is charged again, %s lines", *again)
+        books = self._books
+        for book in books:
+            await self._put_book(book)
         if not self._opened:
             await self._source.open(self._positions)
             self._opened = True
         await self._apply_parked()
+        self._started = books is self._books  # others may have come meanwhile
+
+    async def _put_book(self, book: PriceBook) -> None:
+        try:
+            for again in await self._ledger.put_book(book, now_s=self._clock_us() // 1_000_000, late_s=self._late_s):
+                log.info("the price book of %s changed: %s is charged again, %s lines", *again)
+        except BookRefused as error:
+            if not self._opened:
+                raise
+            log.error("a price book is not used, and the one before stays in force: %s", error)  # it was fine when it was checked
 
     async def _positions(self, streams: Iterable[str]) -> Mapping[str, int]:
         return await self._ledger.positions(self._source.identity, streams)

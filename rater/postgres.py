@@ -15,7 +15,7 @@ from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, P
 
 from rater.chain import ChainKey
 from rater.prices.book import PriceBook
-from rater.rerate import Difference, ReRated, check_charges, put_book
+from rater.rerate import Difference, ReRated, check_book, check_charges, put_book
 from rater.source import Received
 from rater.transaction import CHAINS, USAGE, Applied, Connection, Known, Transaction
 
@@ -116,6 +116,11 @@ class Ledger:
         """Make a price book the one in force; months that it changes are charged again. Raises BookRefused."""
         async with self._transaction() as connection:
             return await put_book(connection, book, now_s=now_s, late_s=late_s)
+
+    async def check_book(self, book: PriceBook) -> None:
+        """Raises BookRefused where `put_book` would."""
+        async with self._transaction() as connection:
+            await check_book(connection, book)
 
     async def check_charges(self, tenant: str) -> list[Difference]:
         """Every charge line of a tenant against what usage makes it; empty: all agree."""

@@ -67,18 +67,33 @@ async def _charge_all_again(connection: Connection, tenant: int, new: BookInForc
     return done
 
 
+async def check_book(connection: Connection, book: PriceBook) -> None:
+    """Raises BookRefused where `put_book` would."""
+    row = await connection.fetchrow(CHARGES["tenant_lock_alone"], book.tenant)
+    if row is None or row["book"] is None:
+        return
+    books: dict[int | None, BookInForce] = {}
+    for *_, number in await connection.fetch(CHARGES["periods_of_tenant"], row["tenant"]):
+        _same_months(await book_in_force(connection, books, number), book)
+
+
+def _same_months(old: BookInForce, book: PriceBook) -> None:
+    """Raises BookRefused."""
+    assert old.book is not None, "months without a book are made anew when the first book comes"
+    if old.book.timezone != book.timezone:
+        raise BookRefused(
+            f"tenant {book.tenant!r} has charges by months of {old.book.timezone}: the time zone of its price book cannot become "
+            f"{book.timezone}; allowed: timezone = {old.book.timezone!r}"
+        )
+
+
 async def _charge_open_again(connection: Connection, tenant: int, new: BookInForce, now_s: int, late_s: int) -> list[ReRated]:
     assert new.book is not None
     done = []
     books: dict[int | None, BookInForce] = {}
     for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
         old = await book_in_force(connection, books, number)
-        assert old.book is not None, "months without a book are made anew when the first book comes"
-        if old.book.timezone != new.book.timezone:
-            raise BookRefused(
-                f"tenant {new.book.tenant!r} has charges by months of {old.book.timezone}: the time zone of its price book cannot become "
-                f"{new.book.timezone}; allowed: timezone = {old.book.timezone!r}"
-            )
+        _same_months(old, new.book)
         if is_closed(end_s, now_s, late_s):
             continue
         period = Period(label, start_s, end_s)

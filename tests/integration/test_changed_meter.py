@@ -10,7 +10,7 @@ from buffer.counters import MeterDefinition
 from ingest.writer import CannotStart, check_meters
 from parshall.data_folder import DataFolder
 from parshall.settings import Settings, load_settings
-from parshall.wiring import make_decoder, open_worker
+from parshall.wiring import meter_numbers, open_worker
 
 DEMO = Path(__file__).parents[2] / "parshall" / "demo.toml"
 PEAK = 'name = "peak_connections"\nevent_type = "db.sample"\naggregation = "max"\nvalue = "data.connections"\n'
@@ -27,7 +27,7 @@ async def start(tmp_path: Path, peak: str) -> None:
     settings = settings_with(tmp_path, peak)
     parts = await open_worker(settings, DataFolder(str(tmp_path / "data")), 0, 1000)
     try:
-        make_decoder(settings, parts.catalogue, parts.writer)
+        meter_numbers(parts.catalogue, parts.writer)
     finally:
         await parts.journal.close()
         await parts.counter_log.close()

@@ -26,7 +26,7 @@ from ingest.sink import Unavailable
 from ingest.writer import Writer
 from parshall.data_folder import DataFolder
 from parshall.settings import Settings
-from parshall.wiring import clock_us, make_decoder, make_writer, read_catalogue
+from parshall.wiring import clock_us, make_decoder, make_writer, meter_numbers, read_catalogue
 from tests.services import Redis, redis_server
 
 TENANTS = (1, 2, 3, 4, 5)
@@ -72,7 +72,8 @@ async def running(folder: Path, servers: Sequence[Redis]) -> AsyncIterator[Runni
     data = DataFolder(str(folder / "data"))
     writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
     await writer.open()
-    it = Running(writer, make_decoder(settings, read_catalogue(settings.meters), writer))
+    catalogue = read_catalogue(settings.meters)
+    it = Running(writer, make_decoder(settings, catalogue, meter_numbers(catalogue, writer)))
     serving = asyncio.create_task(writer.run())
     opening = asyncio.create_task(it.until(*[True] * len(servers)))
     try:

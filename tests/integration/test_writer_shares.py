@@ -17,7 +17,7 @@ from ingest.sink import Unavailable
 from ingest.writer import Writer
 from parshall.data_folder import DataFolder
 from parshall.settings import Settings
-from parshall.wiring import clock_us, make_decoder, make_writer, read_catalogue
+from parshall.wiring import clock_us, make_decoder, make_writer, meter_numbers, read_catalogue
 
 FLOOD, TRICKLE = 1, 2
 EVENTS = 5_000  # two such requests do not fit in one call
@@ -46,7 +46,8 @@ async def running(folder: Path, **ingest: int) -> AsyncIterator[Running]:
     data = DataFolder(str(folder / "data"))
     writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
     await writer.open()
-    decoder = make_decoder(settings, read_catalogue(settings.meters), writer)
+    catalogue = read_catalogue(settings.meters)
+    decoder = make_decoder(settings, catalogue, meter_numbers(catalogue, writer))
     serving = asyncio.create_task(writer.run())
     async with asyncio.timeout(30):
         while not writer.ready:

@@ -1,0 +1,198 @@
+"""What follows a configuration that is read again, what waits, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from parshall.reload import OF_ALL, OF_INGEST, LiveSettings, Origin, Refused, Reloaded, origin_of, with_kept
+from parshall.settings import Settings, load_settings
+
+T = TypeVar("T")
+
+HASH = "ab" * 32
+FILE = f"""
+listen = "127.0.0.1:8080"
+[ingest]
+max_events = 100
+[[tenants]]
+name = "acme"
+number = 7
+[[keys]]
+tenant = "acme"
+hash = "{HASH}"
+[[meters]]
+name = "requests"
+event_type = "http.request"
+aggregation = "count"
+[[price_books]]
+tenant = "acme"
+currency = "USD"
+decimal_places = 2
+timezone = "UTC"
+[[price_books.versions]]
+effective_from = 2020-01-01
+[[price_books.versions.prices]]
+meter = "requests"
+model = "per_unit"
+unit_price = "0.01"
+"""
+BETA = '[[tenants]]\nname = "beta"\nnumber = 8\n'
+
+
+class AtOnce:
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        return function(*arguments)
+
+
+class Process:
+    """One that follows, and keeps what it was told."""
+
+    def __init__(self, file: Path, follows: tuple[str, ...] = OF_ALL, refuses: str = "") -> None:
+        settings = load_settings(str(file), environment={}, options={})
+        origin = origin_of(str(file), {}, {}, follows, settings)
+        self.followed: list[Settings] = []
+        self.live = LiveSettings(origin, settings, AtOnce(), check=self._check, follow=self._follow)
+        self._refuses = refuses
+
+    async def _check(self, settings: Settings) -> None:
+        if self._refuses:
+            raise Refused(self._refuses)
+
+    async def _follow(self, settings: Settings) -> None:
+        self.followed.append(settings)
+
+    def reload(self, text: str) -> Reloaded:
+        async def both() -> Reloaded:
+            outcome = await self.live.check(text.encode())
+            await self.live.follow(text.encode())
+            return outcome
+
+        return asyncio.run(both())
+
+    def refusal(self, text: str) -> str:
+        before = self.live.settings
+        with pytest.raises(Refused) as refused:
+            self.reload(text)
+        assert self.live.settings == before and self.followed == []
+        return str(refused.value)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "parshall.toml"
+    path.write_text(FILE)
+    return path
+
+
+CHANGES = {
+    "tenants": (FILE + BETA, "tenants"),
+    "keys": (FILE.replace(HASH, "cd" * 32), "keys"),
+    "meters": (FILE.replace('event_type = "http.request"', 'event_type = "http.call"'), "meters"),
+    "price_books": (FILE.replace('"0.01"', '"0.02"'), "price_books"),
+}
+
+
+@pytest.mark.parametrize("section", CHANGES)
+@pytest.mark.parametrize("follows", [OF_ALL, OF_INGEST], ids=["all", "ingest"])
+def test_a_section_follows_where_the_process_uses_it(file: Path, section: str, follows: tuple[str, ...]) -> None:
+    process = Process(file, follows)
+    before = process.live.settings
+    text, name = CHANGES[section]
+    assert process.reload(text) == Reloaded([name] if name in follows else [], [])
+    read = load_settings(str(file), environment={}, options={}, content=text.encode())
+    expected = {name: getattr(read, name)} if name in follows else {}
+    assert process.followed == [before.model_copy(update=expected)] == [process.live.settings]
+    assert process.reload(text) == Reloaded([], []), "a second time there is nothing new"
+
+
+def test_other_settings_wait_for_a_restart_and_are_named_each_time(file: Path) -> None:
+    process = Process(file)
+    text = FILE.replace("8080", "8081").replace("max_events = 100", "max_events = 50") + "[flush]\nmax_counters = 5\n"
+    for _ in range(2):
+        assert process.reload(text) == Reloaded([], ["listen", "ingest.max_events", "flush.max_counters"])
+    assert process.live.settings.listen == "127.0.0.1:8080" and process.live.settings.ingest.max_events == 100
+    assert process.reload(FILE + BETA) == Reloaded(["tenants"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (FILE.replace("max_events = 100", "max_events = 0"), "parshall.toml:4: ingest.max_events: 0 cannot be used"),
+        (FILE.replace('"acme"\nhash', '"nobody"\nhash'), "no tenant is called 'nobody'"),
+        (FILE + "[[meters]]\n", "meters[1].name: it is missing"),
+        (FILE + "[[", "is not TOML"),
+        (FILE.replace("number = 7", "number = 8"), "the tenant 'acme' has the number 7, which never changes, and not 8"),
+        (FILE.replace('"acme"', '"beta"'), "the tenant 'acme' is not there any more"),
+        (
+            FILE.replace('name = "acme"\nnumber = 7', 'name = "acme"\nnumber = 9\n[[tenants]]\nname = "beta"\nnumber = 7'),
+            "the tenant 'acme' has the number 7, which never changes, and not 9",
+        ),
+        (FILE[: FILE.index("[[keys]]")] + FILE[FILE.index("[[meters]]") :], "there is no [[keys]] any more"),
+        (FILE[: FILE.index("[[meters]]")], "there is no [[meters]] any more"),
+        ("", "there is no [[tenants]] any more"),
+    ],
+)
+def test_what_is_refused_changes_nothing(file: Path, text: str, why: str) -> None:
+    assert why in Process(file).refusal(text)
+
+
+def test_a_number_is_not_given_to_another_tenant_later_either(file: Path) -> None:
+    process = Process(file)
+    process.reload(FILE + BETA)
+    process.followed.clear()
+    gamma = BETA.replace("beta", "gamma")
+    assert "the tenant 'beta' is not there any more" in process.refusal(FILE + gamma)
+    moved = FILE + gamma + BETA.replace("number = 8", "number = 9")
+    assert "the number 8 is that of the tenant 'beta', and never that of 'gamma'" in process.refusal(moved)
+
+
+def test_what_the_process_itself_cannot_follow_is_refused(file: Path) -> None:
+    assert Process(file, refuses="The meter cannot become another.").refusal(FILE + BETA) == "The meter cannot become another."
+
+
+def test_without_a_file_there_is_nothing_to_read_again(file: Path) -> None:
+    settings = load_settings(str(file), environment={}, options={})
+
+    async def nothing(_: Settings) -> None:
+        raise AssertionError("nothing was read")
+
+    live = LiveSettings(None, settings, AtOnce(), check=nothing, follow=nothing)
+    for asked in (live.content, lambda: live.check(b""), lambda: live.follow(b"")):
+        with pytest.raises(Refused, match="started without --config"):
+            asyncio.run(asked())  # type: ignore[operator]
+
+
+def test_a_file_that_is_gone_is_refused(file: Path) -> None:
+    process = Process(file)
+    assert asyncio.run(process.live.content()) == FILE.encode()
+    file.unlink()
+    with pytest.raises(Refused, match=r"parshall\.toml: cannot be read: No such file"):
+        asyncio.run(process.live.content())
+
+
+def test_who_starts_later_starts_with_what_was_kept(file: Path) -> None:
+    """Only the sections that follow: the rest is as the service was started, whatever the file says by now."""
+    settings = load_settings(str(file), environment={}, options={"ingest.max_events": 9})
+    origin = Origin(str(file), {"ingest.max_events": 9}, {}, OF_INGEST, settings)
+    kept = (FILE + BETA).replace("8080", "8081").replace('"0.01"', '"0.02"').encode()
+    started = with_kept(origin, settings, kept)
+    assert [tenant.name for tenant in started.tenants] == ["acme", "beta"]
+    assert started == settings.model_copy(update={"tenants": started.tenants})
+    assert with_kept(origin, settings, None) == settings == with_kept(None, settings, kept)
+    with pytest.raises(Refused):
+        with_kept(origin, settings, b"[[")
+
+
+def test_options_and_variables_stand_above_the_file_each_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARSHALL_INGEST_MAX_AGE_S", "600")
+    options: dict[str, object] = {"listen": "127.0.0.1:9999"}
+    settings = load_settings(str(file), environment=os.environ, options=options)
+    origin = Origin(str(file), options, {"flush.interval_ms": 50}, OF_ALL, settings)
+    read = origin.read(FILE.replace("max_events = 100", "max_age_s = 700").encode())
+    assert (read.listen, read.ingest.max_age_s, read.flush.interval_ms) == ("127.0.0.1:9999", 600, 50)
