@@ -410,7 +410,7 @@ def check_one(body: bytes) -> None:
         try:
             _one(body)
         except msgspec.MsgspecError:
-            _one(_without_half_pairs(body))
+            _one(without_half_pairs(body))
     except RecursionError:
         raise _too_deep() from None
     except msgspec.MsgspecError as error:
@@ -439,7 +439,7 @@ def split(body: bytes, max_events: int) -> Elements:
 
 def _split_half_pairs(body: bytes) -> tuple[Sequence[bytes], Sequence[bytes]]:
     """An event with half of a surrogate pair (text cut in the middle of an emoji) must not cost its neighbours."""
-    whole = _without_half_pairs(body)
+    whole = without_half_pairs(body)
     readable = [bytes(raw) for raw in _split(whole)]
     sent = []
     end = 0
@@ -450,7 +450,7 @@ def _split_half_pairs(body: bytes) -> tuple[Sequence[bytes], Sequence[bytes]]:
     return sent, readable
 
 
-def _without_half_pairs(body: bytes) -> bytes:
+def without_half_pairs(body: bytes) -> bytes:
     """NUL takes the place of each half, at the same length: where a meter reads it, the event is refused for it."""
     return _HALF_PAIR.sub(lambda match: _NUL if match["half"] else match[0], body)
 

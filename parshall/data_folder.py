@@ -62,6 +62,10 @@ class DataFolder:
         return f"{self.path}/flush.json"
 
     @property
+    def tenants_file(self) -> str:
+        return f"{self.path}/tenants.json"
+
+    @property
     def kept_configuration(self) -> str:
         """A copy of the configuration as it was last read again since the start; absent until then."""
         return f"{self.path}/run/reloaded.toml"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from parshall.errors import EXIT_CODES
-from parshall.roles import demand, options, refuse_fewer_workers, run_tree, say, settings_given, worker_orders
+from parshall.roles import demand, options, refuse_fewer_workers, refuse_other_tenants, run_tree, say, settings_given, worker_orders
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
@@ -56,6 +56,7 @@ def ingest(config: str | None, **given: object) -> None:
     folder = DataFolder(settings.data)
     lock = folder.lock(f"listening on {settings.listen}", say)
     refuse_fewer_workers(folder, settings.ingest.workers)
+    refuse_other_tenants(folder, settings)
     folder.forget_kept_configuration()
     origin = origin_of(config, settings_given(given), {}, OF_INGEST, settings)
     holder, address = reserve(settings.address)

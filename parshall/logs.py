@@ -10,6 +10,8 @@ import sys
 
 import structlog
 
+OURS = ("buffer", "dedupe", "ingest", "parshall", "rater")  # of other packages only warnings are shown
+
 
 def configure_logs(process: str, *, level: int = logging.INFO) -> None:
     """Once, at the start of a process. Libraries that use the standard logging come out in the same form."""
@@ -33,6 +35,8 @@ def configure_logs(process: str, *, level: int = logging.INFO) -> None:
     only_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[only_meta, *last]))
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    for package in OURS:
+        logging.getLogger(package).setLevel(level)
 
 
 def _named(process: str) -> structlog.types.Processor:

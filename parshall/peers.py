@@ -22,7 +22,9 @@ from ingest.flusher import Flusher
 from ingest.http import json_response, problem_response
 from ingest.sink import Unavailable
 from ingest.snapshot import WriterSnapshot
+from parshall.known_tenants import OtherTenant, remember
 from parshall.reload import LiveSettings, Refused, Reloaded
+from parshall.settings import TenantSettings
 
 log = structlog.get_logger()
 
@@ -61,6 +63,7 @@ class Kept(NamedTuple):
     """Files for those who start later."""
 
     flush_file: str
+    tenants_file: str
     configuration: str
 
 
@@ -155,8 +158,7 @@ class AllWorkers:
         self._local = local
         self._sockets = sockets.workers
         self._followers = [*sockets.workers.values(), *([sockets.rater] if sockets.rater else [])]
-        self._flush_file = kept.flush_file
-        self._configuration = kept.configuration
+        self._kept = kept
         self._disk = disk
         self._background = background
         self._reloading = asyncio.Lock()
@@ -170,7 +172,7 @@ class AllWorkers:
     async def set_flush_interval(self, interval_ms: int) -> None:
         """Kept first, so that a worker which cannot be reached learns it when it starts."""
         content = msgspec.json.encode(Interval(interval_ms))
-        await self._background.run(self._disk.replace, self._flush_file, content)
+        await self._background.run(self._disk.replace, self._kept.flush_file, content)
         self._local.flusher.set_interval(interval_ms)
         for worker, answer in (await self._ask_all("PUT", INTERVAL, _ANSWER_S, content)).items():
             if answer is None:
@@ -204,10 +206,18 @@ class AllWorkers:
         content = await live.content()
         outcome = await live.check(content)
         await self._tell_followers(CHECK, content, "nothing is changed")
-        await self._background.run(self._disk.replace, self._configuration, content)  # for who starts from now on
+        await self._background.run(self._keep, content, live.tenants(content))  # for who starts from now on
         await live.follow(content)
         await self._tell_followers(CONFIGURATION, content, "it may still have the old configuration: ask once more")
         return outcome
+
+    def _keep(self, content: bytes, tenants: Sequence[TenantSettings]) -> None:
+        """In the background. Raises Refused."""
+        try:
+            remember(self._kept.tenants_file, self._disk, tenants)
+        except OtherTenant as error:
+            raise Refused(str(error)) from None
+        self._disk.replace(self._kept.configuration, content)
 
     async def _tell_followers(self, path: str, content: bytes, otherwise: str) -> None:
         answers = await asyncio.gather(*(_ask_until_there(socket, "PUT", path, content) for socket in self._followers))

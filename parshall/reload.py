@@ -10,13 +10,13 @@ bytes of the file, so all of them read the same; what was in force last is kept 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from buffer.disk import Background
-from parshall.settings import BadSettings, Settings, load_settings, scalar_fields
+from parshall.settings import BadSettings, Settings, TenantSettings, load_settings, scalar_fields
 
 OF_INGEST = ("tenants", "keys", "meters")
 OF_RATE = ("tenants", "keys", "price_books")
@@ -136,6 +136,11 @@ class LiveSettings:
         outcome = compare(self._known, self.settings, read)
         await self._check(renewed(self._known, self.settings, read))
         return outcome
+
+    def tenants(self, content: bytes) -> Sequence[TenantSettings]:
+        """Of what was checked."""
+        assert self._read is not None and self._read[0] == content, "check first"
+        return self._read[1].tenants
 
     async def follow(self, content: bytes) -> None:
         """Put in force what was checked."""

@@ -71,6 +71,16 @@ def refuse_fewer_workers(folder: DataFolder, workers: int) -> None:
         raise Stop(f"{folder.path} holds the journals of {before} workers, which may hold usage: start with --workers {before}.", REFUSED)
 
 
+def refuse_other_tenants(folder: DataFolder, settings: Settings) -> None:
+    from buffer.disk import RealDisk
+    from parshall.known_tenants import OtherTenant, remember
+
+    try:
+        remember(folder.tenants_file, RealDisk(), settings.tenants)
+    except OtherTenant as error:
+        raise Stop(str(error), REFUSED) from None
+
+
 def worker_orders(
     settings: Settings, folder: DataFolder, address: Address, origin: Origin | None, *, with_rater: bool = False
 ) -> list[tuple[Order, str]]:

@@ -84,7 +84,7 @@ class Sender:
                     attempt += 1
                     self.summary.retries += 1
                 case _:
-                    raise Stop(self._refused(status, body), FAILED)
+                    raise Stop(self._refused(status, body), USAGE if status in (401, 403, 404) else FAILED)
 
     async def _try(self, session: aiohttp.ClientSession, batch: Batch) -> tuple[int, str | None, bytes]:
         """Status 0: no answer; whether the events were counted nobody knows, and sending them again is safe."""
@@ -110,7 +110,7 @@ class Sender:
         try:
             verdicts = read_verdicts(batch, body)
         except NotParshall as error:
-            raise Stop(f"{self._url} does not answer as Parshall does: {error}.", FAILED) from error
+            raise Stop(f"{self._url} does not answer as Parshall does: {error}.", USAGE) from error
         self.summary.add(verdicts)
         for error_ in verdicts.errors:
             self._on_reject(Reject(batch.file, batch.lines[error_.index], error_.code, error_.detail, error_.id))

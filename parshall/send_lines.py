@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -20,6 +21,10 @@ STDIN = "-"
 LONGEST_LINE = 8 << 20
 MOST_BODY_BYTES = 8 << 20  # half of what a service takes by default
 
+MOST_NESTING = 500  # about half of what makes a service refuse the request as a whole
+_TOO_DEEP = f"the line is nested more than {MOST_NESTING} levels deep, which no meter reads"
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)  # a text, or a bracket outside of one
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 _GZIP_MAGIC = b"\x1f\x8b"
 _Object = dict[str, msgspec.Raw]
 
@@ -122,8 +127,33 @@ def what_is_wrong(text: bytes) -> str | None:
             return "the line is a JSON array; one event a line is wanted (`jq -c '.[]'` turns an array into lines)"
         return "the line is JSON, but not an object"
     except msgspec.DecodeError as error:
-        return f"the line is not JSON: {error}"
-    return None
+        if not _is_json_but_for_half_pairs(text):
+            return f"the line is not JSON: {error}"
+    except RecursionError:
+        return _TOO_DEEP
+    return _TOO_DEEP if _nesting(text) > MOST_NESTING else None
+
+
+def _is_json_but_for_half_pairs(text: bytes) -> bool:
+    """Half of an emoji, cut by whoever wrote the line: the service counts such an event where no meter reads that text."""
+    from ingest.decode import without_half_pairs
+
+    try:
+        msgspec.json.decode(without_half_pairs(text), type=_Object)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return True
+
+
+def _nesting(text: bytes) -> int:
+    """How deep arrays and objects lie in each other; 0 where they are too few to lie deep."""
+    if text.count(b"[") + text.count(b"{") <= MOST_NESTING:
+        return 0
+    depth = deepest = 0
+    for token in _TOKEN.finditer(text):
+        depth += _STEP.get(token[0], 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -221,7 +221,7 @@ class Worker:
     def _all_workers(self, local: peers.Local, files: Background) -> peers.AllWorkers:
         others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}
         sockets = peers.Sockets(others, self._folder.rater_socket if self._order.with_rater else None)
-        kept = peers.Kept(self._folder.flush_file, self._folder.kept_configuration)
+        kept = peers.Kept(self._folder.flush_file, self._folder.tenants_file, self._folder.kept_configuration)
         return peers.AllWorkers(local, sockets, kept, self._world.disk, files)
 
     async def _reload_when_asked(self, workers: peers.AllWorkers) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import msgspec
@@ -122,13 +123,17 @@ class Api:
         for row in found.rows:
             total = EXACT.add(total, row.amount or ZERO)
         places = found.book.decimal_places if found.book else 0
+        zone = found.book.zone if found.book else ZoneInfo("UTC")
         return {
             "currency": found.book.currency if found.book else None,
             "subject": asked.subject,
             "period": asked.period,
+            "period_start": instant_text(found.period.start_s, zone),
+            "period_end": instant_text(found.period.end_s, zone),
             "status": "final" if is_closed(found.period.end_s, (as_of_us or 0) // 1_000_000, self._late_s) else "open",
             "as_of": _time(as_of_us),
             "total": _money(total, places),
+            "unpriced": any(row.amount is None for row in found.rows),
             "lines": [_line(row, places) for row in found.rows],
         }
 
@@ -186,7 +191,8 @@ def _line(row: queries.ChargeRow, places: int) -> dict[str, Any]:
     }
     if row.line is None:
         return {**line, "unpriced": True, "tiers": []}
-    return {**line, "free": plain(row.line.free), "tiers": _tiers(row.line)}
+    price = {"price_from": f"{row.price_from}", "model": row.line.price.model, "per": plain(row.line.price.per)}
+    return {**line, **price, "free": plain(row.line.free), "tiers": _tiers(row.line)}
 
 
 def _tiers(line: Line) -> list[dict[str, Any]]:

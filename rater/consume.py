@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from rater.postgres import DatabaseFailed, Ledger, Unstorable
 from rater.prices.book import PriceBook
+from rater.prices.money import plain
 from rater.rerate import BookRefused
 from rater.source import Received, Source, SourceUnavailable
 from rater.transaction import Applied
@@ -121,6 +122,8 @@ class Rater:
 
     async def _start(self) -> None:
         books = self._books
+        if not self._opened:
+            await self.check_books(books)  # all of them first: one that is refused leaves every tenant as it was
         for book in books:
             await self._put_book(book)
         if not self._opened:
@@ -131,12 +134,19 @@ class Rater:
 
     async def _put_book(self, book: PriceBook) -> None:
         try:
-            for again in await self._ledger.put_book(book, now_s=self._clock_us() // 1_000_000, late_s=self._late_s):
-                log.info("the price book of %s changed: %s is charged again, %s lines", *again)
+            put = await self._ledger.put_book(book, now_s=self._clock_us() // 1_000_000, late_s=self._late_s)
         except BookRefused as error:
             if not self._opened:
                 raise
             log.error("a price book is not used, and the one before stays in force: %s", error)  # it was fine when it was checked
+            return
+        for tenant, period, lines, before, after in put.charged_again:
+            told = "the price book of %s changed: %s is charged again, %s lines, %s before and %s now (%s)"
+            log.info(told, tenant, period, lines, plain(before), plain(after), book.currency)
+        for period in put.closed:
+            log.warning(
+                "the new price book of %s changes the prices of %s, which is final and stays as it was charged", book.tenant, period
+            )
 
     async def _positions(self, streams: Iterable[str]) -> Mapping[str, int]:
         return await self._ledger.positions(self._source.identity, streams)

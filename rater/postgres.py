@@ -15,7 +15,7 @@ from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, P
 
 from rater.chain import ChainKey
 from rater.prices.book import PriceBook
-from rater.rerate import Difference, ReRated, check_book, check_charges, put_book
+from rater.rerate import Difference, Put, check_book, check_charges, put_book
 from rater.source import Received
 from rater.transaction import CHAINS, USAGE, Applied, Connection, Known, Transaction
 
@@ -112,7 +112,7 @@ class Ledger:
             noted: int | None = await connection.fetchval(CHAINS["progress_store"], log, as_of_us, list(ends), list(ends.values()))
             return noted
 
-    async def put_book(self, book: PriceBook, *, now_s: int, late_s: int) -> list[ReRated]:
+    async def put_book(self, book: PriceBook, *, now_s: int, late_s: int) -> Put:
         """Make a price book the one in force; months that it changes are charged again. Raises BookRefused."""
         async with self._transaction() as connection:
             return await put_book(connection, book, now_s=now_s, late_s=late_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ class ChargeRow(NamedTuple):
     quantity: Decimal
     amount: Decimal | None  # None: unpriced
     line: Line | None  # how the amount came about
+    price_from: date | None  # the first day of the version of the book that the price stands in
 
 
 class Charges(NamedTuple):
@@ -170,13 +171,13 @@ async def charges(pool: asyncpg.Pool, tenant: str, asked: ChargesQuestion) -> Ch
 def _charge_row(book: PriceBook | None, period: Period, row: asyncpg.Record) -> ChargeRow:
     quantity = from_scaled(int(row["quantity"]), row["scale"])
     amount = None if row["amount"] is None else Decimal(row["amount"])
-    line = None
+    line = version = None
     if row["price"] != UNPRICED:
         version = book.version_for(period) if book else None
         assert book is not None and version is not None
         line = rate(quantity, version.prices[row["price"]], book.decimal_places)
         assert line.amount == amount, f"the stored amount {amount} is not what {quantity} costs: {line.amount}"
-    return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line)
+    return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line, version.effective_from if version else None)
 
 
 async def tallies(pool: asyncpg.Pool, tenant: str | None = None) -> list[Tally]:

@@ -7,7 +7,7 @@ Everything happens under the exclusive lock of the tenant's row, which no rater 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from buffer.counters import MeterDefinition
 from rater.fold import Series, name_digest
 from rater.period import Period, is_closed, month_labelled, months_between
 from rater.prices.book import PriceBook
+from rater.prices.money import EXACT, ZERO
 from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
 from rater.transaction import CHARGES, USAGE, Connection, book_in_force, line_columns
 
@@ -26,12 +27,23 @@ class BookRefused(Exception):
 
 
 class ReRated(NamedTuple):
+    """A month that was charged again, with its total over all subjects before and after."""
+
     tenant: str
     period: str
     lines: int
+    before: Decimal
+    after: Decimal
 
 
-async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_s: int) -> list[ReRated]:
+class Put(NamedTuple):
+    """What came of a price book."""
+
+    charged_again: list[ReRated]
+    closed: list[str]  # months that a new book prices otherwise, but that are closed: they stay as they were charged
+
+
+async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_s: int) -> Put:
     """Make a book the one in force, within the caller's transaction. Open months that it prices differently are charged again.
 
     A month that is closed keeps the book it was charged with; a month that was charged without any book gets this one.
@@ -43,13 +55,13 @@ async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_
     number = await connection.fetchval(CHARGES["book_find"], tenant, digest)
     if number is None:
         number = await connection.fetchval(CHARGES["book_add"], tenant, digest, definition)
-    if number == before:
-        return []
-    await connection.execute(CHARGES["tenant_set_book"], tenant, number)
     new = BookInForce(number, book)
+    if number != before:
+        await connection.execute(CHARGES["tenant_set_book"], tenant, number)
     if before is None:
-        return await _charge_all_again(connection, tenant, new, book.tenant)
-    return await _charge_open_again(connection, tenant, new, now_s, late_s)
+        return Put(await _charge_all_again(connection, tenant, new, book.tenant), [])
+    put = await _charge_open_again(connection, tenant, new, now_s, late_s)  # also where it is not new: a month may be open again by now
+    return put if number != before else Put(put.charged_again, [])
 
 
 async def _charge_all_again(connection: Connection, tenant: int, new: BookInForce, name: str) -> list[ReRated]:
@@ -87,28 +99,41 @@ def _same_months(old: BookInForce, book: PriceBook) -> None:
         )
 
 
-async def _charge_open_again(connection: Connection, tenant: int, new: BookInForce, now_s: int, late_s: int) -> list[ReRated]:
+async def _charge_open_again(connection: Connection, tenant: int, new: BookInForce, now_s: int, late_s: int) -> Put:
     assert new.book is not None
-    done = []
+    done, closed = [], []
     books: dict[int | None, BookInForce] = {}
     for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
+        if number == new.number:
+            continue
         old = await book_in_force(connection, books, number)
         _same_months(old, new.book)
-        if is_closed(end_s, now_s, late_s):
-            continue
         period = Period(label, start_s, end_s)
+        differs = old.governs(period) != new.governs(period)
+        if is_closed(end_s, now_s, late_s):
+            closed += [label] if differs else []
+            continue
         await connection.execute(CHARGES["period_set_book"], tenant, label, new.number)
-        if old.governs(period) != new.governs(period):
+        if differs:
             done.append(await _charge_again(connection, tenant, new.book.tenant, period, new))
-    return done
+    return Put(done, closed)
 
 
 async def _charge_again(connection: Connection, tenant: int, name: str, period: Period, book: BookInForce) -> ReRated:
     lines, quantities = await lines_from_usage(connection, tenant, name, period, book)
+    stored = _stored(await connection.fetch(CHARGES["lines_of_period"], tenant, period.label, timeout=TIMEOUT_S))
     await connection.execute(CHARGES["lines_remove"], tenant, period.label, timeout=TIMEOUT_S)
     ordered = [lines[key] for key in sorted(lines)]
     await connection.execute(CHARGES["lines_add"], *line_columns(ordered, {name: tenant}, quantities), timeout=TIMEOUT_S)
-    return ReRated(name, period.label, len(lines))
+    before = _total(amount for _, amount in stored.values())
+    return ReRated(name, period.label, len(lines), before, _total(line.amount(quantities[line.key]) for line in ordered))
+
+
+def _total(amounts: Iterable[Decimal | None]) -> Decimal:
+    total = ZERO
+    for amount in amounts:
+        total = EXACT.add(total, amount or ZERO)
+    return total
 
 
 async def lines_from_usage(

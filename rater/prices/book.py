@@ -140,6 +140,7 @@ def read_books(raw: object, meters: Iterable[MeterDefinition] | None = None) -> 
         except ValidationError as error:
             problems += [_problem((SECTION, index), table, detail) for detail in error.errors(include_url=False)]
     problems += _repeated_tenants(books)
+    problems += _covered_prices(books)
     if meters is not None:
         problems += _misfits(books, {meter.name: meter for meter in meters})
     if problems:
@@ -155,6 +156,21 @@ def _repeated_tenants(books: Sequence[tuple[int, PriceBook]]) -> list[BookProble
             wrong = f"tenant {book.tenant!r} has a book already, {SECTION}[{seen[book.tenant]}]"
             problems.append(BookProblem((SECTION, index, "tenant"), wrong, "one book a tenant; its history is in `versions`"))
         seen.setdefault(book.tenant, index)
+    return problems
+
+
+def _covered_prices(books: Sequence[tuple[int, PriceBook]]) -> list[BookProblem]:
+    """The first price that matches wins, so one behind another that matches all that it does would never be used."""
+    problems = []
+    for index, book in books:
+        for number, version in enumerate(book.versions):
+            for position, price in enumerate(version.prices):
+                for before, other in enumerate(version.prices[:position]):
+                    if other.meter == price.meter and other.where.items() <= price.where.items():
+                        path = (SECTION, index, "versions", number, "prices", position)
+                        wrong = f"is never used: prices[{before}] matches all that it matches, and comes first"
+                        problems.append(BookProblem(path, wrong, "the price with the narrower `where` before the wider one"))
+                        break
     return problems
 
 

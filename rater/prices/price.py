@@ -14,6 +14,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from rater.prices.money import EXACT, ZERO, Amount, round_money
 
+_MOST_PER = 10**18  # unless it is a power of ten
+_PER_RULE = "a whole number from 1 to 10^18 made of twos and fives, as in 1000, 1024 or 1073741824: dividing by others is not exact"
+
 
 class Tier(NamedTuple):
     """What one tier contributed to a line. Exact: nothing is rounded yet."""
@@ -27,14 +30,24 @@ class Tier(NamedTuple):
 class Line(NamedTuple):
     """What one charge line costs, and why."""
 
+    price: Price
     amount: Decimal  # rounded once, half to even
     free: Decimal  # how much of the quantity was covered by the allowance
     tiers: tuple[Tier, ...]  # those that were reached
 
 
-def _power_of_ten(number: Decimal) -> Decimal:
-    if not (number >= 1 and number.normalize(EXACT).as_tuple().digits == (1,)):
-        raise ValueError("a power of ten, from 1 on, as in 1000")
+def _divides_exactly(number: Decimal) -> Decimal:
+    """Twos and fives alone, so that every amount has finitely many decimal places, and few enough to be exact (money.py)."""
+    if number >= 1 and number.normalize(EXACT).as_tuple().digits == (1,):
+        return number
+    if number < 1 or number > _MOST_PER or number != number.to_integral_value():
+        raise ValueError(_PER_RULE)
+    rest = int(number)
+    for factor in (2, 5):
+        while rest % factor == 0:
+            rest //= factor
+    if rest != 1:
+        raise ValueError(_PER_RULE)
     return number
 
 
@@ -56,19 +69,19 @@ class Price(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model: str
     meter: str = Field(min_length=1)
     dimensions: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()  # priced dimensions: a line for each combination of their values
     where: Annotated[dict[str, str], BeforeValidator(_texts)] = {}  # only counters with these dimension values
     free: Amount = ZERO  # units of each line that cost nothing, before the tiers
-    per: Annotated[Amount, AfterValidator(_power_of_ten)] = Decimal(1)  # unit prices are for so many units
+    per: Annotated[Amount, AfterValidator(_divides_exactly)] = Decimal(1)  # unit prices are for so many units
 
     @abstractmethod
     def tiers_of(self, billable: Decimal) -> tuple[Tier, ...]:
         """How a positive number of billable units falls into tiers."""
 
     def tier(self, up_to: Decimal | None, quantity: Decimal, unit_price: Decimal) -> Tier:
-        exact = EXACT.scaleb(EXACT.multiply(quantity, unit_price), -self.per.adjusted())
-        return Tier(up_to, quantity, unit_price, exact)
+        return Tier(up_to, quantity, unit_price, EXACT.divide(EXACT.multiply(quantity, unit_price), self.per))
 
     def matches(self, dimensions: Mapping[str, str]) -> bool:
         return all(dimensions.get(name) == value for name, value in self.where.items())
@@ -77,9 +90,9 @@ class Price(BaseModel):
 def rate(quantity: Decimal, price: Price, decimal_places: int) -> Line:
     """The charge for all of a line's quantity in a period. What is not above the allowance (a negative total too) costs nothing."""
     if quantity <= price.free:
-        return Line(round_money(ZERO, decimal_places), max(quantity, ZERO), ())
+        return Line(price, round_money(ZERO, decimal_places), max(quantity, ZERO), ())
     tiers = price.tiers_of(EXACT.subtract(quantity, price.free))
     exact = ZERO
     for tier in tiers:
         exact = EXACT.add(exact, tier.amount)
-    return Line(round_money(exact, decimal_places), price.free, tiers)
+    return Line(price, round_money(exact, decimal_places), price.free, tiers)

@@ -236,6 +236,11 @@ def test_a_price_follows_and_stays_when_the_rater_is_killed(starts: list[Up], da
     again = Up(data, port, "--config", str(file))  # a start reads the file
     starts.append(again)
     until_charged(again, "18.00")
+    assert again.interrupt() == 0
+
+    file.write_text(old.replace('"demo"', '"renamed"'))
+    refused = run("up", "--config", str(file), "--data", str(data), "--listen", f"127.0.0.1:{port}")
+    assert refused.returncode == 4 and "has been that of the tenant 'demo' here" in refused.stderr
 
 
 def test_without_a_file_there_is_nothing_to_read_again_and_a_hangup_ends_it(starts: list[Up], data: Path, port: int) -> None:

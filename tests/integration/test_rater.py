@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -156,7 +157,7 @@ def at_random(seed: int, size: int) -> list[Count]:
         window = FEBRUARY + dice.randrange(-40 * 86400, 10 * 86400)
         values = {"sum": dice.choice([dice.randrange(-500, 5000), 10**37]), "max": dice.randrange(-100, 100), "count": 0}
         dimensions = (dice.choice(["eu", "us", "ü"]), dice.choice("ab"))[: len(meter.dimensions)]
-        tenant, subject = dice.choice(["demo", "demo", "other"]), dice.choice(["acme", "globex", "a\tb\\n"])
+        tenant, subject = dice.choice(["demo", "demo", "other"]), dice.choice(["acme", "other", "a\tb\\n"])
         counts.append(
             (meter, tenant, subject, window - window % meter.window_s, dimensions, values[meter.aggregation], dice.randrange(1, 30))
         )
@@ -533,7 +534,7 @@ async def test_charges_equal_brute_force(ledger: Ledger, pool: asyncpg.Pool) -> 
     writer = Writer(1, partitions=4)
     for start in range(0, 300, 20):
         await ledger.apply(LOG, at(writer.flush(counts[start : start + 20])))
-    for subject in ("acme", "globex", "a\tb\\n"):
+    for subject in ("acme", "other", "a\tb\\n"):
         for period, start, end in (("2026-01", JANUARY, FEBRUARY), ("2026-02", FEBRUARY, FEBRUARY + 28 * 86400)):
             answer = await ask(api_at(pool).charges("demo", {"subject": subject, "period": period}))
             expected = lines_by_hand(counts, subject, start, end)
@@ -598,14 +599,21 @@ async def test_a_line_of_a_max_meter_is_the_maximum_of_its_windows(ledger: Ledge
 async def test_usage_without_a_price_is_kept_and_blocks_nothing(ledger: Ledger, pool: asyncpg.Pool) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
-    assert answer["currency"] is None
+    assert (answer["currency"], answer["unpriced"]) == (None, True)
     assert [(line["amount"], line["unpriced"]) for line in answer["lines"]] == [(None, True)] * 3
     again = await ledger.put_book(book(), now_s=FEBRUARY + 10 * 86400, late_s=LATE_S)
-    assert [(name, period) for name, period, _ in again] == [("demo", "2026-01")], (
+    assert [(name, period) for name, period, *_ in again.charged_again] == [("demo", "2026-01")], (
         "a month that had no book gets one even when it is closed"
     )
     answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
-    assert (answer["currency"], answer["total"]) == ("USD", "0.55")
+    assert (answer["currency"], answer["total"], answer["unpriced"]) == ("USD", "0.55", False)
+    assert (answer["period_start"], answer["period_end"]) == ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z")
+    explained = {line["meter"]: (line["price_from"], line["model"], line["per"]) for line in answer["lines"]}
+    assert explained == {
+        "requests": ("2026-01-01", "graduated", "10"),
+        "egress_bytes": ("2026-01-01", "per_unit", "1000"),
+        "peak_connections": ("2026-01-01", "per_unit", "1"),
+    }
     assert await ledger.check_charges("demo") == []
 
 
@@ -618,8 +626,8 @@ async def test_a_changed_price_charges_open_months_again(ledger: Ledger, pool: a
     dear = {"effective_from": "2026-02-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}
     changed = book(versions=[*BOOK["versions"], dear])  # type: ignore[misc]
     other = Ledger(dsn)
-    assert await other.put_book(changed, now_s=now_s, late_s=LATE_S) == [("demo", "2026-02", 1)]
-    assert await other.put_book(changed, now_s=now_s, late_s=LATE_S) == []
+    assert await other.put_book(changed, now_s=now_s, late_s=LATE_S) == ([("demo", "2026-02", 1, Decimal("4.00"), Decimal("16.00"))], [])
+    assert await other.put_book(changed, now_s=now_s, late_s=LATE_S) == ([], [])
     await other.close()
     assert [await total(pool, period) for period in ("2026-01", "2026-02")] == ["4.00", "16.00"]
 
@@ -694,11 +702,30 @@ async def test_a_closed_month_keeps_its_price(ledger: Ledger, pool: asyncpg.Pool
     dear = book(
         versions=[{"effective_from": "2026-01-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}]
     )
-    assert await ledger.put_book(dear, now_s=FEBRUARY + LATE_S, late_s=LATE_S) == []
+    assert await ledger.put_book(dear, now_s=FEBRUARY + LATE_S, late_s=LATE_S) == ([], ["2026-01"]), "who changes its price is told"
+    assert await ledger.put_book(dear, now_s=FEBRUARY + LATE_S, late_s=LATE_S) == ([], []), "once"
     assert await total(pool, "2026-01") == "4.00"
     await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 9, 1)])))
     assert await total(pool, "2026-01") == "4.50", "what comes after all is charged as the month was"
     assert await ledger.check_charges("demo") == []
+    put = await ledger.put_book(dear, now_s=FEBRUARY, late_s=LATE_S)  # events may be older by now: the month is open again
+    assert put == ([("demo", "2026-01", 1, Decimal("4.50"), Decimal("18.00"))], [])
+    assert await total(pool, "2026-01") == "18.00"
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_one_book_that_is_refused_leaves_every_tenant_as_it_was(ledger: Ledger, pool: asyncpg.Pool, dsn: str) -> None:
+    other = {**BOOK, "tenant": "other", "timezone": "America/Chicago"}
+    for good in (book(), PriceBook.model_validate(other)):
+        await ledger.put_book(good, now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush([(PEAK, name, "acme", JANUARY + 86400, (), 8, 1) for name in ("demo", "other")])))
+    dear = [{"effective_from": "2025-01-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}]
+    books = [book(versions=dear), PriceBook.model_validate({**other, "timezone": "America/New_York"})]
+    second = Ledger(dsn)
+    with pytest.raises(BookRefused, match="'other' has charges by months of America/Chicago"):
+        await Rater(ListSource(), second, clock_us=lambda: JANUARY * 1_000_000, late_s=LATE_S, books=books).run()
+    await second.close()
+    assert await total(pool, "2026-01") == "4.00"
 
 
 async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
@@ -706,7 +733,10 @@ async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     with pytest.raises(BookRefused, match="cannot become Europe/Berlin; allowed: timezone = 'UTC'"):
         await ledger.put_book(book(timezone="Europe/Berlin", versions=[{"effective_from": "2026-01-01"}]), now_s=JANUARY, late_s=LATE_S)
-    assert await ledger.put_book(book(decimal_places=3), now_s=JANUARY, late_s=LATE_S) == [("demo", "2026-01", 3)]
+    assert await ledger.put_book(book(decimal_places=3), now_s=JANUARY, late_s=LATE_S) == (
+        [("demo", "2026-01", 3, Decimal("0.55"), Decimal("0.55"))],
+        [],
+    )
 
 
 async def total(pool: asyncpg.Pool, period: str) -> str:

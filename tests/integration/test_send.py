@@ -211,7 +211,7 @@ async def test_an_interrupt_while_standard_input_is_silent(service: Service) -> 
 @pytest.mark.parametrize(
     ("arguments", "sentence", "code"),
     [
-        (["--key", "wrong"], "does not know this key", 1),
+        (["--key", "wrong"], "does not know this key", 2),
         (["--url", "http://127.0.0.1:9", "--patience", "0"], "Gave up after 0 s at http://127.0.0.1:9", 3),
         (["--url", "nonsense"], "is not a URL", 2),
     ],
@@ -232,7 +232,7 @@ async def test_what_answers_is_not_parshall(service: Service, tmp_path: Path) ->
 
     service.mischief = [page]
     code, _, err = await send(write(tmp_path / "e.ndjson", ["a"]), "--url", service.url)
-    assert code == 1
+    assert code == 2
     assert "does not answer as Parshall does" in err
 
 

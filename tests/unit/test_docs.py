@@ -66,7 +66,14 @@ def test_the_api_page_says_what_the_code_does() -> None:
 
     nothing = cast(Any, None)
     edge = Edge(nothing, nothing, nothing, HttpLimits(), clock_us=nothing, not_ready=nothing)
-    routes = {**edge.routes, **admin_routes(nothing), **rated_routes(None), **ledger_routes(None, nothing), **metrics_routes(), **reload_routes(nothing)}
+    routes = {
+        **edge.routes,
+        **admin_routes(nothing),
+        **rated_routes(None),
+        **ledger_routes(None, nothing),
+        **metrics_routes(),
+        **reload_routes(nothing),
+    }
     scopes = {f"{method} {path}": route.scope for (method, path), route in routes.items()} | {f"POST {EVENTS}": INGEST}
     said = {name: re.search(r"Scope `(\w+)`", part) for part in (events, usage, charges, ledger) for name in _routes_in(part)[:1]}
     rows = re.findall(r"^\| `((?:GET|PUT|POST) /[^`]+)` \| `?(\w+)`? \|", sections["Operating"], re.MULTILINE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from buffer.counters import MeterDefinition
 from rater.period import Period
@@ -23,7 +24,9 @@ from rater.prices.registry import MODELS
 
 amounts = st.decimals(min_value=0, max_value=10**6, allow_nan=False, allow_infinity=False, places=4)
 quantities = st.integers(min_value=0, max_value=10**42).map(lambda scaled: from_scaled(scaled, 6))
-powers = st.integers(min_value=0, max_value=12).map(lambda power: 10**power)
+powers = st.integers(min_value=0, max_value=39).map(lambda power: 10**power) | st.tuples(
+    st.integers(min_value=0, max_value=59), st.integers(min_value=0, max_value=25)
+).map(lambda power: 2 ** power[0] * 5 ** power[1]).filter(lambda per: per <= 10**18)
 
 
 @st.composite
@@ -206,7 +209,7 @@ def test_the_first_price_that_matches_wins() -> None:
         ("2026-03-01", "2026-01-01", "price_books[0].versions: "),
         ('"graduated"', '"tiered"', "prices[0].model: 'tiered' cannot be used; allowed: one of per_unit, graduated"),
         ('model = "per_unit"\n', "", "prices[1].model: is missing; allowed: one of per_unit, graduated"),
-        ("per = 1000000", "per = 20", "prices[0].per: 20 cannot be used; allowed: a power of ten"),
+        ("per = 1000000", "per = 30", "prices[0].per: 30 cannot be used; allowed: a whole number from 1 to 10^18 made of twos and fives"),
         ("0.40", "-0.40", "tiers[0].unit_price: -0.40 cannot be used; allowed: a number of at least 0"),
         ('"0.30"', '"1e3"', "tiers[1].unit_price: '1e3' cannot be used"),
         ("up_to = 10000000", "up_to = 0", "prices[0].tiers: "),
@@ -227,6 +230,44 @@ def test_a_wrong_book_is_told_the_place_and_what_is_allowed(old: str, new: str, 
     with pytest.raises(BadBooks) as refused:
         read_books(parsed(BOOK.replace(old, new, 1) if old != '"requests"' else BOOK.replace(old, new)), METERS)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("per", ["0", "3", "60", "3600", "1.5", "0.5", "-2", str(2**60), str(3 * 10**20), "1" + "0" * 40])
+def test_a_unit_that_does_not_divide_exactly_is_refused(per: str) -> None:
+    with pytest.raises(ValidationError):
+        PerUnit.model_validate({"meter": "m", "model": "per_unit", "per": per, "unit_price": "1"})
+
+
+def test_the_largest_sums_stay_exact() -> None:
+    """As many digits as there can be, over the `per` that adds most decimal places."""
+    tiers = [{"up_to": "9" * 30 + ".999999999", "unit_price": "0." + "3" * 38}, {"unit_price": "9" * 40}]
+    price = Graduated.model_validate({"meter": "m", "model": "graduated", "per": str(2**59), "tiers": tiers})
+    quantity = from_scaled(int("9" * 60), 18)
+    line = rate(quantity, price, 12)
+    exact = by_brute_force(quantity, price)
+    assert sum(Fraction(tier.amount) for tier in line.tiers) == exact and Fraction(line.amount) == half_even(exact, 12)
+
+
+def test_a_price_that_is_never_used_is_named() -> None:
+    wide = '[[price_books.versions.prices]]\nmeter = "requests"\nmodel = "per_unit"\nunit_price = "1"\n'
+    head, *rest = BOOK.split("[[price_books.versions.prices]]")
+    with pytest.raises(BadBooks) as refused:
+        read_books(parsed("[[price_books.versions.prices]]".join([head + wide, *rest])), METERS)
+    (problem, *_) = refused.value.problems
+    assert str(problem).startswith("price_books[0].versions[0].prices[1]: is never used: prices[0] matches all that it matches")
+    narrow = {"meter": "requests", "model": "per_unit", "unit_price": "1", "where": {"region": "eu"}}
+    narrower = {**narrow, "where": {"region": "eu", "zone": "a"}}
+
+    def problems(*prices: dict[str, Any]) -> int:
+        book = {"tenant": "demo", "currency": "USD", "versions": [{"effective_from": "2026-01-01", "prices": list(prices)}]}
+        try:
+            read_books([book], METERS)
+        except BadBooks as bad:
+            return len(bad.problems)
+        return 0
+
+    us = {**narrow, "where": {"region": "us"}}
+    assert (problems(narrower, narrow), problems(narrow, narrower), problems(narrow, us), problems(narrow, narrow)) == (0, 1, 0, 1)
 
 
 def test_a_float_is_refused_in_every_place() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parshall.errors import Stop
-from parshall.send_lines import LONGEST_LINE, BadLine, Batch, Input, cut, make_batch, what_is_wrong
+from parshall.send_lines import LONGEST_LINE, MOST_NESTING, BadLine, Batch, Input, cut, make_batch, what_is_wrong
 
 
 def items(text: bytes, size: int = 2, most_bytes: int = 1 << 20) -> list[Batch | BadLine]:
@@ -80,6 +80,27 @@ def test_halves_are_the_whole() -> None:
 
 def test_numbers_of_any_size_are_left_to_the_service() -> None:
     assert what_is_wrong(b'{"data":{"bytes":123456789012345678901234567890.5,"x":1e999}}') is None
+
+
+@pytest.mark.parametrize("pair", [r"\ud800", r"\udc00", r"cut: \uD83D", r"\udc00\ud800", r"\\\ud800"])
+def test_half_an_emoji_is_left_to_the_service(pair: str) -> None:
+    """It counts such an event where no meter reads the text."""
+    assert what_is_wrong(b'{"id":"1","data":{"note":"' + pair.encode() + b'"}}') is None
+    assert "not JSON" in str(what_is_wrong(b'{"id":"1","data":{"note":"' + pair.encode() + b'"}'))
+
+
+@pytest.mark.parametrize("deep", [MOST_NESTING + 1, 1_100, 5_000, 200_000])
+def test_a_line_that_would_cost_its_neighbours_is_found(deep: int) -> None:
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        text = b'{"x":' + opening * (deep - 1) + b"1" + closing * (deep - 1) + b"}"
+        assert what_is_wrong(text) == f"the line is nested more than {MOST_NESTING} levels deep, which no meter reads"
+
+
+def test_brackets_that_do_not_lie_in_each_other_are_no_depth() -> None:
+    flat = b'{"a":[' + b",".join([b"[]"] * 5_000) + b'],"b":"' + b"[{" * 5_000 + rb"\"[[\\" + b'"}'
+    assert what_is_wrong(flat) is None
+    edge = MOST_NESTING - 1
+    assert what_is_wrong(b'{"x":' + b"[" * edge + b"]" * edge + b"}") is None
 
 
 def test_gzip_is_recognized_by_its_content(tmp_path: Path) -> None:
