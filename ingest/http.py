@@ -211,7 +211,8 @@ class Edge:
         path = request.path
         if path == EVENTS and request.method == "POST":
             return await self._events(request)
-        route = self.routes.get((request.method, path))
+        method = "GET" if request.method == "HEAD" else request.method  # load balancers ask so; only the head is sent
+        route = self.routes.get((method, path))
         if route is None:
             raise self._no_route(path)
         principal = None if route.scope is None else self.authorized(request, route.scope)

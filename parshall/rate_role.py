@@ -29,13 +29,13 @@ def rate(config: str | None, **given: object) -> None:
     from parshall.logs import configure_logs
     from parshall.port import reserve
     from parshall.rater_process import RaterOrder, run
-    from parshall.reload import OF_RATE, origin_of
+    from parshall.reload import OF_ALL, origin_of
     from parshall.up import bring_schema_up
 
     settings = read_settings(config, settings_given(given))
     demand(settings, "rate", {"Kafka": (settings.kafka.bootstrap, "--kafka"), "PostgreSQL": (settings.postgres.dsn, "--postgres")})
     configure_logs("rate")
-    origin = origin_of(config, settings_given(given), {}, OF_RATE, settings)
+    origin = origin_of(config, settings_given(given), {}, OF_ALL, settings)
     holder, address = reserve(settings.address)
     with holder:
         asyncio.run(bring_schema_up(settings))

@@ -21,7 +21,9 @@ import structlog
 import uvloop
 
 from buffer.counter_log import UnfitLog
+from buffer.counters import MeterDefinition
 from ingest.auth import Keys
+from ingest.catalogue import read_catalogue
 from ingest.cloudevents import Form
 from ingest.connection import make_server
 from ingest.http import Edge, HttpLimits, Known, Problem, Room
@@ -91,7 +93,7 @@ async def _run(order: RaterOrder, world: World) -> int:
             if order.origin is not None:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.asked)
             edge.routes.update(reload_routes(reload.reload))
-            await _serve(settings, order.address, edge, rater, source, world, cleanup)
+            await _serve(live, order.address, edge, rater, source, world, cleanup)
         elif order.folder is not None:
             handle = partial(peers.dispatch, peers.follower_routes(live))
             cleanup.callback((await peers.listen(handle, order.folder.rater_socket)).close)
@@ -215,13 +217,19 @@ def _not_ready(rater: Rater) -> Sequence[str]:
     return [] if rater.counts.ready else [f"The rater is not ready. {rater.counts.last_failure}".rstrip()]
 
 
+def _meters(live: LiveSettings) -> tuple[MeterDefinition, ...]:
+    """So that one without usage yet is known too. A rater need not be given any."""
+    return read_catalogue(live.settings.meters).definitions if live.settings.meters else ()
+
+
 async def _serve(
-    settings: Settings, address: Address, edge: Edge, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack
+    live: LiveSettings, address: Address, edge: Edge, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack
 ) -> None:
+    settings = live.settings
     assert settings.postgres.dsn is not None
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
-    api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings))
+    api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings), meters=partial(_meters, live))
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
     collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")

@@ -19,7 +19,6 @@ from buffer.disk import Background
 from parshall.settings import BadSettings, Settings, TenantSettings, load_settings, scalar_fields
 
 OF_INGEST = ("tenants", "keys", "meters")
-OF_RATE = ("tenants", "keys", "price_books")
 OF_ALL = (*OF_INGEST, "price_books")
 
 _NEEDED = ("tenants", "keys", "meters")  # what a service that has some cannot do without

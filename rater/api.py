@@ -76,6 +76,9 @@ class Api:
             return Answer(200, _encode(await work))
         except BadQuery as error:
             return problem(400, "Bad query", str(error))
+        except queries.WrongLine as error:
+            log.error("%s: see `parshall audit`", error)
+            return problem(500, "Wrong charge", f"{error}: `parshall audit` says more, and nothing is answered until it is mended")
         except FAILURES as error:
             log.warning("a query failed: %s: %s", type(error).__name__, error)
             return problem(503, "Not now", f"the database cannot be asked now; ask again in {RETRY_AFTER_S} seconds")

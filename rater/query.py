@@ -25,6 +25,10 @@ from rater.statements import statements
 QUERY = statements("query")
 
 
+class WrongLine(Exception):
+    """A stored charge is not what its price book makes it: somebody changed it, or a defect. One clause that says which."""
+
+
 class UsageRow(NamedTuple):
     start_s: int
     end_s: int
@@ -176,7 +180,8 @@ def _charge_row(book: PriceBook | None, period: Period, row: asyncpg.Record) -> 
         version = book.version_for(period) if book else None
         assert book is not None and version is not None
         line = rate(quantity, version.prices[row["price"]], book.decimal_places)
-        assert line.amount == amount, f"the stored amount {amount} is not what {quantity} costs: {line.amount}"
+        if line.amount != amount:
+            raise WrongLine(f"the stored charge of meter {row['meter']!r} is {amount} for {quantity}, and by the price book {line.amount}")
     return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line, version.effective_from if version else None)
 
 

@@ -170,13 +170,14 @@ class Connection:
     def send(self, head: str, body: bytes = b"") -> None:
         self.writer.write(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
 
-    async def answer(self) -> Answer:
+    async def answer(self, *, body: bool = True) -> Answer:
+        """`body`: whether one follows, as its length says; of HEAD there is none."""
         async with asyncio.timeout(10):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             status_line, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-            body = await self.reader.readexactly(int(headers.get("content-length", "0")))
-            return Answer(int(status_line.split()[1]), headers, body, status_line.split()[0])
+            content = await self.reader.readexactly(int(headers.get("content-length", "0")) if body else 0)
+            return Answer(int(status_line.split()[1]), headers, content, status_line.split()[0])
 
     async def ended(self) -> bool:
         """Whether the server closed its side, without another byte."""
@@ -893,6 +894,16 @@ async def test_nothing_unexpected_shows_a_traceback(served: Served) -> None:
 
 
 # ---- other routes
+
+
+async def test_a_load_balancer_may_ask_for_the_head_alone(served: Served) -> None:
+    async with connection(served) as client:
+        for _ in range(2):  # nothing of a body follows, so the connection goes on
+            client.send(head(None, path="HEAD /healthz", kind=None, key=None))
+            answer = await client.answer(body=False)
+            assert (answer.status, answer.headers["content-length"]) == (200, "18")
+        client.send(head(None, path="GET /healthz", kind=None, key=None))
+        assert (await client.answer()).json == {"status": "alive"}
 
 
 async def test_health_and_readiness(served: Served) -> None:

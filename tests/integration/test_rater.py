@@ -755,6 +755,16 @@ async def test_a_wrong_line_is_named_by_the_check(ledger: Ledger, pool: asyncpg.
     assert (difference.period, difference.computed[0], difference.stored[0]) == ("2026-01", 1, 2)
 
 
+async def test_a_stored_charge_that_somebody_changed_is_not_shown(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    await pool.execute("UPDATE charge_lines SET amount = amount + 1 WHERE meter = 'peak_connections'")
+    answer = await api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})
+    assert answer.status == 500 and answer.content_type == "application/problem+json"
+    assert "the stored charge of meter 'peak_connections' is 1.50" in json.loads(answer.body)["detail"], answer.body
+    assert "`parshall audit` says more" in json.loads(answer.body)["detail"]
+
+
 async def test_a_month_is_final_when_nothing_can_come_any_more(ledger: Ledger, pool: asyncpg.Pool) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     for as_of_s, status in ((FEBRUARY + LATE_S - 1, "open"), (FEBRUARY + LATE_S, "final")):
