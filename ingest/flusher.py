@@ -65,7 +65,9 @@ class Flusher:
         self._wanted: list[asyncio.Future[None]] = []  # callers of `now`
         self.last_flush_us = 0
         self.last_duration_us = 0
-        self.unflushed_since_us = 0  # when the oldest counter not handed over was counted; 0: there is none
+        # When the oldest counter was counted that is live, and that is on its way; 0: there is none. The journal's count as new.
+        self._live_since_us = clock_us() if count(self.live) or self.tallies else 0
+        self._on_the_way_since_us = 0 if state.flush is None else clock_us()
         self.duration = Latency()
         self.failures = 0  # produce attempts that ended without a known outcome
 
@@ -83,14 +85,19 @@ class Flusher:
         for more in deltas:
             merge(self.live, more)
         add_tallies(self.tallies, tallies)
-        if not self.unflushed_since_us:
-            self.unflushed_since_us = self._clock_us()
+        if not self._live_since_us:
+            self._live_since_us = self._clock_us()
         if rejected:
             self._rejected.extend(rejected)
         self.through = through
         self._shard_calls = shard_calls
         if self._tuner.full(count(self.live)):
             self._wake.set()
+
+    @property
+    def unflushed_since_us(self) -> int:
+        """When the oldest counter was counted that the counter log does not have yet; 0: there is none."""
+        return self._on_the_way_since_us or self._live_since_us
 
     @property
     def live_counters(self) -> int:
@@ -157,7 +164,7 @@ class Flusher:
         started_us = self._clock_us()
         flush, through, shard_calls = self._next_flush, self.through, self._shard_calls
         deltas, tallies, rejected = self.live, self.tallies, self._rejected
-        self.unflushed_since_us = 0
+        self._on_the_way_since_us, self._live_since_us = self._live_since_us, 0
         self.live, self.tallies, self._rejected = {}, {}, []
         self.outstanding_tallies = tallies
         self.merged_deltas.clear()
@@ -208,6 +215,7 @@ class Flusher:
                 wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
         self._journal.append(Flushed(flush))
         self.outstanding_tallies = {}
+        self._on_the_way_since_us = 0
 
 
 async def _free(deltas: Deltas) -> None:

@@ -43,8 +43,10 @@ def check(file: str | None, defaults: bool) -> None:
 
 def read_settings(file: str | None, options: dict[str, object], *, defaults: dict[str, object] | None = None, failed: int = 2) -> Settings:
     """For every command: the settings in force, or the end of the command with everything that is wrong with them."""
-    from parshall.settings import BadSettings, load_settings
+    from parshall.settings import BadSettings, load_settings, near_misses
 
+    for name, meant in near_misses(os.environ):
+        click.echo(f"{name} is no setting and is ignored; did you mean {meant}?", err=True)
     try:
         return load_settings(file, environment=os.environ, options=options, defaults=defaults)
     except BadSettings as bad:

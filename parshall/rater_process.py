@@ -199,7 +199,7 @@ class ReadEdge(Edge):
     """The HTTP edge of a node that takes no events."""
 
     def __init__(self, keys: Keys, world: World, rater: Rater) -> None:
-        super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: _not_ready(rater))  # type: ignore[arg-type]
+        super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: not_ready(rater))  # type: ignore[arg-type]
 
     def admit(self, headers: Mapping[str, str], connection: Known) -> tuple[Form, Room]:
         raise Problem(404, "This node rates; events go to a node that runs `parshall ingest`.", close=True)
@@ -213,8 +213,10 @@ class _NoSink:
         raise AssertionError("a node that rates decodes no events")
 
 
-def _not_ready(rater: Rater) -> Sequence[str]:
-    return [] if rater.counts.ready else [f"The rater is not ready. {rater.counts.last_failure}".rstrip()]
+def not_ready(rater: Rater) -> Sequence[str]:
+    """For questions, which PostgreSQL answers: without Kafka they are answered all the same, only not with what is new (`as_of`)."""
+    counts = rater.counts
+    return [] if counts.books_in_force and not counts.database_fails else [f"The rater is not ready. {counts.last_failure}".rstrip()]
 
 
 def _meters(live: LiveSettings) -> tuple[MeterDefinition, ...]:

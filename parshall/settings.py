@@ -11,12 +11,13 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from parshall.settings_sources import Raw, read_raw
+from parshall.settings_sources import PREFIX, Raw, read_raw, variable_name
 
 Whole = Annotated[int, Strict()]
 
@@ -63,13 +64,22 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 def _redis_url(text: str) -> str:
     urls = _redis_urls(text)
-    if not all(url.startswith(_REDIS_SCHEMES) for url in urls):
+    if not all(url.startswith(_REDIS_SCHEMES) and _is_place(url, r"/?\d*") for url in urls):
         raise ValueError(
             "a URL as in redis://127.0.0.1:6379/0 or rediss://user:password@host:6379; several, separated by commas, share the tenants"
         )
     if len(set(urls)) < len(urls):
         raise ValueError("each URL once: every shard is a Redis of its own")
     return text
+
+
+def _is_place(url: str, path: str) -> bool:
+    """Whether host and port can be read, and the path is one. Of a socket the path may be any."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "unix" or ((parts.port is None or parts.port > 0) and re.fullmatch(path, parts.path, re.ASCII) is not None)
+    except ValueError:
+        return False
 
 
 def _redis_urls(text: str) -> tuple[str, ...]:
@@ -87,9 +97,14 @@ def _bootstrap(text: str) -> str:
 
 
 def _dsn(text: str) -> str:
-    if not text.startswith(("postgresql://", "postgres://")):
+    if not text.startswith(("postgresql://", "postgres://")) or not (_several_hosts(text) or _is_place(text, ".*")):
         raise ValueError("a URL as in postgresql://user:password@host:5432/database")
     return text
+
+
+def _several_hosts(dsn: str) -> bool:
+    """host:port,host:port, which PostgreSQL's clients understand and urlsplit does not."""
+    return "," in dsn.partition("://")[2].partition("/")[0]
 
 
 def _name(text: str) -> str:
@@ -286,6 +301,16 @@ def load_settings(
     return settings
 
 
+def near_misses(environment: Iterable[str]) -> list[tuple[str, str]]:
+    """Variables that are almost a setting, and that setting. Others with the prefix are none of ours: Kubernetes makes some."""
+    known = [variable_name(path) for path, _ in scalar_fields()]
+    found = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            found += [(name, meant) for meant in difflib.get_close_matches(name, known, n=1, cutoff=0.93)]
+    return found
+
+
 def _sections(raw: Raw) -> list[Problem]:
     from parshall.settings_sections import check_sections  # it needs the problems that are defined here
 
@@ -305,6 +330,7 @@ def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
     problems = _repeated(raw, "tenants", "name", [tenant.name for tenant in settings.tenants])
     problems += _repeated(raw, "tenants", "number", [tenant.number for tenant in settings.tenants])
     names = [tenant.name for tenant in settings.tenants]
+    problems += _repeated_keys(raw, settings)
     for index, key in enumerate(settings.keys):
         if key.tenant not in names:
             problems.append(_unknown_tenant(raw, ("keys", index, "tenant"), key.tenant, names))
@@ -331,6 +357,18 @@ def _repeated(raw: Raw, section: str, field: str, values: list[Any]) -> list[Pro
     ]
 
 
+def _repeated_keys(raw: Raw, settings: Settings) -> list[Problem]:
+    """Whose usage would it be?"""
+    first: dict[str, int] = {}
+    for index, key in enumerate(settings.keys):
+        first.setdefault(key.hash, index)
+    return [
+        Problem(raw.place(("keys", index, "hash")), f"keys[{index}].hash", f"is that of keys[{first[key.hash]}]", "one entry for each key")
+        for index, key in enumerate(settings.keys)
+        if first[key.hash] != index
+    ]
+
+
 def _unknown_tenant(raw: Raw, path: tuple[str | int, ...], tenant: str, names: list[str]) -> Problem:
     return Problem(raw.place(path), dotted(path), f"no tenant is called {tenant!r}{did_you_mean(tenant, names)}", _listed(names))
 
@@ -350,10 +388,11 @@ def _problem(raw: Raw, detail: ErrorDetails) -> Problem:
         return Problem(raw.place(path), dotted(path), f"unknown setting{did_you_mean(str(path[-1]), known)}", _listed(known))
     if kind == "missing":
         return Problem(raw.place(path[:-1]), dotted(path), "is missing", allowed_for(_field_at(path)))
-    if kind == "value_error":
-        return Problem(raw.place(path), dotted(path), f"{shown(given)} cannot be used", detail["msg"].removeprefix("Value error, "))
     field = _field_at(path)
-    return Problem(raw.place(path), dotted(path), f"{shown(given)} cannot be used", allowed_for(field) if field else detail["msg"])
+    wrong = f"{shown(given) if field is None or field.repr else 'what is given'} cannot be used"  # a password may stand in it
+    if kind == "value_error":
+        return Problem(raw.place(path), dotted(path), wrong, detail["msg"].removeprefix("Value error, "))
+    return Problem(raw.place(path), dotted(path), wrong, allowed_for(field) if field else detail["msg"])
 
 
 def _model_at(path: tuple[str | int, ...]) -> type[BaseModel]:

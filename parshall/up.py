@@ -126,15 +126,14 @@ def find_postgres(settings: Settings, folder: DataFolder) -> tuple[EmbeddedPostg
 
 
 async def bring_schema_up(settings: Settings) -> None:
-    import asyncpg
-
     from parshall.errors import REFUSED
     from rater.migrate import SchemaTooNew, migrate
+    from rater.postgres import DatabaseFailed
 
     assert settings.postgres.dsn is not None
     try:
         await migrate(settings.postgres.dsn)
     except SchemaTooNew as error:
         raise Stop(f"PostgreSQL: {error}.", REFUSED) from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DatabaseFailed as error:
         raise Stop(f"PostgreSQL cannot be used: {error}. --postgres says which one it is.", UNAVAILABLE) from error

@@ -78,8 +78,15 @@ def drain(directory: str, config: str | None, **given: object) -> None:
 )
 @click.argument("writer_id", metavar="ID")
 @click.option("--i-accept-loss", "accept", is_flag=True, help="Do it: what is lost stays lost.")
+@click.option(
+    "--dead-since",
+    metavar="TIME",
+    callback=lambda _context, _option, text: _moment_us(text),
+    help="Since when it has certainly not run, as in 2026-11-28T09:30:00Z. It may have counted events of until then, so where claims have "
+    "to be made again without it, those are refused. [default: now]",
+)
 @options("--config", "--data", "--redis", "--kafka")
-def lost(writer_id: str, accept: bool, config: str | None, **given: object) -> None:
+def lost(writer_id: str, accept: bool, dead_since: int | None, config: str | None, **given: object) -> None:
     from parshall.writer_loss import declare_lost
 
     settings = _settings(config, given, "lost", redis=True)
@@ -89,8 +96,24 @@ def lost(writer_id: str, accept: bool, config: str | None, **given: object) -> N
         writer = b""
     if len(writer) != 16:
         raise Stop(f"{writer_id} is not the id of a writer, 32 hexadecimal digits: `parshall writer list` shows them.", USAGE)
-    for line in asyncio.run(declare_lost(settings, _folder(settings), writer, accept=accept, say=say)):
+    for line in asyncio.run(declare_lost(settings, _folder(settings), writer, dead_since_us=dead_since, accept=accept, say=say)):
         click.echo(line)
+
+
+def _moment_us(text: str | None) -> int | None:
+    if text is None:
+        return None
+    from datetime import UTC, datetime, timedelta
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise click.BadParameter(f"{text!r} is not a time with an offset as in 2026-11-28T09:30:00Z")
+    if moment > datetime.now(UTC):
+        raise click.BadParameter(f"{text} is not over yet")
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _settings(config: str | None, given: Mapping[str, Any], command: str, *, redis: bool) -> Settings:

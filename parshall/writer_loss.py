@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from buffer.counter_log import Retired
@@ -55,9 +56,15 @@ class Loss(NamedTuple):
 
 
 async def declare_lost(
-    settings: Settings, folder: DataFolder | None, writer: bytes, *, accept: bool, say: Callable[[str], None]
+    settings: Settings,
+    folder: DataFolder | None,
+    writer: bytes,
+    *,
+    dead_since_us: int | None,
+    accept: bool,
+    say: Callable[[str], None],
 ) -> list[str]:
-    """The lines to tell. Raises Stop."""
+    """The lines to tell. `dead_since_us`: from when on it has certainly counted nothing; None: from now. Raises Stop."""
     from dedupe.port import ClaimsError
     from dedupe.redis_writers import RedisWriters, Unreachable
     from parshall.wiring import CLOCK_MARGIN_S, clock_us, identity_of
@@ -72,7 +79,9 @@ async def declare_lost(
         say("Reading the counter log for what it flushed …")
         places = await _places(settings, folder, writer)
         say("Looking through the claims for what it did not …")
-        horizon_us = clock_us() + (settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
+        now_us = clock_us()
+        ahead_us = (settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
+        horizon_us = (now_us if dead_since_us is None else dead_since_us) + ahead_us
         try:
             async with AsyncExitStack() as opened:
                 stores = [
@@ -81,6 +90,7 @@ async def declare_lost(
                 ]
                 names = {tenant.number: tenant.name for tenant in settings.tenants}
                 _, lines = await end_lost_writer(log, stores, writer, places, names=names, horizon_us=horizon_us, accept=accept)
+                lines.insert(-1, what_is_refused(horizon_us, now_us))
         except (Unreachable, OSError) as error:
             raise Stop(f"Redis cannot be asked: {error}.", UNAVAILABLE) from error
         except ClaimsError as error:
@@ -129,6 +139,18 @@ async def _end_in(store: LostWriterStore, writer: bytes, places: Iterable[Call])
     buried = await store.bury(writer, flushed.through, for_good=False)
     claimed = await store.claimed_after(writer, flushed.before, flushed.through)
     return _End(flushed.through, buried, sort_out(claimed, flushed, (buried.incarnation, buried.last_call)))
+
+
+def what_is_refused(horizon_us: int, now_us: int) -> str:
+    """What the end of a writer costs where its claims are gone as well."""
+    until = f"{datetime.fromtimestamp(horizon_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    told = f"Where claims have to be made again without it (Redis lost them too), events up to {until} are refused for good, too_late"
+    if horizon_us <= now_us:
+        return f"{told}: late ones, that is."
+    return (
+        f"{told}: so are all new ones until then, {(horizon_us - now_us) // 1_000_000} s from now. "
+        "If it has been dead for longer, say since when: --dead-since."
+    )
 
 
 def _in_shard(places: Iterable[Place], shard: int, shards: int) -> list[Call]:

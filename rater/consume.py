@@ -50,6 +50,8 @@ class RaterCounts:
     last_failure: str = ""
     ends: Mapping[str, int] = field(default_factory=dict)  # of every stream, as they were seen last
     ready: bool = False  # connected, books in force, nothing failing
+    books_in_force: bool = False  # they were put once since the start
+    database_fails: bool = False
 
     def add(self, applied: Applied) -> None:
         for name, number in applied._asdict().items():
@@ -100,13 +102,15 @@ class Rater:
                     await self._start()
                 await self._step()
                 self.counts.ready = True
+                self.counts.database_fails = False
                 backoff_s = self._limits.first_backoff_s
             except (DatabaseFailed, SourceUnavailable) as error:
                 self.counts.ready = False
                 self.counts.failures += 1
-                self.counts.last_failure = str(error)
+                self.counts.database_fails = isinstance(error, DatabaseFailed)
+                self.counts.last_failure = f"PostgreSQL: {error}" if self.counts.database_fails else str(error)
                 self._must_rewind = True
-                log.warning("rating goes back to what is stored, in %s s: %s", backoff_s, error)
+                log.warning("rating goes back to what is stored, in %s s: %s", backoff_s, self.counts.last_failure)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
 
@@ -126,6 +130,7 @@ class Rater:
             await self.check_books(books)  # all of them first: one that is refused leaves every tenant as it was
         for book in books:
             await self._put_book(book)
+        self.counts.books_in_force = True
         if not self._opened:
             await self._source.open(self._positions)
             self._opened = True

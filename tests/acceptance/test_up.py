@@ -193,6 +193,21 @@ def test_a_port_that_is_taken(data: Path, port: int) -> None:
     assert not (data / "postgres").exists()
 
 
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://u:secret@127.0.0.1:1/d", "postgresql://u:secret@nowhere.invalid/d", "postgresql://u:secret@/d?host=/nowhere"]
+)
+def test_a_postgresql_that_is_away(data: Path, port: int, dsn: str) -> None:
+    code, said = refused("--listen", f"127.0.0.1:{port}", "--data", str(data), "--postgres", dsn)
+    assert code == 3 and "defect" not in said and "secret" not in said
+    assert said.splitlines()[-1].startswith("PostgreSQL cannot be used: ") and said.endswith("--postgres says which one it is.")
+
+
+def test_a_rater_without_its_postgresql_or_its_database(database: str) -> None:
+    for dsn in ("postgresql://u@127.0.0.1:1/d", database.replace("/test", "/no_such_database_as_test")):
+        finished = run("rate", "--kafka", "127.0.0.1:1", "--postgres", dsn, "--listen", "127.0.0.1:0")
+        assert finished.returncode == 3 and finished.stderr.startswith("PostgreSQL cannot be used: "), finished.stderr
+
+
 def test_a_second_one_on_the_same_data(starts: list[Up], data: Path, port: int) -> None:
     up = Up(data, port)
     starts.append(up)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import aiohttp
 import pytest
 import redis as redis_client
 
+from buffer.kafka_cluster import KafkaCluster
+from buffer.kafka_log import KafkaLog
 from tests import services
 from tests.acceptance.edge import PROJECT, Api, Role, wait_rated, write_config
 
@@ -31,6 +33,7 @@ class Edge:
         self.shards = shards
         self.redis = shards[-1]  # it has the tenant that sends
         self.folder = folder
+        self.kafka = kafka
         urls = ",".join(redis.url for redis in shards)
         layout = "hashed" if len(shards) == 1 else "packed"
         more = f'\n[redis]\nurl = "{urls}"\nlayout = "{layout}"\n[postgres]\ndsn = "{database}"\n[flush]\ninterval_ms = 3600000\n'
@@ -201,6 +204,7 @@ async def test_a_disk_is_lost(edge: Edge) -> None:
     assert some(await edge.send(edge.stays, unflushed)) == (0, 20, 0)  # the mark has arrived: these were on its disk
     (gone,) = [row["writer"] for row in (await edge.listed()).values() if row["mark"] == 2 and await claimed_by(edge, row) == 50]
     edge.gone.kill()
+    died = datetime.now(UTC)
     shutil.rmtree(edge.folder / "gone")
 
     # Had its mark not reached Redis, nobody could tell whether they were answered.
@@ -215,8 +219,14 @@ async def test_a_disk_is_lost(edge: Edge) -> None:
     assert code == 0 and "at most so many events that may have been answered and are in no flush: 20 of tenant demo" in said, said
     assert "Nothing was done yet" in said
     assert {row["state"] for row in (await edge.listed()).values()} == {"member"}
-    code, said = await edge.writer("lost", gone, "--i-accept-loss")
+    assert "so are all new ones until then" in said and "--dead-since" in said, said
+    code, said = await edge.writer("lost", gone, "--dead-since", "2020-02-30")
+    assert code == 2 and "is not a time with an offset" in said, said
+    code, said = await edge.writer("lost", gone, "--dead-since", f"{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}")
+    assert code == 2 and "is not over yet" in said, said
+    code, said = await edge.writer("lost", gone, "--i-accept-loss", "--dead-since", died.isoformat())
     assert code == 0 and "is retired" in said, said
+    assert await horizon_of(edge, gone) == died + timedelta(seconds=86400 + 300)  # max_skew_s of the configuration, and the clocks' margin
     assert (await edge.listed())[gone]["state"] == "lost"
     assert "20 of tenant demo" in (await edge.writer("lost", gone, "--i-accept-loss"))[1]
 
@@ -232,6 +242,15 @@ async def test_a_disk_is_lost(edge: Edge) -> None:
     await edge.until_ready(edge.stays, lambda status, _: status == 200)
     answer = await edge.send(edge.stays, flushed)
     assert some(answer) == (0, 0, 30) and {error["code"] for error in answer["errors"]} == {"too_late"}
+
+
+async def horizon_of(edge: Edge, writer: str) -> datetime:
+    log = KafkaLog(KafkaCluster(edge.kafka.address, accept_unsafe=True))
+    await log.open()
+    retired = (await log.registry()).writers[bytes.fromhex(writer)]
+    await log.close()
+    assert retired is not None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=retired.horizon_us)
 
 
 async def claimed_by(edge: Edge, row: dict[str, Any]) -> int:

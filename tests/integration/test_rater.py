@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 from xxhash import xxh3_128_hexdigest
 
+from parshall.rater_process import not_ready
 from rater import query
 from rater.api import Api
 from rater.consume import Rater, RaterLimits
@@ -24,7 +25,7 @@ from rater.migrate import SchemaTooNew, migrate
 from rater.postgres import DatabaseFailed, Ledger, open_pool
 from rater.prices.book import PriceBook, read_books
 from rater.rerate import BookRefused
-from rater.source import Received
+from rater.source import Positions, Received, SourceUnavailable
 from tests.integration.rating import (
     EGRESS,
     METERS,
@@ -187,6 +188,39 @@ def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books:
         poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, due_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05
     )
     return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, books=books, limits=limits)
+
+
+# Readiness.
+
+
+class AwaySource(ListSource):
+    away = True
+
+    async def open(self, positions: Positions) -> None:
+        if self.away:
+            raise SourceUnavailable("Kafka at 127.0.0.1:9 did not answer")
+        await super().open(positions)
+
+
+async def test_without_the_log_it_answers_all_the_same(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    source = AwaySource()
+    rater = rater_of(source, ledger, books=[book()])
+    assert not_ready(rater) == ["The rater is not ready."], "the books come first"
+    await run_until(rater, lambda: rater.counts.failures > 2)
+    assert (rater.counts.ready, not_ready(rater)) == (False, [])
+    assert rater.counts.last_failure == "Kafka at 127.0.0.1:9 did not answer"
+    source.away = False
+    await run_until(rater, lambda: rater.counts.ready)
+    assert not_ready(rater) == []
+
+
+async def test_without_postgresql_it_does_not_and_names_it() -> None:
+    ledger = Ledger("postgresql://parshall@/nothing?host=/nowhere")
+    rater = rater_of(ListSource(), ledger, books=[book()])
+    await run_until(rater, lambda: rater.counts.failures > 1)
+    (reason,) = not_ready(rater)
+    assert reason.startswith("The rater is not ready. PostgreSQL: FileNotFoundError")
+    await ledger.close()
 
 
 # Records.

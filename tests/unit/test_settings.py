@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from parshall.settings import BadSettings, Settings, load_settings, parse_address, scalar_fields
+from parshall.settings import BadSettings, Settings, load_settings, near_misses, parse_address, scalar_fields
 from parshall.settings_page import settings_page
 from parshall.settings_sources import variable_name
 from parshall.toml_lines import line_of, lines_of
@@ -173,7 +173,7 @@ def test_a_wrong_variable_or_option_is_named_as_what_it_is(tmp_path: Path) -> No
     (variable,) = problems(tmp_path, "[ingest]\nmax_events = 3\n", {"PARSHALL_INGEST_MAX_EVENTS": "many"})
     assert variable == "PARSHALL_INGEST_MAX_EVENTS: ingest.max_events: 'many' cannot be used; allowed: a whole number from 1 to 1000000"
     (option,) = problems(tmp_path, "", options={"redis.url": "http://x"})
-    assert option.startswith("--redis: redis.url: 'http://x' cannot be used; allowed: a URL as in redis://")
+    assert option.startswith("--redis: redis.url: what is given cannot be used; allowed: a URL as in redis://")
 
 
 def test_several_redis_are_parted_by_commas(tmp_path: Path) -> None:
@@ -226,6 +226,55 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
 def test_a_secret_is_not_shown_where_settings_are(tmp_path: Path) -> None:
     settings = load(tmp_path, '[redis]\nurl = "redis://:hidden@host"\n[postgres]\ndsn = "postgresql://u:hidden@host/d"\n')
     assert "hidden" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PARSHALL_REDIS_URL", "valkey://:hidden@h:6379"),
+        ("PARSHALL_REDIS_URL", "redis://:hidden@h:notaport"),
+        ("PARSHALL_REDIS_URL", "redis://:hidden@h:99999"),
+        ("PARSHALL_REDIS_URL", "redis://:hidden@h/abc"),
+        ("PARSHALL_REDIS_URL", "redis://:hidden@h,redis://:hidden@h:x"),
+        ("PARSHALL_POSTGRES_DSN", "host=db user=u password=hidden"),
+        ("PARSHALL_POSTGRES_DSN", "postgresql://u:hidden@h:notaport/d"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_and_its_password_not_shown(tmp_path: Path, variable: str, value: str) -> None:
+    with pytest.raises(BadSettings) as refused:
+        load(tmp_path, "", environment={variable: value})
+    assert str(refused.value).startswith(f"{variable}: ") and "what is given cannot be used; allowed: a URL as in" in str(refused.value)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "redis",
+    ["redis://h", "redis://h/", "rediss://u:p,w@h:6380/3", "unix:///run/redis.sock?db=1", "redis://[::1]:6379/0", "redis://a,redis://b:1"],
+)
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://h/d", "postgres://u:p@h:5432/d?sslmode=require", "postgresql://u@/d?host=/run", "postgresql://u@a:1,b:2/d"]
+)
+def test_addresses_of_every_kind_are_taken(tmp_path: Path, redis: str, dsn: str) -> None:
+    made = load(tmp_path, f'[redis]\nurl = "{redis}"\n[postgres]\ndsn = "{dsn}"\n')
+    assert (made.redis.url, made.postgres.dsn) == (redis, dsn)
+
+
+def test_a_key_has_one_entry(tmp_path: Path) -> None:
+    tenants = "".join(f'[[tenants]]\nname = "{name}"\nnumber = {number}\n' for number, name in enumerate("ab", 1))
+    keys = "".join(f'[[keys]]\ntenant = "{name}"\nhash = "{"0" * 63}{number}"\n' for name, number in (("a", 1), ("b", 2), ("b", 1)))
+    with pytest.raises(BadSettings) as refused:
+        load(tmp_path, tenants + keys)
+    assert "keys[2].hash: is that of keys[0]; allowed: one entry for each key" in str(refused.value)
+
+
+def test_variables_that_are_almost_a_setting_are_named() -> None:
+    others = ["PARSHALL_SERVICE_HOST", "PARSHALL_INGEST_PORT", "PARSHALL_PORT_8080_TCP_ADDR", "PARSHALL_URL", "PARSHALL_KEY", "HOME"]
+    wrong = ["PARSHALL_INGEST_MAXAGE_S", "PARSHALL_KAFKA_BOOTSTRAPS", "PARSHALL_REDIS_URLS"]
+    assert near_misses([*others, *wrong, "PARSHALL_INGEST_MAX_AGE_S"]) == [
+        ("PARSHALL_INGEST_MAXAGE_S", "PARSHALL_INGEST_MAX_AGE_S"),
+        ("PARSHALL_KAFKA_BOOTSTRAPS", "PARSHALL_KAFKA_BOOTSTRAP"),
+        ("PARSHALL_REDIS_URLS", "PARSHALL_REDIS_URL"),
+    ]
 
 
 # ---- lines

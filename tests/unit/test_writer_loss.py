@@ -5,7 +5,7 @@ from __future__ import annotations
 from buffer.journal_records import Through
 from buffer.record import Place
 from dedupe.redis_writers import Claimed
-from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, sort_out, what_was_flushed
+from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, sort_out, what_is_refused, what_was_flushed
 
 OLD, NEW, LAST = b"o" * 16, b"n" * 16, b"l" * 16
 WRITER = b"w" * 16
@@ -45,3 +45,20 @@ def test_a_flush_covers_other_calls_in_each_shard() -> None:
     assert _in_shard(places, 0, 2) == [(OLD, 9), (NEW, 3)]
     assert _in_shard(places, 1, 2) == [(OLD, 9), (NEW, 2)]
     assert _in_shard(places, 1, 3) == _in_shard(places, 0, 1) == [(OLD, 9), (NEW, 5)]
+
+
+# ---- what it costs where the claims are gone as well
+
+NOON_US = 1_764_244_800_000_000  # 2025-11-27T12:00:00Z
+
+
+def test_new_events_too_are_refused_while_the_horizon_lies_ahead() -> None:
+    told = what_is_refused(NOON_US + 600_000_000, NOON_US)
+    assert "events up to 2025-11-27T12:10:00Z are refused for good" in told
+    assert "so are all new ones until then, 600 s from now" in told and "--dead-since" in told
+
+
+def test_else_late_ones_alone_are() -> None:
+    for past_us in (0, 1, 3_600_000_000):
+        told = what_is_refused(NOON_US - past_us, NOON_US)
+        assert told.endswith("too_late: late ones, that is.") and "--dead-since" not in told
