@@ -45,6 +45,10 @@ def _one(read: Callable[[WriterSnapshot], int | float]) -> Callable[[WriterSnaps
     return lambda snapshot, _now_us: [((), read(snapshot))]
 
 
+def _info(snapshot: WriterSnapshot, _now_us: int) -> Iterator[Sample]:
+    yield (snapshot.writer, snapshot.version), 1
+
+
 def _verdicts(snapshot: WriterSnapshot, _now_us: int) -> Iterator[Sample]:
     for tenant, ledger in snapshot.tenants.items():
         yield (tenant, "accepted"), ledger.accepted
@@ -62,6 +66,7 @@ def _lag(snapshot: WriterSnapshot, now_us: int) -> Iterator[Sample]:
 
 
 SPECS: Sequence[Spec] = (
+    Spec("parshall_writer_info", GaugeMetricFamily, "1: which writer a worker is, and its version.", ("writer", "version"), _info),
     Spec(
         "parshall_events_total",
         CounterMetricFamily,

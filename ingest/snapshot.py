@@ -40,6 +40,7 @@ class TenantLedger(Struct):
 class WriterSnapshot(Struct, kw_only=True):
     writer: str  # 32 hexadecimal digits
     worker: int
+    version: str = ""
     incarnation: str = ""
     ready: bool = False
     claims_states: list[str] = field(default_factory=list)  # of each shard: disconnected, rebuilding, open

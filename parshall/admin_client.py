@@ -6,7 +6,8 @@ Belongs here: address and key options, one request, and the sentence for each wa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from socket import SOCK_STREAM, getaddrinfo
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -27,6 +28,54 @@ def url_option(command: F) -> F:
     return click.option("--url", default=DEFAULT_URL, envvar="PARSHALL_URL", show_envvar=True, show_default=True, callback=_url, help=text)(
         command
     )
+
+
+def nodes_options(command: F) -> F:
+    """For what is to be done by several nodes alike: `urls` and `each_address`, for `ask_each`."""
+    urls = "Where Parshall listens; once for each node."
+    each = "Ask every address that the name in --url has, as a headless service of Kubernetes has one for each pod."
+    command = click.option("--each-address", is_flag=True, help=each)(command)
+    return click.option(
+        "--url",
+        "urls",
+        multiple=True,
+        default=[DEFAULT_URL],
+        envvar="PARSHALL_URL",
+        show_envvar=True,
+        show_default=True,
+        callback=lambda context, parameter, given: tuple(_url(context, parameter, url) for url in given),
+        help=urls,
+    )(command)
+
+
+def ask_each(urls: Sequence[str], each_address: bool, ask_one: Callable[[str], str]) -> None:
+    """Prints what came of each. All are asked, also behind one that fails, whose exit code is the command's."""
+    nodes = [node for url in urls for node in (_addresses(url) if each_address else [url])]
+    failed: Stop | None = None
+    for node in nodes:
+        try:
+            said = ask_one(node)
+        except Stop as stop:
+            if len(nodes) == 1:
+                raise
+            failed = stop
+            click.echo(stop.message, err=True)
+        else:
+            click.echo(said if len(nodes) == 1 else "\n".join(f"{node}: {line}" for line in said.splitlines()))
+    if failed is not None:
+        raise Stop("Not all of them could do it: see above.", failed.code)
+
+
+def _addresses(url: str) -> list[str]:
+    parts = urlsplit(url)
+    if parts.scheme != "http":
+        raise Stop(f"--each-address is for http, as a certificate names no address: name each node with --url instead of {url}.", USAGE)
+    try:
+        found = getaddrinfo(parts.hostname, parts.port or 80, type=SOCK_STREAM)
+    except OSError as error:
+        raise Stop(f"{parts.hostname} has no address ({error.strerror}): --url says where to look.", UNAVAILABLE) from error
+    hosts = sorted({str(address[0]) for *_, address in found})
+    return [f"http://{f'[{host}]' if ':' in host else host}:{parts.port or 80}{parts.path}" for host in hosts]
 
 
 def key_option(command: F) -> F:

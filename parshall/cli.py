@@ -75,12 +75,9 @@ def parshall() -> None:
 
 def _version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        from parshall.version import version
 
-        try:
-            click.echo(f"parshall {metadata.version('parshall')}")
-        except metadata.PackageNotFoundError:
-            click.echo("parshall, from a source tree that is not installed")
+        click.echo(f"parshall {version()}" if version() else "parshall, from a source tree that is not installed")
         context.exit()
 
 

@@ -6,21 +6,24 @@ Must not know: how a flush works, how many workers there are.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import click
 
-from parshall.admin_client import ask, key_option, key_or_demo, url_option
+from parshall.admin_client import ask, ask_each, key_option, key_or_demo, nodes_options
 from parshall.errors import EXIT_CODES
 
 HELP = f"""Read and change how often a running service hands its counters on.
 
-A shorter interval shows usage sooner, a longer one costs less. All workers follow at once, and restarts keep it.
+A shorter interval shows usage sooner, a longer one costs less. All workers of a node follow at once, and restarts keep it. Of several
+nodes (pods) each is asked: give --url for each, or --each-address with a name that has all their addresses.
 
 \b
 Examples:
   parshall flush show
   parshall flush set --interval 5s
   parshall flush now
+  parshall flush set --interval 1m --url http://parshall-ingest-pods:8080 --each-address
 
 {EXIT_CODES}"""
 
@@ -33,30 +36,39 @@ def flush() -> None:
 
 
 @flush.command(help="Print the interval.")
-@url_option
+@nodes_options
 @key_option
-def show(url: str, key: str | None) -> None:
-    answer = ask("GET", url, "/v1/admin/flush", key_or_demo(url, key))
-    click.echo(f"every {in_words(int(answer['interval_ms']))}")
+def show(urls: Sequence[str], each_address: bool, key: str | None) -> None:
+    def one(url: str) -> str:
+        answer = ask("GET", url, "/v1/admin/flush", key_or_demo(url, key))
+        return f"every {in_words(int(answer['interval_ms']))}"
+
+    ask_each(urls, each_address, one)
 
 
 @flush.command("set", help="Change the interval, as in 500ms, 5s or 1m.")
 @click.option(
     "--interval", required=True, metavar="TIME", callback=lambda _context, _option, text: parse_interval(text), help="500ms, 5s, 1m, …"
 )
-@url_option
+@nodes_options
 @key_option
-def set_interval(interval: int, url: str, key: str | None) -> None:
-    answer = ask("PUT", url, "/v1/admin/flush", key_or_demo(url, key), {"interval_ms": interval})
-    click.echo(f"every {in_words(int(answer.get('interval_ms', interval)))} from now on, also after a restart")
+def set_interval(interval: int, urls: Sequence[str], each_address: bool, key: str | None) -> None:
+    def one(url: str) -> str:
+        answer = ask("PUT", url, "/v1/admin/flush", key_or_demo(url, key), {"interval_ms": interval})
+        return f"every {in_words(int(answer.get('interval_ms', interval)))} from now on, also after a restart"
+
+    ask_each(urls, each_address, one)
 
 
 @flush.command(help="Flush at once, and return when the counters are handed on.")
-@url_option
+@nodes_options
 @key_option
-def now(url: str, key: str | None) -> None:
-    ask("POST", url, "/v1/admin/flush/now", key_or_demo(url, key))
-    click.echo("flushed")
+def now(urls: Sequence[str], each_address: bool, key: str | None) -> None:
+    def one(url: str) -> str:
+        ask("POST", url, "/v1/admin/flush/now", key_or_demo(url, key))
+        return "flushed"
+
+    ask_each(urls, each_address, one)
 
 
 def parse_interval(text: str) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from ingest.http import Edge
 from ingest.snapshot import TenantLedger, WriterSnapshot
 from ingest.writer import Writer
+from parshall.version import version
 
 _NOT_REJECTED = ("received", "accepted", "duplicate")
 
@@ -19,6 +20,7 @@ def take_snapshot(worker: int, writer: Writer, edge: Edge) -> WriterSnapshot:
     return WriterSnapshot(
         writer=writer.journal.writer.hex(),
         worker=worker,
+        version=version(),
         incarnation=writer.incarnation.hex(),
         ready=writer.serves,
         claims_states=[lane.claims.state.value for lane in writer.lanes],
