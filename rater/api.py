@@ -10,7 +10,7 @@ once. It stands still while any record is parked, since that one's usage is miss
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ class Api:
         return await self._answered(self._usage(tenant, query))
 
     async def charges(self, tenant: str, query: Mapping[str, str]) -> Answer:
-        """GET /v1/charges: subject, period."""
+        """GET /v1/charges: period, and subject or after and limit."""
         return await self._answered(self._charges(tenant, query))
 
     async def ledger(self, tenant: str | None, query: Mapping[str, str]) -> Answer:
@@ -121,24 +121,24 @@ class Api:
     async def _charges(self, tenant: str, query: Mapping[str, str]) -> dict[str, Any]:
         asked = charges_question(query, self._clock_us() // 1_000_000)
         as_of_us = await queries.as_of_us(self._pool)
-        found = await queries.charges(self._pool, tenant, asked)
-        total = ZERO
-        for row in found.rows:
-            total = EXACT.add(total, row.amount or ZERO)
-        places = found.book.decimal_places if found.book else 0
+        try:
+            found = await queries.charges(self._pool, tenant, asked, MOST_ROWS)
+        except queries.TooMany:
+            raise BadQuery("limit", f"the answer has more than {MOST_ROWS} lines", "fewer subjects at a time") from None
         zone = found.book.zone if found.book else ZoneInfo("UTC")
-        return {
+        head = {
             "currency": found.book.currency if found.book else None,
-            "subject": asked.subject,
             "period": asked.period,
             "period_start": instant_text(found.period.start_s, zone),
             "period_end": instant_text(found.period.end_s, zone),
             "status": "final" if is_closed(found.period.end_s, (as_of_us or 0) // 1_000_000, self._late_s) else "open",
             "as_of": _time(as_of_us),
-            "total": _money(total, places),
-            "unpriced": any(row.amount is None for row in found.rows),
-            "lines": [_line(row, places) for row in found.rows],
         }
+        places = found.book.decimal_places if found.book else 0
+        subjects = [_of_subject(subject, rows, places) for subject, rows in found.rows.items()]
+        if asked.subject is not None:
+            return head | subjects[0]
+        return head | {"subjects": subjects, "next": subjects[-1]["subject"] if found.more else None}
 
     async def _ledger(self, tenant: str | None, query: Mapping[str, str]) -> dict[str, Any]:
         only(query, ())
@@ -183,6 +183,18 @@ def _count(into: dict[str, Any], verdict: str, events: int) -> None:
     else:
         into["rejected"] += events
         into["rejections"][verdict] = into["rejections"].get(verdict, 0) + events
+
+
+def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: int) -> dict[str, Any]:
+    total = ZERO
+    for row in rows:
+        total = EXACT.add(total, row.amount or ZERO)
+    return {
+        "subject": subject,
+        "total": _money(total, places),
+        "unpriced": any(row.amount is None for row in rows),
+        "lines": [_line(row, places) for row in rows],
+    }
 
 
 def _line(row: queries.ChargeRow, places: int) -> dict[str, Any]:

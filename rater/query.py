@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from buffer.counters import MERGE_OF, MeterDefinition
 from rater.period import Period, month_labelled
@@ -50,7 +51,8 @@ class ChargeRow(NamedTuple):
 class Charges(NamedTuple):
     book: PriceBook | None
     period: Period
-    rows: Sequence[ChargeRow]
+    rows: Mapping[str, Sequence[ChargeRow]]  # by subject, in the order of pages
+    more: bool  # whether there are subjects behind these
 
 
 class Tally(NamedTuple):
@@ -156,20 +158,38 @@ async def usage(pool: asyncpg.Pool, tenant: str, meter_number: int, asked: Usage
     ]
 
 
-async def charges(pool: asyncpg.Pool, tenant: str, asked: ChargesQuestion) -> Charges:
+class TooMany(Exception):
+    """Rows."""
+
+
+async def charges(pool: asyncpg.Pool, tenant: str, asked: ChargesQuestion, most_rows: int) -> Charges:
+    """Of one subject, which may have no line, or of a page of all that have some. Raises TooMany."""
     async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(QUERY["period_of"], tenant, asked.period)
         if row is None:
             definition = await connection.fetchval(QUERY["book_of_tenant"], tenant)
-            lines = []
         else:
             definition = row["definition"]
-            lines = await connection.fetch(QUERY["lines_of_subject"], tenant, asked.period, asked.subject)
+        subjects = await _subjects(connection, tenant, asked)
+        lines = await connection.fetch(QUERY["lines_of_subjects"], tenant, asked.period, subjects[: asked.limit], most_rows + 1)
+    if len(lines) > most_rows:
+        raise TooMany
     book = PriceBook.model_validate_json(definition) if definition else None
     period = (
         month_labelled(asked.period, BookInForce(None, book).zone) if row is None else Period(row["period"], row["start_s"], row["end_s"])
     )
-    return Charges(book, period, [_charge_row(book, period, line) for line in lines])
+    rows: dict[str, list[ChargeRow]] = {subject: [] for subject in subjects[: asked.limit]}
+    for line in lines:
+        rows[line["subject"]].append(_charge_row(book, period, line))
+    return Charges(book, period, rows, len(subjects) > asked.limit)
+
+
+async def _subjects(connection: PoolConnectionProxy, tenant: str, asked: ChargesQuestion) -> list[str]:
+    """One more than a page has, where there are more."""
+    if asked.subject is not None:
+        return [asked.subject]
+    found = await connection.fetch(QUERY["subjects_of_period"], tenant, asked.period, asked.after, asked.limit + 1)
+    return [row["subject"] for row in found]
 
 
 def _charge_row(book: PriceBook | None, period: Period, row: asyncpg.Record) -> ChargeRow:

@@ -23,6 +23,9 @@ _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
+_OF_PAGES = ("after", "limit")
+
+
 class BadQuery(Exception):
     """A parameter that cannot be answered. The message names it and what is allowed."""
 
@@ -41,12 +44,15 @@ class UsageQuestion(NamedTuple):
 
 
 class ChargesQuestion(NamedTuple):
-    subject: str
+    subject: str | None  # None: all that have charges, page by page
     period: str
+    after: str | None  # the last subject of the page before
+    limit: int  # most subjects of a page
 
 
 USAGE_PARAMETERS = ("meter", "subject", "from", "to", "window", "group_by", "timezone")
-CHARGES_PARAMETERS = ("subject", "period")
+CHARGES_PARAMETERS = ("subject", "period", "after", "limit")
+SUBJECTS_A_PAGE, MOST_SUBJECTS_A_PAGE = 100, 1000
 
 
 def usage_question(query: Mapping[str, str], meter: MeterDefinition, now_s: int) -> UsageQuestion:
@@ -69,13 +75,24 @@ def usage_question(query: Mapping[str, str], meter: MeterDefinition, now_s: int)
 def charges_question(query: Mapping[str, str], now_s: int) -> ChargesQuestion:
     """Raises BadQuery."""
     only(query, CHARGES_PARAMETERS)
-    subject = required(query, "subject", "the subject whose charges are asked for")
+    subject, after = query.get("subject"), query.get("after")
+    if subject == "":
+        raise BadQuery("subject", "it is empty", "a subject; without the parameter all of them are answered")
+    if subject is not None and not query.keys().isdisjoint(_OF_PAGES):
+        raise BadQuery(next(name for name in _OF_PAGES if name in query), "one subject has no pages", "to leave out subject, or this")
     period = query.get("period") or f"{datetime.fromtimestamp(now_s, UTC):%Y-%m}"
     try:
         parse_label(period)
     except ValueError as error:
         raise BadQuery("period", f"{period!r} is no month", str(error)) from None
-    return ChargesQuestion(subject, period)
+    return ChargesQuestion(subject, period, after, _limit(query))
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    text = query.get("limit", str(SUBJECTS_A_PAGE))
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MOST_SUBJECTS_A_PAGE:
+        raise BadQuery("limit", f"{text!r} is no number of subjects", f"a whole number from 1 to {MOST_SUBJECTS_A_PAGE}")
+    return int(text)
 
 
 def only(query: Mapping[str, str], allowed: Iterable[str]) -> None:

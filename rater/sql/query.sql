@@ -36,11 +36,24 @@ WHERE t.name = $1 AND p.period = $2;
 -- name: book_of_tenant
 SELECT b.definition FROM tenants AS t JOIN price_books AS b ON b.book = t.book WHERE t.name = $1;
 
--- name: lines_of_subject
-SELECT c.meter, m.scale, c.price, c.dimensions::text AS dimensions, c.quantity::text AS quantity, c.amount::text AS amount
-FROM tenants AS t JOIN charge_lines AS c USING (tenant) JOIN meters AS m ON m.name = c.meter
-WHERE t.name = $1 AND c.period = $2 AND hashtextextended(c.subject, 0) = hashtextextended($3, 0) AND c.subject = $3
-ORDER BY c.meter, c.price, c.dimensions;
+-- name: subjects_of_period
+-- The next subjects behind $3 (null: from the first) that have a line, in the order of the index.
+SELECT c.subject
+FROM charge_lines AS c
+WHERE c.tenant = (SELECT t.tenant FROM tenants AS t WHERE t.name = $1) AND c.period = $2
+  AND hashtextextended(c.subject, 0) >= coalesce(hashtextextended($3::text, 0), -9223372036854775808)
+  AND ($3 IS NULL OR hashtextextended(c.subject, 0) > hashtextextended($3, 0) OR c.subject COLLATE "C" > $3)
+GROUP BY hashtextextended(c.subject, 0), c.subject
+ORDER BY hashtextextended(c.subject, 0), c.subject COLLATE "C"
+LIMIT $4;
+
+-- name: lines_of_subjects
+SELECT c.subject, c.meter, m.scale, c.price, c.dimensions::text AS dimensions, c.quantity::text AS quantity, c.amount::text AS amount
+FROM charge_lines AS c JOIN meters AS m ON m.name = c.meter
+WHERE c.tenant = (SELECT t.tenant FROM tenants AS t WHERE t.name = $1) AND c.period = $2
+  AND hashtextextended(c.subject, 0) = ANY (ARRAY(SELECT hashtextextended(s, 0) FROM unnest($3::text[]) AS s)) AND c.subject = ANY ($3)
+ORDER BY c.meter, c.price, c.dimensions
+LIMIT $4;
 
 -- name: tallies_of
 -- Of one tenant, or of all when $1 is null.

@@ -789,6 +789,34 @@ async def test_a_wrong_line_is_named_by_the_check(ledger: Ledger, pool: asyncpg.
     assert (difference.period, difference.computed[0], difference.stored[0]) == ("2026-01", 1, 2)
 
 
+@pytest.mark.parametrize("limit", [1, 3, 7, 40, 1000])
+async def test_a_month_of_all_subjects_page_by_page(ledger: Ledger, pool: asyncpg.Pool, limit: int) -> None:
+    """Each subject once, with just what is answered for it alone; those of other months and tenants not."""
+    subjects = [f"customer {number}" for number in range(38)] + ["ä", "Z", "\U0001f600", " "]
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    counts: list[Count] = [(PEAK, "demo", subject, JANUARY, (), 8 + at, 1) for at, subject in enumerate(subjects)]
+    counts += [(EGRESS, "demo", subject, JANUARY, ("eu",), 10**6, 1) for subject in subjects[::2]]
+    counts += [(PEAK, "demo", "of February", FEBRUARY, (), 1, 1), (PEAK, "other", "of another", JANUARY, (), 1, 1)]
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    found: dict[str, Any] = {}
+    pages, after = 0, {}
+    while True:
+        page = await ask(api_at(pool).charges("demo", {"period": "2026-01", "limit": f"{limit}", **after}))
+        assert 0 < len(page["subjects"]) <= limit
+        head = {name: value for name, value in page.items() if name not in ("subjects", "next")}
+        found |= {charges["subject"]: head | charges for charges in page["subjects"]}
+        pages += 1
+        if page["next"] is None:
+            break
+        assert page["next"] == page["subjects"][-1]["subject"]
+        after = {"after": page["next"]}
+    assert found.keys() == set(subjects) and pages == -(-len(subjects) // limit)
+    for subject in subjects:
+        assert found[subject] == await ask(api_at(pool).charges("demo", {"subject": subject, "period": "2026-01"}))
+    nobody = await ask(api_at(pool).charges("demo", {"period": "2025-12"}))
+    assert (nobody["subjects"], nobody["next"]) == ([], None)
+
+
 async def test_a_stored_charge_that_somebody_changed_is_not_shown(ledger: Ledger, pool: asyncpg.Pool) -> None:
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
     await ledger.apply(LOG, at(Writer(1).flush(some())))
@@ -899,7 +927,7 @@ async def test_a_bad_usage_query_is_told_what_is_allowed(pool: asyncpg.Pool, ask
 
 
 async def test_a_bad_charges_query_is_told_what_is_allowed(pool: asyncpg.Pool) -> None:
-    assert "subject: is missing" in await refused(api_at(pool).charges("demo", {}))
+    assert "subject: it is empty" in await refused(api_at(pool).charges("demo", {"subject": ""}))
     assert "period: '2026-1' is no month; allowed: a month as YYYY-MM" in await refused(
         api_at(pool).charges("demo", {"subject": "a", "period": "2026-1"})
     )

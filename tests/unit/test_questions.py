@@ -66,5 +66,22 @@ def test_grouping() -> None:
 
 
 def test_charges_are_of_this_month_unless_said() -> None:
-    assert charges_question({"subject": "acme"}, NOW) == ("acme", "2026-03")
-    assert charges_question({"subject": "acme", "period": "2025-12"}, NOW) == ("acme", "2025-12")
+    assert charges_question({"subject": "acme"}, NOW) == ("acme", "2026-03", None, 100)
+    assert charges_question({"subject": "acme", "period": "2025-12"}, NOW) == ("acme", "2025-12", None, 100)
+    assert charges_question({}, NOW) == (None, "2026-03", None, 100)
+    assert charges_question({"after": "acme", "limit": "1000"}, NOW) == (None, "2026-03", "acme", 1000)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"subject": ""}, "subject: it is empty"),
+        ({"subject": "acme", "after": "a"}, "after: one subject has no pages"),
+        ({"subject": "acme", "limit": "5"}, "limit: one subject has no pages"),
+        *[({"limit": limit}, f"limit: {limit!r} is no number of subjects") for limit in ("0", "1001", "-1", "", "1e2", "١")],
+    ],
+)
+def test_pages_that_cannot_be_had(query: dict[str, str], said: str) -> None:
+    with pytest.raises(BadQuery) as refused:
+        charges_question(query, NOW)
+    assert str(refused.value).startswith(said)
