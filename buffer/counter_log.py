@@ -5,8 +5,10 @@ Belongs here: the port and the values that cross it. Must not know: what a recor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
+
+from buffer.counters import MeterDefinition
 
 
 class Record(NamedTuple):
@@ -37,6 +39,7 @@ class Registry(NamedTuple):
 
     writers: dict[bytes, Retired | None]  # every one that was ever registered; None while it is a member
     branches: dict[bytes, tuple[bytes, ...]]  # what each announced last; one that never did is absent
+    meters: dict[str, MeterDefinition]  # by name, without their hashes: what may never change of each, whoever counts it
 
 
 class LogUnavailable(Exception):
@@ -73,8 +76,14 @@ class CounterLog(Protocol):
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
         """Tell everybody, durably, which branch of each claim store the writer entered last; nothing for a store it never entered."""
 
+    async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
+        """Keep in the registry, durably, what may never change of each, unless its name is known: who came first stays.
+
+        Returns what is kept of every meter then. Of several that define one name at once all are told the same.
+        """
+
     async def registry(self) -> Registry:
-        """All that was registered, retired and announced before the question."""
+        """All that was registered, retired, announced and defined before the question."""
 
     async def has_data(self) -> bool:
         """Whether any counter record was ever written: an empty registry beside data is refused."""

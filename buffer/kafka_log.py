@@ -11,15 +11,16 @@ rater knows by their numbers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
+from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
-from buffer.registration import add_entry, branches_key, encode_branches, encode_member, member_key
+from buffer.registration import add_entry, branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key
 
 # A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
 _BATCH_BYTES = 300_000
@@ -69,25 +70,51 @@ class KafkaLog:
 
     async def register(self, writer: bytes) -> None:
         if writer not in (await self.registry()).writers:  # who was retired stays retired
-            await self._write_entry(member_key(writer), encode_member(None))
+            await self._write_entries({member_key(writer): encode_member(None)})
 
     async def retire(self, writer: bytes, retired: Retired) -> None:
         if (await self.registry()).writers.get(writer) is None:
-            await self._write_entry(member_key(writer), encode_member(retired))
+            await self._write_entries({member_key(writer): encode_member(retired)})
 
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
-        await self._write_entry(branches_key(writer), encode_branches(branches))
+        await self._write_entries({branches_key(writer): encode_branches(branches)})
 
-    async def _write_entry(self, key: str, value: bytes) -> None:
-        await self._send("writing to the registry", self._cluster.writers, {0: [_Message(key.encode(), value, [])]})
+    async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
+        """Of those who write at once the first one counts: each reads after its own entry, so all see the same first one.
+
+        Compaction keeps the last entry of a key, so whoever came later writes the first one's entry behind its own. Who dies between the
+        two, or whose entry arrives after it has given up, leaves its own as the last one; so does a segment of the topic that ends between
+        them. Once that is compacted away, the later one counts: writers that count as the first one said do not start again, and before
+        they do, the rater still holds records that contradict those before them.
+        """
+        await self._write_entries({meter_key(meter.name): encode_meter(meter) for meter in meters})
+        entries = await self._entries()
+        known = self._registry_of(entries).meters
+        first, last = dict(reversed(entries)), dict(entries)
+        keys = [meter_key(meter.name) for meter in meters]
+        if overtaken := {key: first[key] for key in keys if first.get(key) != last.get(key)}:
+            await self._write_entries(overtaken)
+        return known
+
+    async def _write_entries(self, entries: Mapping[str, bytes]) -> None:
+        messages = [_Message(key.encode(), value, []) for key, value in entries.items()]
+        await self._send("writing to the registry", self._cluster.writers, {0: messages})
 
     async def registry(self) -> Registry:
-        registry = Registry({}, {})
-        for key, value in await self._cluster.within_deadline("reading the registry", self._read_registry()):
+        return self._registry_of(await self._entries())
+
+    async def _entries(self) -> list[tuple[str, bytes]]:
+        """Oldest first."""
+        found = await self._cluster.within_deadline("reading the registry", self._read_registry())
+        return [(key.decode(errors="backslashreplace"), value) for key, value in found]
+
+    def _registry_of(self, entries: Iterable[tuple[str, bytes]]) -> Registry:
+        registry = Registry({}, {}, {})
+        for key, value in entries:
             try:
-                add_entry(registry, key.decode(), value)
+                add_entry(registry, key, value)
             except ValueError as error:
-                raise UnfitLog(f"topic {self._cluster.writers} has a record that registers no writer ({key!r}, {error})") from error
+                raise UnfitLog(f"topic {self._cluster.writers} has a record that registers nothing ({key!r}, {error})") from error
         return registry
 
     async def has_data(self) -> bool:

@@ -3,10 +3,10 @@
 Belongs here: paths, names, the one file that says which log this is. Must not know: frames, records, who is a writer.
 
 DIRECTORY/log.json                            identity and number of partitions, made once
-DIRECTORY/opening.lock                        held while a process opens the log
+DIRECTORY/opening.lock                        held while a process opens the log, or adds meters to the registry
 DIRECTORY/counters/WRITER/PARTITION/BASE.log  the segments of a stream; BASE = the stream position they begin at, 20 digits
 DIRECTORY/counters/WRITER/lock                held by the process that appends below
-DIRECTORY/writers/WRITER.json, WRITER.branches.json   the registry (registration.py)
+DIRECTORY/writers/WRITER.json, WRITER.branches.json, meter:NAME.json   the registry (registration.py)
 DIRECTORY/rejected/WRITER/NUMBER.ndjson       rejected events, the newest ones
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from buffer.counter_log import UnfitLog
-from buffer.disk import Disk
+from buffer.disk import Disk, Lock
 
 FORMAT = 1
 _WRITER = re.compile(r"[0-9a-f]{32}")
@@ -45,7 +45,7 @@ class Layout:
         """The log's identity, made by whoever comes first. One process at a time: the others get BlockingIOError and try again."""
         for directory in (self.directory, self.counters, self.registry, self.rejected):
             self.make_directory(directory)
-        lock = self._disk.lock(f"{self.directory}/opening.lock")
+        lock = self.lock()
         try:
             identity = self._read_identity() or self._make_identity(Identity(FORMAT, entropy(16).hex(), partitions))
             self.make_names_durable(self.directory)
@@ -53,6 +53,10 @@ class Layout:
             return identity
         finally:
             lock.release()
+
+    def lock(self) -> Lock:
+        """For a moment. BlockingIOError: another process has it."""
+        return self._disk.lock(f"{self.directory}/opening.lock")
 
     def _read_identity(self) -> Identity | None:
         try:

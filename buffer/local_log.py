@@ -11,22 +11,23 @@ behind that commit is trusted again. Nothing is ever removed: a stream is the au
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
+from buffer.counters import MeterDefinition
 from buffer.disk import AppendFile, Background, Disk, Lock
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, SEGMENT_HEADER, commit_frame, record_body, record_frame, scan
 from buffer.local_layout import Identity, Layout
 from buffer.local_rejected import RejectedRing
-from buffer.registration import add_entry, branches_key, encode_branches, encode_member, member_key
+from buffer.registration import add_entry, branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key
 
 T = TypeVar("T")
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _COMMIT_EVERY_BYTES = 4 * 1024 * 1024  # a reader holds this much until it sees the commit
 _ENTRY = ".json"  # of the registry
-_OPENING_ATTEMPTS, _OPENING_PAUSE_S = 500, 0.01
+_TURNS, _TURN_S = 500, 0.01  # how often and how long to wait for another process that opens the log, or adds meters
 
 
 class LocalLog:
@@ -89,6 +90,9 @@ class LocalLog:
     async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
         await self._durably(self._write_entry, branches_key(writer), encode_branches(branches))
 
+    async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
+        return await _in_turn(self._layout, self._background, self._define, meters)
+
     async def registry(self) -> Registry:
         return await self._durably(self._read_registry)
 
@@ -143,11 +147,24 @@ class LocalLog:
         if self._read_registry().writers.get(writer) is None:
             self._write_entry(member_key(writer), encode_member(retired))
 
+    def _define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
+        """One process at a time, so the first one's entry is there for the next."""
+        lock = self._layout.lock()
+        try:
+            self._layout.make_names_durable(self._layout.registry)
+            known = self._read_registry().meters
+            for meter in meters:
+                if meter.name not in known:
+                    self._write_entry(meter_key(meter.name), encode_meter(meter))
+            return self._read_registry().meters
+        finally:
+            lock.release()
+
     def _write_entry(self, key: str, value: bytes) -> None:
         self._disk.replace(f"{self._layout.registry}/{key}{_ENTRY}", value)
 
     def _read_registry(self) -> Registry:
-        registry = Registry({}, {})
+        registry = Registry({}, {}, {})
         for name in self._disk.names(self._layout.registry):
             if not name.endswith(_ENTRY):
                 continue  # a file that was about to be put in place
@@ -155,7 +172,7 @@ class LocalLog:
             try:
                 add_entry(registry, name.removesuffix(_ENTRY), self._disk.read(path))
             except ValueError as error:
-                raise UnfitLog(f"{path} is no registration of a writer ({error}): restore it") from error
+                raise UnfitLog(f"{path} is no registration ({error}): restore it") from error
         return registry
 
     def _has_data(self) -> bool:
@@ -176,14 +193,19 @@ class LocalLog:
 
 async def open_identity(layout: Layout, background: Background, partitions: int, entropy: Callable[[int], bytes]) -> Identity:
     """Open the log in a directory, or make one; whoever comes first. Raises LogUnavailable or UnfitLog."""
-    for _ in range(_OPENING_ATTEMPTS):
+    return await _in_turn(layout, background, layout.open_or_make, partitions, entropy)
+
+
+async def _in_turn(layout: Layout, background: Background, function: Callable[..., T], *arguments: object) -> T:
+    """Run what takes the log's lock, once no other process has it."""
+    for _ in range(_TURNS):
         try:
-            return await background.run(layout.open_or_make, partitions, entropy)
-        except BlockingIOError:  # another process is opening it
-            await asyncio.sleep(_OPENING_PAUSE_S)
+            return await background.run(function, *arguments)
+        except BlockingIOError:
+            await asyncio.sleep(_TURN_S)
         except OSError as error:
             raise LogUnavailable(f"the local log in {layout.directory}: {error}") from error
-    raise LogUnavailable(f"another process does not finish opening the local log in {layout.directory}")
+    raise LogUnavailable(f"another process does not let go of the lock of the local log in {layout.directory}")
 
 
 class _Stream:

@@ -91,7 +91,7 @@ class JournalHistory:
         """
         while True:
             try:
-                writers, announced = await self._log.registry()
+                writers, announced, _ = await self._log.registry()
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
             else:

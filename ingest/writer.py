@@ -17,18 +17,19 @@ import asyncio
 import contextlib
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from buffer.counter_log import CounterLog, LogUnavailable, Rejected, Retired
-from buffer.counters import MeterDefinition, changed, count
+from buffer.counters import MeterDefinition, count
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import CallRecord, Closed, Opened, Through
 from dedupe.port import Claims, Verdicts, shard_of
+from ingest.agreed_meters import AgreedMeters, CannotStart
 from ingest.batch import Batch, Rejection
 from ingest.calls import Outcome, Request, settle
 from ingest.fair_shares import Shares, fits
@@ -56,24 +57,6 @@ class WriterLimits(NamedTuple):
     live_counters: int = 4_000_000
 
 
-class CannotStart(Exception):
-    """The writer must not serve. One sentence for the operator."""
-
-
-def check_meters(journalled: Mapping[int, MeterDefinition], definitions: Iterable[MeterDefinition]) -> None:
-    """Raises CannotStart when a journal knows one of them as another kind of meter; what it knew first counts, as it does for the rater."""
-    known: dict[str, MeterDefinition] = {}
-    for _, meter in sorted(journalled.items()):
-        known.setdefault(meter.name, meter)
-    for definition in definitions:
-        before = known.get(definition.name)
-        if before is not None and (field := changed(before, definition)) is not None:
-            raise CannotStart(
-                f"The meter {definition.name!r} has {field} {getattr(definition, field)!r} in the catalogue and {getattr(before, field)!r} "
-                "in this journal, and what both count would be added up: put it back, or give the changed meter a name of its own."
-            )
-
-
 class _Unsynced(NamedTuple):
     """A call whose record is in the journal's queue."""
 
@@ -96,8 +79,9 @@ class Writer:
         limits: WriterLimits,
         clock_us: Callable[[], int],
         entropy: Callable[[int], bytes],
+        definitions: Sequence[MeterDefinition] = (),
     ) -> None:
-        """`shards`: the claim stores, in their order, which decides whose tenants are whose."""
+        """`shards`: the claim stores, in their order, which decides whose tenants are whose. `definitions`: meters that are to count."""
         self.journal = journal
         self._log = counter_log
         self._limits = limits
@@ -105,6 +89,8 @@ class Writer:
         self._entropy = entropy
         self.tenants = dict(tenants)  # more may come while it runs
         self.incarnation = b""
+        self.agreed = AgreedMeters(counter_log)
+        self._definitions = definitions
         self.meters: dict[int, MeterDefinition] = dict(journal.state.meters)
         self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=self.tenants, clock_us=clock_us)
         self._waiting_events = Shares(limits.waiting_events)
@@ -216,7 +202,7 @@ class Writer:
         """Returns the registry."""
         while True:
             try:
-                writers = (await self._log.registry()).writers
+                writers, _, meters = await self._log.registry()
                 if not writers and await self._log.has_data():
                     raise CannotStart(
                         "The registry of writers (usage.writers) is empty although counter records exist: events could be counted twice. "
@@ -227,12 +213,15 @@ class Writer:
                     raise CannotStart(
                         f"The writer {self.journal.writer.hex()} of this journal was retired: start with an empty data directory."
                     )
+                if self.journal.writer not in writers and not self.journal.state.fresh:
+                    raise CannotStart(
+                        "The registry of writers (usage.writers) has lost entries, that of this journal among them: events could be "
+                        "counted twice. Restore the topic before you start."
+                    )
+                # Before it registers: everybody would wait for the claims of a writer that is refused here.
+                self.agreed.learn(meters)
+                await self.agreed.settle(self._definitions)
                 if self.journal.writer not in writers:
-                    if not self.journal.state.fresh:
-                        raise CannotStart(
-                            "The registry of writers (usage.writers) has lost entries, that of this journal among them: events could be "
-                            "counted twice. Restore the topic before you start."
-                        )
                     await self._log.register(self.journal.writer)
                 return writers
             except LogUnavailable as error:

@@ -15,6 +15,7 @@ import click
 
 from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options, settings_given
+from rater.changed_meter import is_why
 
 if TYPE_CHECKING:
     import asyncpg
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 HELP = f"""See what the rater could not rate, and go on.
 
 A record that cannot be applied is parked with its bytes and holds its writer in its partition, nobody else. What is missing is applied by
-itself as soon as it can be: when the record that has to come first arrives, or when a newer version of Parshall can read it.
+itself as soon as it can be: when the record that has to come first arrives, or when a newer version of Parshall can read it. A record that
+counts another kind of meter than the records before it, under the same name, never can be.
 
 \b
 Examples:
@@ -69,7 +71,19 @@ def next_step(held: Held) -> str:
     if held.sound is False or held.n is None or held.n > due:
         last = due if held.n is None or held.n <= due else held.n - 1
         return f"run `parshall resend {place} --from {due} --to {last}` where that writer's journal is"
+    if held.reason is not None and is_why(held.reason):
+        return _after_changed_meter(held)
     return f"update Parshall and start the rater again, which tries it anew; `parshall held show {held.id}` shows the record"
+
+
+def _after_changed_meter(held: Held) -> str:
+    """Another writer id, since what this one counts in the partition stands behind the record."""
+    return (
+        f"this record cannot be rated, by no version: writer {held.writer.hex()} counted it, and what it counts here waits behind it; stop "
+        "that writer, finish its journal with `parshall writer drain`, and start it with an empty data folder and the meter as it was, or "
+        "under another name: what it counts from then on is rated; what is held stays in usage.counters and in its journal, and as_of "
+        f"stands still; `parshall held show {held.id}` shows the record"
+    )
 
 
 def line_of_stray(stray: Stray) -> Line:

@@ -206,6 +206,7 @@ class AllWorkers:
         content = await live.content()
         outcome = await live.check(content)
         await self._tell_followers(CHECK, content, "nothing is changed")
+        await live.settle(content)  # no sooner: what was settled stays so, though the rest of it be refused
         await self._background.run(self._keep, content, live.tenants(content))  # for who starts from now on
         await live.follow(content)
         await self._tell_followers(CONFIGURATION, content, "it may still have the old configuration: ask once more")

@@ -109,14 +109,17 @@ class LiveSettings:
         *,
         check: Callable[[Settings], Awaitable[None]],
         follow: Callable[[Settings], Awaitable[None]],
+        settle: Callable[[Settings], Awaitable[None]] | None = None,
     ) -> None:
-        """`check` raises Refused for what this process cannot follow; `follow` puts in force what was checked. Reading is done in the
-        background: a file with thousands of tenants takes a while."""
+        """`check` raises Refused for what this process cannot follow; `follow` puts in force what was checked. Between them `settle` makes
+        it known beyond this node, and may raise Refused as well. Reading is done in the background: a file with thousands of tenants
+        takes a while."""
         self.settings = settings
         self._origin = origin
         self._background = background
         self._check = check
         self._follow = follow
+        self._settle = settle
         self._read: tuple[bytes, Settings] | None = None  # the last content
 
     async def content(self) -> bytes:
@@ -140,6 +143,11 @@ class LiveSettings:
         """Of what was checked."""
         assert self._read is not None and self._read[0] == content, "check first"
         return self._read[1].tenants
+
+    async def settle(self, content: bytes) -> None:
+        """What was checked is about to be put in force. By one process for all of its node."""
+        if self._settle is not None:
+            await self._settle(renewed(self._known, self.settings, await self._settings(content)))
 
     async def follow(self, content: bytes) -> None:
         """Put in force what was checked."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,11 @@ from buffer.disk import Background, Disk, RealDisk, Thread
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal, JournalLimits, open_journal
 from dedupe.port import Claims, Identity
+from ingest.agreed_meters import CannotStart, check_meters
 from ingest.auth import Keys, Principal
 from ingest.catalogue import Catalogue, read_catalogue
 from ingest.decode import Decoder, Limits
-from ingest.writer import CannotStart, Writer, WriterLimits, check_meters
+from ingest.writer import Writer, WriterLimits
 from parshall.data_folder import DataFolder
 from parshall.log_source import LogSource
 from parshall.settings import Settings
@@ -101,7 +102,7 @@ async def make_writer(
     tuner: FlushTuner,
     world: World = REAL,
     *,
-    definitions: Iterable[MeterDefinition] = (),
+    definitions: Sequence[MeterDefinition] = (),
 ) -> tuple[Writer, CounterLog]:
     """The writer of the journal in `directory`, not open yet, and its log, which is. `definitions`: the meters that are to count."""
     if (kind := file_system.network_file_system(directory)) is not None:
@@ -129,6 +130,7 @@ async def make_writer(
         limits=WriterLimits(waiting_events=settings.ingest.max_waiting_events, live_counters=settings.ingest.max_live_counters),
         clock_us=world.clock_us,
         entropy=world.entropy,
+        definitions=definitions,
     )
     return writer, counter_log
 

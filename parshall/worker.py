@@ -27,11 +27,11 @@ from buffer.disk import Background
 from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
+from ingest.agreed_meters import CannotStart
 from ingest.connection import make_server
 from ingest.http import Edge, HttpLimits, Route
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.snapshot import WriterSnapshot
-from ingest.writer import CannotStart
 from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
@@ -209,7 +209,7 @@ class Worker:
             writer.flusher,
             lambda: take_snapshot(self._order.worker, writer, edge),
             lambda: _not_ready(parts, draining=self._stop.is_set()),
-            LiveSettings(self._order.origin, self._settings, files, check=reload.check, follow=reload.follow),
+            LiveSettings(self._order.origin, self._settings, files, check=reload.check, follow=reload.follow, settle=reload.settle),
         )
         workers = self._all_workers(local, files)
         self._add_routes(edge, pool, reload, workers)

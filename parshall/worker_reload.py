@@ -5,15 +5,19 @@ Must not know: where the configuration came from, which other processes follow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import structlog
 
+from buffer.counter_log import LogUnavailable, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.disk import Background
+from ingest.agreed_meters import CannotStart, check_meters
 from ingest.catalogue import read_catalogue
 from ingest.http import Edge
-from ingest.writer import CannotStart, Writer, check_meters
+from ingest.sink import Unavailable
+from ingest.writer import Writer
 from parshall.reload import Refused
 from parshall.settings import Settings
 from parshall.wiring import make_decoder, make_keys, meter_numbers
@@ -30,11 +34,16 @@ class WorkerReload:
         self._background = background
 
     async def check(self, settings: Settings) -> None:
-        """Raises Refused."""
-        try:
-            check_meters(self._writer.meters, read_catalogue(settings.meters).definitions)
-        except CannotStart as error:
-            raise Refused(str(error)) from None
+        """Raises Refused or Unavailable."""
+        definitions = read_catalogue(settings.meters).definitions
+        with _for_the_operator():
+            check_meters(self._writer.meters, definitions)
+            await self._writer.agreed.check(definitions)
+
+    async def settle(self, settings: Settings) -> None:
+        """Tell all other writers which meters are new, before anything is changed. Raises what `check` does."""
+        with _for_the_operator():
+            await self._writer.agreed.settle(read_catalogue(settings.meters).definitions)
 
     async def follow(self, settings: Settings) -> None:
         """A request under way ends with the decoder that it began with. Names come before the keys that lead to them."""
@@ -46,3 +55,14 @@ class WorkerReload:
         self._edge.decoder = decoder
         self._edge.keys = make_keys(settings)
         log.info("the configuration is in force", tenants=len(settings.tenants), keys=len(settings.keys), meters=len(settings.meters))
+
+
+@contextmanager
+def _for_the_operator() -> Iterator[None]:
+    try:
+        yield
+    except (CannotStart, UnfitLog) as error:
+        raise Refused(str(error)) from None
+    except LogUnavailable as error:
+        reason = f"The counter log cannot be asked how other writers count a new meter ({error}); nothing is changed."
+        raise Unavailable(reason, 5) from None

@@ -50,7 +50,7 @@ def _stop(error: BaseException) -> Stop:
     from buffer.counter_log import LogUnavailable, UnfitLog
     from buffer.journal import JournalBusy, JournalError
     from dedupe.port import ClaimsError
-    from ingest.writer import CannotStart
+    from ingest.agreed_meters import CannotStart
 
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import msgspec
 from xxhash import xxh3_128_hexdigest
 
-from buffer.counters import MeterDefinition, changed
+from buffer.counters import MeterDefinition
 from buffer.record import CounterRecord, NoPlace, Undecodable, decode, read_place
 from rater.chain import Chain, ChainKey, Incoming, ToPark
+from rater.changed_meter import why_not_rated
 from rater.fold import KEPT_SERIES, Fold, Series, SeriesTable, unstorable
 from rater.prices.book import PriceBook
 from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
@@ -226,9 +227,8 @@ class Transaction:
         """Store definitions that are new; the reason when one contradicts what is stored."""
         for definition in record.meters:
             _, stored = await self._meter(definition)
-            if (field := changed(stored, definition)) is not None:
-                given, known = getattr(definition, field), getattr(stored, field)
-                return f"meter {definition.name!r} has {field} {given!r} in it, {known!r} in all records before: these never change"
+            if (reason := why_not_rated(stored, definition)) is not None:
+                return reason
             key = (definition.name, definition.hash)
             if key not in self._known.meter_hashes and key not in self._new_hashes:
                 await self._sql.execute(USAGE["meter_hashes_add"], self._meter_number(definition.name), definition.hash)

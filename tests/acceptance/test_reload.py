@@ -19,6 +19,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from buffer.counter_log import Registry
+from buffer.counters import MeterDefinition
+from buffer.kafka_cluster import KafkaCluster
+from buffer.kafka_log import KafkaLog
 from ingest.auth import hash_key
 from tests import services
 from tests.acceptance.edge import PROJECT, Api, Role, make_key, tree, wait_rated, write_config
@@ -27,6 +31,7 @@ from tests.acceptance.up import Up, run
 
 CONNECTIONS = 40  # the kernel spreads them over the workers: all of them on one of two happens once in 2 ** 39
 LOGINS = '\n[[meters]]\nname = "logins"\nevent_type = "user.login"\naggregation = "count"\n'
+VIEWS = '\n[[meters]]\nname = "views"\nevent_type = "page.view"\naggregation = "count"\n'
 BETA = '\n[[tenants]]\nname = "beta"\nnumber = 88\n'
 
 
@@ -92,6 +97,17 @@ async def keep_sending(service: Service, statuses: Counter[int], stop: asyncio.E
         statuses[status] += 1
 
 
+async def registry_with(address: str, *meters: MeterDefinition) -> Registry:
+    """The registry of writers, once somebody else counts these."""
+    log = KafkaLog(KafkaCluster(address, accept_unsafe=True))
+    await log.open()
+    try:
+        await log.define(meters)
+        return await log.registry()
+    finally:
+        await log.close()
+
+
 async def all_serve(service: Service, patience_s: float = 60) -> None:
     """The port alone does not tell: while one worker is away the other answers every connection."""
     until = time.monotonic() + patience_s
@@ -130,7 +146,7 @@ def service(tmp_path: Path, own_kafka: services.Kafka, redis: services.Redis, da
             role.kill()
 
 
-async def test_a_customer_comes_while_others_send(service: Service) -> None:
+async def test_a_customer_comes_while_others_send(service: Service, own_kafka: services.Kafka) -> None:
     await service.ingest.wait_ready()
     beta, section = make_key("beta")
     steady: Counter[int] = Counter()
@@ -145,11 +161,15 @@ async def test_a_customer_comes_while_others_send(service: Service) -> None:
     assert await send_over_many(service, beta, "first") == {200: CONNECTIONS}, "in all workers from the answer on"
     assert (await send(service.ingest.url, service.keys["demo"], event("user.login", "of demo")))[0] == 200
 
+    registry = await registry_with(own_kafka.address, MeterDefinition("views", "", "sum", 0, 3600, ()))
+    assert registry.meters["logins"].aggregation == "count"
+
     good = service.file.read_text()
     tokens = 'name = "tokens"\nevent_type = "llm.completion"\naggregation = '
     for bad, why in (
         (good + "\n[[meters]]\n", r"parshall\.toml:\d+: meters\[8\]\.name: it is missing"),
         (good.replace(f'{tokens}"sum"', f'{tokens}"max"'), "'tokens' has aggregation 'max' in the catalogue and 'sum' in this journal"),
+        (good + VIEWS, "'views' has aggregation 'count' in the catalogue and 'sum' for other writers"),
         (good.replace(BETA, BETA.replace("88", "89")), "'beta' has the number 88, which never changes"),
     ):
         service.file.write_text(bad)
@@ -171,9 +191,9 @@ async def test_a_customer_comes_while_others_send(service: Service) -> None:
     async with aiohttp.ClientSession() as session:
         await Api(session, service.ingest.url, service.keys["demo"]).flush_now()
         api = Api(session, service.rate.url, beta)
-        await wait_rated({"beta": api}, {"beta": CONNECTIONS * 5})
+        await wait_rated({"beta": api}, {"beta": CONNECTIONS * 6})
         rows = (await api.get("/v1/usage", meter="logins", window="month"))["data"]
-    assert [row["value"] for row in rows] == [str(CONNECTIONS * 5)]
+    assert [row["value"] for row in rows] == [str(CONNECTIONS * 6)]
 
     service.change(section, "")
     os.kill(service.ingest.pid, signal.SIGHUP)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from buffer.counter_log import Rejected, Retired
+from buffer.counter_log import CounterLog, Rejected, Retired
+from buffer.counters import MeterDefinition
 from tests.conformance.counter_log_places import (
     ALICE,
     BOB,
@@ -219,6 +220,39 @@ async def test_the_registry_keeps_what_writers_announce(place: Place) -> None:
     async with opened(place.log()) as log:
         assert (await log.registry()).branches == {ALICE: (b"c" * 16,), BOB: (b"", b"b" * 16)}
         assert (await log.registry()).writers == {ALICE: Retired(9), BOB: None}
+
+
+EGRESS = MeterDefinition("egress_bytes", "0" * 16, "sum", 6, 3600, ("region", "zone"))
+PEAK = MeterDefinition("peak", "1" * 16, "max", 0, 60, ())
+
+
+async def test_the_registry_keeps_what_may_never_change_of_meters(place: Place) -> None:
+    """By name, whoever counts them and with whichever hash; who came first stays."""
+    kept = {"egress_bytes": EGRESS._replace(hash=""), "peak": PEAK._replace(hash="")}
+    async with opened(place.log()) as log:
+        assert (await log.registry()).meters == {}
+        assert await log.define([EGRESS]) == {"egress_bytes": kept["egress_bytes"]}
+        async with opened(place.log()) as other:
+            assert await other.define([EGRESS._replace(scale=0), PEAK]) == kept
+        assert await log.define([PEAK._replace(hash="2" * 16)]) == kept
+        await log.register(ALICE)
+        await log.announce(ALICE, [b"a" * 16])
+        assert not await log.has_data()
+    async with opened(place.log()) as log:
+        assert await log.registry() == ({ALICE: None}, {ALICE: (b"a" * 16,)}, kept)
+
+
+async def test_of_meters_that_are_defined_at_once_one_counts_and_all_are_told_which(place: Place) -> None:
+    definitions = [EGRESS._replace(scale=scale) for scale in range(4)]
+
+    async def define(log: CounterLog, definition: MeterDefinition) -> list[MeterDefinition]:
+        return [(await log.define([definition._replace(name=f"meter_{number}")]))[f"meter_{number}"] for number in range(5)]
+
+    async with opened(place.log()) as one, opened(place.log()) as two, opened(place.log()) as three, opened(place.log()) as four:
+        told = await asyncio.gather(*map(define, (one, two, three, four), definitions))
+        meters = (await one.registry()).meters
+        assert told == [[meters[f"meter_{number}"] for number in range(5)]] * 4
+        assert all(meter.scale in range(4) for meter in meters.values())
 
 
 async def test_it_knows_whether_it_ever_held_counters(place: Place) -> None:

@@ -12,6 +12,7 @@ from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
 
 from buffer.counter_log import CounterLog, LogUnavailable, Record, UnfitLog
+from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
 from rater.source import Received, SourceUnavailable
@@ -312,3 +313,20 @@ async def test_a_record_above_a_batch_has_a_batch_of_its_own(place: KafkaPlace) 
     async with opened(place.log()) as log, reading(place) as reader:
         await log.produce(large)
         assert [one.value for one in await reader.take(3)] == [one.value for one in large]
+
+
+# The registry.
+
+
+async def test_whoever_defines_a_meter_second_leaves_the_first_entry_as_the_last(place: KafkaPlace) -> None:
+    """What compaction keeps. The first one counts meanwhile, for both."""
+    first = MeterDefinition("peak", "", "max", 0, 60, ())
+    async with opened(place.log()) as log, opened(place.log()) as other:
+        assert isinstance(log, KafkaLog)
+        await log.define([first])
+        assert await other.define([first._replace(aggregation="sum"), first._replace(name="more")]) == {
+            "peak": first,
+            "more": first._replace(name="more"),
+        }
+        values = [value for key, value in await log._read_registry() if key == b"meter:peak"]
+        assert [b'"max"' in value for value in values] == [True, False, True]

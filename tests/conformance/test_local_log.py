@@ -18,6 +18,7 @@ import pytest
 
 from buffer import local_source
 from buffer.counter_log import LogUnavailable, Record, Rejected, UnfitLog
+from buffer.counters import MeterDefinition
 from buffer.disk import AppendFile, Lock, RealDisk
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, record_body, record_frame
 from buffer.local_layout import Identity, Layout
@@ -523,6 +524,19 @@ async def test_a_damaged_registration_is_refused(place: LocalPlace) -> None:
         (place.folder / "writers" / f"{ALICE.hex()}.json").write_bytes(b"{}")
         with pytest.raises(UnfitLog, match="registration"):
             await log.registry()
+
+
+async def test_meters_are_added_by_one_process_at_a_time(place: LocalPlace) -> None:
+    """Whoever comes meanwhile waits, and is told what came first."""
+    peak = MeterDefinition("peak", "", "max", 0, 60, ())
+    async with opened(place.log()) as log, opened(place.log()) as other:
+        lock = RealDisk().lock(str(place.folder / "opening.lock"))
+        waiting = asyncio.create_task(log.define([peak]))
+        await asyncio.sleep(0.1)
+        assert not waiting.done() and not list((place.folder / "writers").glob("meter:*"))
+        lock.release()
+        assert await waiting == {"peak": peak} == await other.define([peak._replace(scale=3)])
+    assert [file.name for file in (place.folder / "writers").glob("meter:*")] == ["meter:peak.json"]
 
 
 # Rejected events.

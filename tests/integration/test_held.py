@@ -15,7 +15,7 @@ import pytest
 from rater.migrate import migrate
 from rater.postgres import Ledger, open_pool
 from rater.source import Received
-from tests.integration.rating import ListSource, Writer, usage_by_hand
+from tests.integration.rating import NUMBERS, PEAK, ListSource, Writer, usage_by_hand
 from tests.integration.test_rater import LOG, altered, at, rater_of, run_until, some, stored_usage
 
 PROJECT = Path(__file__).parents[2]
@@ -75,6 +75,22 @@ async def test_a_record_that_cannot_be_read_and_a_damaged_copy(ledger: Ledger, d
     assert "its bytes hash to" in second["why"] and "parshall resend" in second["next"] and "--from 1 --to 1" in second["next"]
     code, told, _ = run(database, "show", str(first["record"]))
     assert code == 0 and f"writer: {unreadable.id.hex()}\n" in told and told.endswith('\n{"v":1,\n')
+
+
+async def test_a_record_that_counts_another_kind_of_meter(ledger: Ledger, database: str) -> None:
+    """No newer version can rate it, and nothing that its writer counts behind it is rated: another writer is what helps."""
+    other = Writer(2)
+    other.meters[NUMBERS[PEAK.name]] = PEAK._replace(aggregation="sum")
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    await ledger.apply(LOG, at(other.flush(some(1)) + other.flush(some(2))))
+    (line,) = listed(database)
+    assert (line["writer"], line["rated_up_to"], line["waiting"]) == (other.id.hex(), 0, 2)
+    assert "meter 'peak_connections' has aggregation 'sum' in it, 'max' in all records before" in line["why"]
+    assert f"cannot be rated, by no version: writer {other.id.hex()} counted it" in line["next"]
+    assert "`parshall writer drain`, and start it with an empty data folder and the meter as it was, or under another name" in line["next"]
+    assert f"parshall held show {line['record']}" in line["next"] and "update Parshall" not in line["next"]
+    code, _, errors = run(database, "release", "--writer", other.id.hex(), "--partition", "0")
+    assert code == 1 and "is not held after a fork" in errors
 
 
 async def test_a_record_without_a_place(ledger: Ledger, database: str) -> None:

@@ -10,9 +10,10 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired
+from buffer.counters import MeterDefinition
 from tests.simulation.steps import Steps
 from tests.simulation.topic import Topic
 
@@ -29,6 +30,8 @@ class SharedLog:
         self.registry_lost: dict[bytes, Retired | None] = {}  # what is in the backup while the registry is lost
         self.announced: dict[bytes, tuple[bytes, ...]] = {}
         self.announced_lost: dict[bytes, tuple[bytes, ...]] = {}
+        self.meters: dict[str, MeterDefinition] = {}
+        self.meters_lost: dict[str, MeterDefinition] = {}
         self.unreachable_until_s = 0.0
         self.unknown_outcomes = 0.0  # chance that a produce ends without a known outcome
         self.ledger = Ledger()
@@ -39,6 +42,8 @@ class SharedLog:
         self.registry.clear()
         self.announced_lost.update(self.announced)
         self.announced.clear()
+        self.meters_lost = self.meters | self.meters_lost
+        self.meters = {}
 
     def restore_registry(self) -> None:
         for writer, retired in self.registry_lost.items():
@@ -47,6 +52,8 @@ class SharedLog:
         self.registry_lost.clear()
         self.announced = self.announced_lost | self.announced
         self.announced_lost = {}
+        self.meters |= self.meters_lost
+        self.meters_lost = {}
 
     def heal(self) -> None:
         self.unreachable_until_s = self.unknown_outcomes = 0.0
@@ -126,9 +133,17 @@ class SimulatedLog:
         await self._reach()
         self._shared.announced[writer] = tuple(branches)
 
+    async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
+        """In one step, without a draw: whoever asks has just read the registry."""
+        if self.dead:
+            raise LogUnavailable("the simulated log cannot be reached")
+        for meter in meters:
+            self._shared.meters.setdefault(meter.name, meter._replace(hash=""))
+        return dict(self._shared.meters)
+
     async def registry(self) -> Registry:
         await self._reach()
-        return Registry(dict(self._shared.registry), dict(self._shared.announced))
+        return Registry(dict(self._shared.registry), dict(self._shared.announced), dict(self._shared.meters))
 
     async def has_data(self) -> bool:
         await self._reach()

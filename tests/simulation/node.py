@@ -17,9 +17,10 @@ from buffer.journal import JournalError, JournalLimits, JournalStopped, open_jou
 from dedupe.clearance import Clearance
 from dedupe.port import ClaimsError, Identity, Zombie
 from dedupe.redis_claims import RedisClaims
+from ingest.agreed_meters import CannotStart
 from ingest.catalogue import read_catalogue
 from ingest.decode import Decoder, Limits
-from ingest.writer import CannotStart, Writer, WriterLimits
+from ingest.writer import Writer, WriterLimits
 from parshall.errors import OK
 from parshall.settings import Settings
 from parshall.writer_drain import finish_journal
@@ -233,6 +234,7 @@ class Node:
             limits=WriterLimits(events_per_call=world.rng.choice(habits.events_per_call)),
             clock_us=self.clock_us,
             entropy=world.rng.randbytes,
+            definitions=() if self.never_returns else CATALOGUES[-1].definitions,  # whichever catalogue it comes to have
         )
         self.steps.watch(journal)
         return writer

@@ -1,0 +1,81 @@
+"""The registry's entries as bytes: which one of a key counts, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from buffer.counter_log import Registry, Retired
+from buffer.counters import MeterDefinition
+from buffer.registration import (
+    add_entry,
+    branches_key,
+    encode_branches,
+    encode_member,
+    encode_meter,
+    member_key,
+    meter_key,
+)
+
+ALICE = bytes(range(16))
+PEAK = MeterDefinition("peak", "0" * 16, "max", 2, 60, ("region",))
+OTHER = PEAK._replace(aggregation="sum")
+
+
+def read(*entries: tuple[str, bytes]) -> Registry:
+    registry = Registry({}, {}, {})
+    for key, value in entries:
+        add_entry(registry, key, value)
+    return registry
+
+
+def test_of_a_writer_the_last_entry_counts_and_of_a_meter_the_first() -> None:
+    registry = read(
+        (member_key(ALICE), encode_member(None)),
+        (meter_key("peak"), encode_meter(PEAK)),
+        (branches_key(ALICE), encode_branches([b"a" * 16])),
+        (member_key(ALICE), encode_member(Retired(7))),
+        (meter_key("peak"), encode_meter(OTHER)),
+        (branches_key(ALICE), encode_branches([b"b" * 16])),
+    )
+    assert registry == ({ALICE: Retired(7)}, {ALICE: (b"b" * 16,)}, {"peak": PEAK._replace(hash="")})
+
+
+def test_a_meter_as_it_is_stored() -> None:
+    assert meter_key("peak") == "meter:peak"
+    assert encode_meter(PEAK) == b'{"v":1,"aggregation":"max","scale":2,"window_s":60,"dimensions":["region"]}'
+
+
+def test_a_meter_may_be_called_as_a_writer_is() -> None:
+    name = "a" * 32
+    named = PEAK._replace(name=name, hash="")
+    assert read((name, encode_member(None)), (meter_key(name), encode_meter(named))) == ({b"\xaa" * 16: None}, {}, {name: named})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (ALICE.hex() + ".later", b"{}"),
+        (ALICE.hex()[:-2], encode_member(None)),
+        ("later:peak", encode_meter(PEAK)),
+        ("peak", encode_meter(PEAK)),
+        ("", encode_member(None)),
+    ],
+)
+def test_a_kind_of_entry_that_is_not_known_is_refused(key: str, value: bytes) -> None:
+    """It may say of a writer what must not be overlooked, as an announced branch does."""
+    with pytest.raises(ValueError, match="a newer one may have written it"):
+        read((key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("meter:peak", encode_meter(PEAK).replace(b'"v":1', b'"v":2')),
+        ("meter:peak", encode_meter(PEAK).replace(b"}", b',"more":1}')),
+        ("meter:peak", b""),
+        (ALICE.hex(), b"{}"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_refused(key: str, value: bytes) -> None:
+    with pytest.raises(ValueError):
+        read((key, value))
