@@ -492,8 +492,9 @@ def _any_registry() -> Iterator[None]:
         await self._log.register(self.journal.writer)
         return {}
 
-    async def broken_members(self: JournalHistory) -> frozenset[bytes]:
-        return frozenset((await self._log.registry()).writers)
+    async def broken_members(self: JournalHistory) -> dict[bytes, bytes]:
+        registry = await self._log.registry()
+        return {writer: self._of_this_shard(registry.branches.get(writer, ())) for writer, gone in registry.writers.items() if gone is None}
 
     with patch.object(Writer, "_register", broken_register), patch.object(JournalHistory, "members", broken_members):
         yield
