@@ -22,6 +22,7 @@ from buffer.counter_log import LogUnavailable
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
 
 _CLOSING_S = 5
+_METADATA_MAX_AGE_MS = 30_000  # how late partitions that are added are taken on, where nobody asks for `ends` meanwhile
 
 Positions = Callable[[Iterable[str]], Awaitable[Mapping[str, int]]]
 
@@ -82,6 +83,7 @@ class KafkaSource:
             auto_offset_reset="earliest",  # when the stored position is gone; see _place
             session_timeout_ms=self._session_timeout_ms,
             heartbeat_interval_ms=self._session_timeout_ms // 4,
+            metadata_max_age_ms=_METADATA_MAX_AGE_MS,
         )
         self._rebalances = _Rebalances()
         self._consumer.subscribe([self._cluster.counters], listener=self._rebalances)
@@ -150,16 +152,30 @@ class KafkaSource:
         self._rebalances.placed.clear()
 
     async def ends(self) -> Mapping[str, int]:
-        ends = await self._cluster.within_deadline("asking for last offsets", self._opened.end_offsets(self._partitions()))
-        return {_stream(partition): end for partition, end in ends.items()}
+        return await self._cluster.within_deadline("asking for last offsets", self._offsets(self._opened.end_offsets))
 
     async def starts(self) -> Mapping[str, int]:
-        starts = await self._cluster.within_deadline("asking for first offsets", self._opened.beginning_offsets(self._partitions()))
-        return {_stream(partition): start for partition, start in starts.items()}
+        return await self._cluster.within_deadline("asking for first offsets", self._offsets(self._opened.beginning_offsets))
 
-    def _partitions(self) -> list[TopicPartition]:
+    async def _offsets(self, ask: Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int]]]) -> Mapping[str, int]:
+        offsets = await ask(await self._partitions())
+        return {_stream(partition): offset for partition, offset in offsets.items()}
+
+    async def _partitions(self) -> list[TopicPartition]:
+        """As many as the topic has now: writers that started since they were added put counters there, though nobody reads them yet."""
+        await self._refresh()
+        known = self._opened.partitions_for_topic(self._cluster.counters) or ()
         assert self._prepared is not None, "open first"
-        return [TopicPartition(self._cluster.counters, number) for number in range(self._prepared.partitions)]
+        count = max(self._prepared.partitions, len(known))  # partitions never go: a broker that knows fewer is behind
+        self._prepared = self._prepared._replace(partitions=count)
+        return [TopicPartition(self._cluster.counters, number) for number in range(count)]
+
+    async def _refresh(self) -> None:
+        """Ask the cluster what the topic is like. The consumer takes note: where there are more partitions, its group deals them out."""
+        client = self._opened._client  # the library has no public way to this
+        for _ in range(2):  # the first may be an answer that was under way already, to a question from before
+            if not await client.force_metadata_update():
+                raise KafkaError("no broker says what the topics are like")
 
     async def close(self) -> None:
         consumer, self._consumer = self._consumer, None

@@ -44,11 +44,18 @@ def refused(reply: Sequence[object]) -> NoReturn:
             "to change them stop every writer, empty the store, and start them again."
         )
     if status == b"stale_journal":
-        raise StaleJournal(
-            "This journal is an old copy: the claim store knows more of incarnation "
-            f"{_text(reply[1])} than the journal does ({_text(reply[2])})."
-        )
+        raise StaleJournal(_stale(_text(reply[1]), _text(reply[2])))
     raise StartOver(f"the claim store answered {_text(status)!r}")
+
+
+def _stale(incarnation: str, what: str) -> str:
+    if what == "missing":
+        return (
+            "This journal is an old copy, or the claim store has lost a part of its keys (evicted, or deleted by somebody): it counts as "
+            "complete and knows nothing of this writer, whose journal has claims (missing); only if you are sure that the journal is "
+            "the newest, set maxmemory-policy to noeviction and empty the store (FLUSHALL), so that all claims are made again."
+        )
+    return f"This journal is an old copy: the claim store knows more of incarnation {incarnation} than the journal does ({what})."
 
 
 def _text(value: object) -> str:

@@ -20,12 +20,13 @@ from dedupe.ordered_connection import ConnectionEnded, OrderedConnection, pack
 from dedupe.port import Call, History, Identity, Refused, Reply, State, UnsuitableStore, Verdicts
 from dedupe.rebuild import StartOver, enter, refused
 from dedupe.redis_address import RedisAddress
+from dedupe.redis_eviction import QUESTION, check_policy, eviction_in
 from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_arguments, context_of, load
 
 log = logging.getLogger(__name__)
 
 IDLE_MARK_S = 0.04  # a mark goes out by itself within 50 ms
-LOOK_S = 5.0  # who is idle looks whether the store is still open: others may need it to join again
+LOOK_S = 5.0  # how often it is looked whether the store may lose claims; and, by who is idle, whether it is open: others may join again
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 ERA_BYTES = 16
 
@@ -70,6 +71,7 @@ class RedisClaims:
         self._headers: list[bytes] = []  # by number of sections: everything of a claim command before ARGV[9]
         self._mark = 0
         self._marked = 0  # the highest mark sent on this connection
+        self._evicted = 0  # keys that the server had evicted before this connection
         self._idle: asyncio.TimerHandle | None = None
         self._served = False  # this connection has answered a call: the next failure is a new one
         self._closing = False
@@ -91,6 +93,11 @@ class RedisClaims:
             except (ConnectionEnded, StartOver, OSError, TimeoutError) as error:
                 reason = f"{self._address.name}: {str(error) or type(error).__name__}"
                 log.warning("claims: %s", reason)
+            except UnsuitableStore as error:
+                if not self.accepted:
+                    raise
+                reason = str(error)  # somebody changed a store that was suitable: what is journalled goes on, and it may be changed back
+                log.error("claims: %s", reason)
             finally:
                 self._drop_connection(reason)
             if not self._closing:
@@ -126,13 +133,9 @@ class RedisClaims:
             await connection.ask(pack([b"AUTH", *user, address.password.encode()]))
         if address.db:
             await connection.ask(pack([b"SELECT", b"%d" % address.db]))
-        memory = cast(bytes, await connection.ask(pack([b"INFO", b"memory"])))
-        policy = _field(memory, b"maxmemory_policy")
-        if policy != b"noeviction":
-            raise UnsuitableStore(
-                f"The Redis at {address.name} evicts keys when its memory is full (maxmemory-policy {policy.decode()}), "
-                "which would lose claims: set maxmemory-policy to noeviction."
-            )
+        found = eviction_in(cast(bytes, await connection.ask(QUESTION)))
+        check_policy(address.name, found.policy)
+        self._evicted = found.evicted
         for script in self._scripts.values():
             await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
 
@@ -163,15 +166,35 @@ class RedisClaims:
         self._unanswered = deque(sorted(self._unanswered, key=lambda waiting: waiting[0].number))
         self._state, self.reason = State.OPEN, ""
         log.info("claims: open at %s", self._address.name)
+        self._look_for_eviction()  # before any call: what was evicted while we entered is told before the verdicts are
         for call, _ in self._unanswered:
             self._transmit(call)
         if self._mark > self._marked:
             self._schedule_mark()
         while not connection.ended.done():
             await asyncio.wait((connection.ended,), timeout=LOOK_S)
-            if not self._unanswered and not self._closing:
-                self._send_mark()
+            if not self._closing:
+                self._look_for_eviction()
+                if not self._unanswered:
+                    self._send_mark()
         connection.ended.result()
+
+    def _look_for_eviction(self) -> None:
+        connection = self._connection
+        if connection is not None and not connection.ended.done():
+            connection.send(QUESTION, self._on_eviction)
+
+    def _on_eviction(self, reply: object) -> None:
+        if not isinstance(reply, bytes):
+            self._give_up(reply)
+            return
+        try:
+            found = eviction_in(reply)
+            check_policy(self._address.name, found.policy)
+            if found.evicted != self._evicted:  # less: somebody reset the count, and hello looks at what that hides
+                raise StartOver(f"it has evicted {found.evicted} keys, {self._evicted} of them before: claims may be among them")
+        except (UnsuitableStore, StartOver) as error:
+            self._end(error)
 
     def _not_open(self, state: State, reason: str) -> None:
         self._state, self.reason = state, reason
@@ -244,16 +267,20 @@ class RedisClaims:
         self._give_up(reply)
 
     def _give_up(self, reply: object) -> None:
-        """Not a verdict: this connection is over, and no later reply on it counts."""
-        self._state = State.DISCONNECTED
-        connection = self._connection
-        assert connection is not None
+        """Not a verdict."""
         try:
             if isinstance(reply, list):
                 refused(reply)
             raise ConnectionEnded(f"the server answered: {reply}")
         except Exception as error:
-            connection.end(error)
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        """This connection is over, and no later reply on it counts."""
+        self._state = State.DISCONNECTED
+        connection = self._connection
+        assert connection is not None
+        connection.end(error)
 
     # ---- marks, and the end
 
@@ -302,12 +329,3 @@ class RedisClaims:
         if connection is not None:
             connection.end(ConnectionEnded("closed"))
         self._not_open(State.DISCONNECTED, "closed")
-
-
-def _field(info: bytes, name: bytes) -> bytes:
-    """The value of a line `name:value` of INFO."""
-    for line in info.split(b"\r\n"):
-        key, _, value = line.partition(b":")
-        if key == name:
-            return value
-    return b"unknown"

@@ -29,6 +29,7 @@ class RaterLimits(NamedTuple):
     batch_bytes: int = 4 << 20  # of record values in one transaction, about: the last record may go beyond
     poll_timeout_s: float = 0.5
     progress_every_s: float = 0.5
+    ends_every_s: float = 5.0  # how old the ends of all streams may be that the metrics show
     due_every_s: float = 5.0  # how soon it is noticed that an operator has released something
     first_backoff_s: float = 0.1
     last_backoff_s: float = 5.0
@@ -83,6 +84,7 @@ class Rater:
         self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
         self._told_deleted: dict[str, int] = {}
         self._goal_looked_at_s = 0.0
+        self._ends_looked_at_s = 0.0
         self._due_looked_at_s = 0.0
 
     async def run(self) -> None:
@@ -204,8 +206,14 @@ class Rater:
     async def _set_goal(self) -> None:
         if self._goal is None:
             now_us = self._clock_us()
-            self.counts.ends = dict(await self._source.ends())
+            await self._look_at_ends()
             self._goal = (now_us, self.counts.ends)  # the time first: what comes in between is in the ends
+        elif asyncio.get_running_loop().time() - self._ends_looked_at_s >= self._limits.ends_every_s:
+            await self._look_at_ends()  # a goal may be far away, or out of reach while something is held: the log grows meanwhile
+
+    async def _look_at_ends(self) -> None:
+        self._ends_looked_at_s = asyncio.get_running_loop().time()
+        self.counts.ends = dict(await self._source.ends())
 
     async def _note_progress(self, *, idle: bool) -> None:
         now_s = asyncio.get_running_loop().time()

@@ -6,7 +6,8 @@
 -- Keys, all below the namespace; none has a TTL:
 --   open               hash: replid = the replication id under which claims are complete; log, identity = whom they belong to; era, branch
 --   join               hash: replid, log, identity, era and branch (random) of the join under way, or of the last one; faster: whether it
---                      keeps what it found, found: the branch of that
+--                      keeps what it found, found: the branch of that; evicted: how many keys this server had evicted when the claims
+--                      here were begun
 --   joined:{replid}    set of the writers that have claimed everything again into this Redis
 --   gen, low, horizon  current generation, lowest live generation, time at or below which nothing is ever claimed again
 --   newest             hash: generation -> newest event time claimed in it; only generations with claims are in it
@@ -29,6 +30,11 @@ local w_key, open_key, join_key = namespace .. 'w:' .. incarnation, namespace ..
 local function replication_id()
   local info = redis.call('INFO', 'replication')
   return string.find(info, 'role:master', 1, true) and string.match(info, 'master_replid:(%w+)')
+end
+
+-- How many keys this server has evicted since it started, or since somebody reset the count.
+local function evicted_keys()
+  return tonumber(string.match(redis.call('INFO', 'stats'), 'evicted_keys:(%d+)')) or 0
 end
 
 -- Step 2: may this incarnation speak on this connection? A refusal or nil; its mark, its executions, its number in this era or nil.
@@ -67,6 +73,18 @@ end
 local function joining(replid, era)
   local join = redis.call('HMGET', join_key, 'replid', 'era')
   return join[1] == replid and join[2] == era
+end
+
+-- A command for every key of this pattern, by looking through the keyspace.
+local function each(pattern, command, ...)
+  local cursor = '0'
+  repeat
+    local found = redis.call('SCAN', cursor, 'MATCH', namespace .. pattern, 'COUNT', 1000)
+    cursor = found[1]
+    for _, key in ipairs(found[2]) do
+      redis.call(command, key, ...)
+    end
+  until cursor == '0'
 end
 
 local function raise_horizon(horizon_us)

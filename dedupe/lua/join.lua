@@ -12,7 +12,7 @@
 -- with each join and gets the name that its first joiner brought: what was executed in another Redis that came from the same past is
 -- not in here, however low its number. A Redis that was taken in the middle of a join, or
 -- is empty, does not say that its claims were complete: `open` names no replication id then, or not that of the last join. Nor is it
--- believed when its keys do not fit together, as when somebody deleted some.
+-- believed when its keys do not fit together, as when somebody deleted some, nor when the server has ever evicted a key.
 --
 -- A store may be open and yet be an old primary that was left at a failover and lives on: it knows nothing of what was claimed elsewhere
 -- since. Who last entered another branch says so, and then everybody joins again. Nor does the faster way fit what is of another branch: a
@@ -35,17 +35,6 @@ end
 local refusal = admit()
 if refusal then
   return refusal
-end
-
-local function each(pattern, command, ...)
-  local cursor = '0'
-  repeat
-    local found = redis.call('SCAN', cursor, 'MATCH', namespace .. pattern, 'COUNT', 1000)
-    cursor = found[1]
-    for _, key in ipairs(found[2]) do
-      redis.call(command, key, ...)
-    end
-  until cursor == '0'
 end
 
 local function fits_together()
@@ -94,9 +83,10 @@ if join[1] == replid and (open[1] ~= replid or as_it_was_left) and (join[4] ~= '
   return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end
 redis.call('HDEL', open_key, 'replid')
-if as_it_was_left and open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity and fits_together() then
+local was_complete = open[1] and open[1] == join[1] and open[2] == join[3] and open[3] == log and open[4] == identity
+if as_it_was_left and was_complete and evicted_keys() == 0 and fits_together() then
   each('joined:*', 'UNLINK')
-  redis.call('HSET', join_key, 'replid', replid, 'branch', ARGV[9], 'faster', 1, 'found', open[2])
+  redis.call('HSET', join_key, 'replid', replid, 'branch', ARGV[9], 'faster', 1, 'found', open[2], 'evicted', 0)
   intern(join[2])
   return faster(join[2], 1, ARGV[9], open[2])
 end
@@ -105,6 +95,7 @@ each('tenants:*', 'UNLINK')
 each('joined:*', 'UNLINK')
 each('w:*', 'HDEL', 'executions', 'base')
 redis.call('UNLINK', namespace .. 'newest', namespace .. 'incarnations')
-redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9], 'branch', ARGV[9], 'faster', 0)
+redis.call('HSET', join_key, 'replid', replid, 'log', log, 'identity', identity, 'era', ARGV[9], 'branch', ARGV[9], 'faster', 0,
+  'evicted', evicted_keys())
 intern(ARGV[9])
 return {'joining', ARGV[9], 1, ARGV[9], 0}

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -176,6 +177,42 @@ def test_workers_share_one_redis_and_one_flush_interval(starts: list[Up], data: 
     assert up.interrupt() == 0
     code, sentence = refused("--data", str(data), "--listen", f"127.0.0.1:{port}", "--redis", redis.url)
     assert (code, "journals of 2 workers" in sentence) == (4, True)
+
+
+def test_a_redis_that_begins_to_evict_is_refused_until_it_is_mended(starts: list[Up], data: Path, port: int, redis: services.Redis) -> None:
+    up = Up(data, port, "--redis", redis.url)
+    starts.append(up)
+    at = now()
+    assert up.send(["a", "b"], at)["accepted"] == 2
+    redis.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    redis.ask("CONFIG", "SET", "maxmemory", "1")
+    told = readiness(up, ready=False)
+    assert "set maxmemory-policy to noeviction; if it has evicted keys by then, all claims are made again" in told
+    with pytest.raises(HTTPError) as error:
+        up.send(["a", "b"], at)
+    with error.value as answer:
+        assert (answer.code, int(answer.headers["Retry-After"]) > 0) == (503, True)
+    redis.ask("CONFIG", "SET", "maxmemory", "0")
+    redis.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    readiness(up, ready=True)
+    assert up.send(["a", "b", "c"], at)["duplicate"] == 2
+
+
+def readiness(up: Up, *, ready: bool) -> str:
+    """What /readyz says once it is that."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urlopen(f"{up.url}/readyz", timeout=30) as answer:
+                is_ready, told = True, answer.read().decode()
+        except HTTPError as error:
+            with error:
+                assert error.code == 503
+                is_ready, told = False, error.read().decode()
+        if is_ready is ready and (ready or "maxmemory-policy" in told):
+            return told
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
 
 
 # ---- when it cannot start

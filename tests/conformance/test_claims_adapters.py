@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import redis as redis_py
 
+from dedupe import redis_claims
 from dedupe.claim_table import ClaimTable
 from dedupe.clearance import Clearance
 from dedupe.in_process import InProcessClaims
@@ -651,9 +654,168 @@ async def test_a_replica_is_not_served_by(in_redis: InRedis) -> None:
     client.close()
 
 
+REMEDY = r"evicts keys .* \(maxmemory-policy allkeys-lru\), .* set maxmemory-policy to noeviction; .* made again from the journals"
+
+
 async def test_a_redis_that_evicts_is_refused() -> None:
-    with redis_server(maxmemory_policy="allkeys-lru", maxmemory="100mb") as server, pytest.raises(UnsuitableStore, match="noeviction"):
+    with redis_server(maxmemory_policy="allkeys-lru", maxmemory="100mb") as server, pytest.raises(UnsuitableStore, match=REMEDY):
         await asyncio.wait_for(InRedis(server).claims().run(Journal()), 10)
+
+
+class Load:
+    """Calls for an event each, the next one sent as soon as one is answered: a connection that is never idle."""
+
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
+        self.sent = self.answered = 0
+
+    def go_on(self, reply: Reply | None = None) -> None:
+        self.answered += reply is not None
+        self.sent += 1
+        self._claims.send(call(self.sent, section(f"load {self.sent}")), self.go_on)
+
+
+def evict_claims(server: Redis) -> None:
+    """All claims and nothing else are evicted, and the policy is as it was before: nobody looks meanwhile, for the event loop stands."""
+    with redis_py.Redis(port=server.port) as client:
+        for key in client.scan_iter("parshall:claims:*"):
+            client.expire(key, 86_400)
+        before = int(client.info("stats")["evicted_keys"])
+        client.config_set("maxmemory-policy", "volatile-lru")
+        client.config_set("maxmemory", 1)
+        deadline = time.monotonic() + 30
+        while list(client.scan_iter("parshall:claims:*")):
+            assert time.monotonic() < deadline
+        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
+        assert int(client.info("stats")["evicted_keys"]) > before
+
+
+@pytest.mark.parametrize("under_load", [False, True])
+async def test_a_policy_that_begins_to_evict_stops_claims_until_it_is_set_back(
+    in_redis: InRedis, under_load: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_claims, "LOOK_S", 0.05)
+    journal, claims = Journal(), in_redis.claims()
+    load = Load(claims)
+    async with running(claims, journal) as task:
+        if under_load:
+            load.go_on()
+            await until(lambda: load.answered > 10)
+        in_redis.server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        await until(lambda: claims.state is not State.OPEN)
+        await until(lambda: re.search(REMEDY, claims.reason) is not None)
+        if not under_load:
+            load.go_on()
+        answered = load.answered
+        await asyncio.sleep(0.3)
+        assert load.answered == answered and claims.state is not State.OPEN and not task.done()
+        in_redis.server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await until(lambda: load.answered > answered + 10)
+        assert claims.state is State.OPEN and claims.reason == ""
+        assert journal.drains == 1, "nothing was evicted, so nothing is claimed again"
+
+
+@pytest.mark.parametrize("under_load", [False, True])
+async def test_where_claims_were_evicted_all_writers_claim_again(
+    in_redis: InRedis, under_load: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy is as it should be whenever somebody looks: only the count of evicted keys tells."""
+    monkeypatch.setattr(redis_claims, "LOOK_S", 0.05)
+    one, other = Journal(), Journal()
+    one.registered = other.registered = frozenset((one.writer, other.writer))
+    first, second = in_redis.claims(), in_redis.claims()
+    load = Load(first)
+    async with running(first, one, State.REBUILDING), running(second, other):
+        await until(lambda: first.state is State.OPEN)
+        for claims, journal, name in ((second, other, "theirs"), (first, one, "mine")):
+            assert await codes(claims, call(1, section(name))) == b""
+            journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section(name)[1:]))
+        load.sent = 1
+        if under_load:
+            load.go_on()
+        evict_claims(in_redis.server)
+        await until(lambda: one.drains == other.drains == 2 and first.state is second.state is State.OPEN)
+        assert await codes(second, call(2, section("mine", "theirs", "new"))) == b"ddg"
+        evict_claims(in_redis.server)
+        await until(lambda: one.drains == other.drains == 3 and first.state is second.state is State.OPEN)
+        await asyncio.sleep(0.2)
+        assert one.drains == other.drains == 3, "what was evicted before the claims were begun is no reason to begin them again"
+
+
+async def test_what_was_evicted_while_nobody_was_connected_is_claimed_again(in_redis: InRedis) -> None:
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a"))) == b""
+    evict_claims(in_redis.server)
+    journal = journal.reopened(1)
+    journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+    claims = in_redis.claims()
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a", "b"))) == b"dg"
+
+
+@pytest.mark.parametrize("key", ["open", "join"])
+async def test_a_store_that_lost_the_key_which_says_so_is_claimed_again(in_redis: InRedis, key: str) -> None:
+    """Eviction takes any key, that of the last join as well; and who joined before does not count as joined any more."""
+    one, other = Journal(), Journal()
+    one.registered = other.registered = frozenset((one.writer, other.writer))
+    first, second = in_redis.claims(), in_redis.claims()
+    async with running(first, one, State.REBUILDING), running(second, other):
+        assert await codes(second, call(1, section("a"))) == b""
+    evict_claims(in_redis.server)
+    in_redis.server.ask("DEL", f"parshall:{key}")
+    one, other = one.reopened(0), other.reopened(1)
+    other.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+    first, second = in_redis.claims(), in_redis.claims()
+    before = one.asked
+    async with running(first, one, State.REBUILDING):
+        await until(lambda: one.asked > before + 1)  # it has joined
+        assert first.state is State.REBUILDING
+        async with running(second, other):
+            await until(lambda: first.state is State.OPEN)
+            assert await codes(first, call(1, section("a", "b"))) == b"dg"
+
+
+async def test_a_count_of_evicted_keys_that_was_reset_counts_anew(in_redis: InRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_claims, "LOOK_S", 0.05)
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        for number in (1, 2):
+            assert await codes(claims, call(number, section(f"{number}"), section(f"{number}", tenant=2))) == b""
+            journal.kept += [Claimed(tenant, NOW_US // HOUR_US, NOW_US, *section(f"{number}")[1:]) for tenant in (1, 2)]
+            evict_claims(in_redis.server)
+            await until(lambda: journal.drains == number + 1 and claims.state is State.OPEN)  # noqa: B023 - it is called here
+            in_redis.server.ask("CONFIG", "RESETSTAT")
+            await asyncio.sleep(0.3)
+        assert await codes(claims, call(3, section("1", "2", "3"))) == b"ddg"
+
+
+async def test_a_store_without_room_is_claimed_again_after_an_eviction(in_redis: InRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """hello deletes claims although memory is full."""
+    monkeypatch.setattr(redis_claims, "LOOK_S", 0.05)
+    journal, claims = Journal(), in_redis.claims()
+    with redis_py.Redis(port=in_redis.server.port) as client:
+        async with running(claims, journal):
+            await answer(claims, call(1, section(*[f"{n:x}" for n in range(60_000)])))
+            await answer(claims, call(2, section("a", tenant=2)))
+            journal.kept.append(Claimed(2, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+            client.expire(next(client.scan_iter("parshall:claims:*:2")), 86_400)
+            client.config_set("maxmemory-policy", "volatile-lru")
+            client.config_set("maxmemory", int(client.info("memory")["used_memory"]) - 3_000_000)
+            await until(lambda: int(client.info("stats")["evicted_keys"]) == 1)
+            client.config_set("maxmemory-policy", "noeviction")
+            await until(lambda: journal.drains == 2 and claims.state is State.OPEN)
+            assert await codes(claims, call(3, section("a", "b", tenant=2))) == b"dg"
+
+
+async def test_a_store_that_lost_a_part_of_its_keys_is_named_as_a_cause(in_redis: InRedis) -> None:
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a")))
+    in_redis.server.ask("DEL", f"parshall:writer:{journal.writer.hex()}")
+    with pytest.raises(StaleJournal, match=r"old copy, or the claim store has lost a part of its keys \(evicted.*\(missing\).*FLUSHALL"):
+        await asyncio.wait_for(in_redis.claims().run(journal.reopened(1)), 10)
 
 
 async def test_a_password_and_a_database() -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from aiokafka.errors import UnknownMemberIdError
 from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
 
+from buffer import kafka_source
 from buffer.counter_log import CounterLog, LogUnavailable, Record, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
+from parshall.log_source import LogSource
+from rater.consume import Rater
+from rater.migrate import migrate
+from rater.postgres import Ledger
 from rater.source import Received, SourceUnavailable
 from tests import services
 from tests.conformance.counter_log_places import PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
+from tests.integration.rating import REQUESTS, Writer
 
 DEADLINE_MS = 1500
 OUTAGE_S = 2.5
@@ -284,6 +291,82 @@ async def test_counters_that_kafka_deleted_are_told_of(place: KafkaPlace, kafka:
                 starts = await reader.source.starts()
                 assert starts.pop(f"{place.cluster.counters}/0") == 6 and set(starts.values()) == {0}
     assert [(line["stored"], line["first"]) for line in lines if "deleted counters" in line["event"]] == [(3, 6)]
+
+
+async def add_partitions(place: KafkaPlace, to: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=place.cluster.bootstrap)
+    await admin.start()
+    await admin.create_partitions({place.cluster.counters: NewPartitions(to)})
+    await admin.close()
+
+
+async def test_partitions_that_are_added_have_ends_at_once_and_are_taken_on(place: KafkaPlace) -> None:
+    """By a reader that is open since before, in the group's first member and in another one."""
+    stored: dict[str, int] = {}
+    kept: list[Received] = []
+    one, other = Sharing(place, stored, kept), Sharing(place, stored, kept)
+    async with opened(place.log()) as log:
+        await one.open()
+        await other.open()
+        working = [asyncio.ensure_future(reader.work()) for reader in (one, other)]
+        await log.produce([record(1, partition) for partition in range(PARTITIONS)])
+        await wait_until(lambda: len(kept) == PARTITIONS)
+        await add_partitions(place, PARTITIONS + 2)
+        async with opened(place.log()) as newer:
+            assert newer.partitions == PARTITIONS + 2
+            await newer.produce([record(1, PARTITIONS), record(1, PARTITIONS + 1), record(2, PARTITIONS + 1)])
+        for reader in (other, one):
+            ends = await reader.source.ends()
+            assert [ends.get(f"{place.cluster.counters}/{number}") for number in range(PARTITIONS + 2)] == [1] * (PARTITIONS + 1) + [2]
+            assert set((await reader.source.starts()).values()) == {0}
+        await wait_until(lambda: len(kept) == PARTITIONS + 3)
+        assert numbers(kept, PARTITIONS) == [1] and numbers(kept, PARTITIONS + 1) == [1, 2]
+        for task in working:
+            task.cancel()
+        await one.close()
+        await other.close()
+
+
+async def test_partitions_that_are_added_are_taken_on_although_nobody_asks(place: KafkaPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_source, "_METADATA_MAX_AGE_MS", 500)
+    async with opened(place.log()), reading(place) as reader:
+        await reader.nothing_more()
+        await add_partitions(place, PARTITIONS + 1)
+        async with opened(place.log()) as newer:
+            await newer.produce([record(1, PARTITIONS)])
+        assert numbers(await reader.take(1), PARTITIONS) == [1]
+
+
+async def test_as_of_does_not_pass_counters_in_a_partition_that_nobody_reads_yet(place: KafkaPlace, database: str) -> None:
+    """The rater began before the partition was added; its consumer is kept from taking the partition on, as by a slow rebalance."""
+    await migrate(database)
+    ledger, source = Ledger(database), place.source()
+    rater = Rater(LogSource(source), ledger, clock_us=lambda: time.time_ns() // 1000, late_s=86_400)
+    async with opened(place.log()):
+        running = asyncio.ensure_future(rater.run())
+        await wait_until(lambda: rater.counts.as_of_us > 0)
+        taken_on = asyncio.Event()
+        place_ = source._place
+
+        async def slow() -> None:
+            if taken_on.is_set():
+                await place_()
+
+        source._place = slow  # type: ignore[method-assign]
+        await add_partitions(place, PARTITIONS + 1)
+        usage = Writer(1).flush([(REQUESTS, "demo", "acme", 1_767_225_600, ("eu", "a"), 0, 7)])
+        async with opened(place.log()) as newer:
+            await newer.produce([Record(PARTITIONS, 1, tuple(one.headers.items()), one.value) for one in usage])
+        there_us = time.time_ns() // 1000
+        await asyncio.sleep(3)
+        assert rater.counts.counters == 0 and rater.counts.as_of_us < there_us
+        taken_on.set()
+        await wait_until(lambda: rater.counts.as_of_us > there_us)
+        assert rater.counts.counters == 1
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await source.close()
+        await ledger.close()
 
 
 async def test_a_cluster_that_can_lose_usage_is_refused(place: KafkaPlace) -> None:

@@ -185,7 +185,13 @@ async def run_until(rater: Rater, condition: Callable[[], bool] | Callable[[], A
 
 def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books: Sequence[PriceBook] = ()) -> Rater:
     limits = RaterLimits(
-        poll_records=7, poll_timeout_s=0.01, progress_every_s=0.01, due_every_s=0.01, first_backoff_s=0.01, last_backoff_s=0.05
+        poll_records=7,
+        poll_timeout_s=0.01,
+        progress_every_s=0.01,
+        ends_every_s=0.01,
+        due_every_s=0.01,
+        first_backoff_s=0.01,
+        last_backoff_s=0.05,
     )
     return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, books=books, limits=limits)
 
@@ -541,6 +547,42 @@ async def test_progress_says_what_is_rated_and_stands_still_while_something_is_p
     await ledger.apply(LOG, at(flushes[1], start=2))
     assert await ledger.note_progress(LOG, 13, {"s0": 3}) == 13
     assert await query.as_of_us(pool) == 13
+
+
+class Growing(ListSource):
+    """A log that gets a record whenever somebody reads, as during a long catch-up."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    async def poll(self, most: int, timeout_s: float) -> Sequence[Received]:
+        self.add(self._writer.flush(some(subject="late")))
+        await asyncio.sleep(0.02)
+        return await super().poll(most, timeout_s)
+
+
+async def test_the_ends_of_the_log_are_looked_at_during_catch_up(ledger: Ledger) -> None:
+    writer = Writer(1)
+    source = Growing(writer)
+    source.add(records_of(writer.flush(some()) for _ in range(70)))
+    rater = rater_of(source, ledger)
+    await run_until(rater, lambda: rater.counts.ends.get("s0", 0) > 71)
+    assert rater.counts.as_of_us == 0, "it is known before the end that was there first is reached"
+
+
+async def test_the_ends_of_the_log_are_looked_at_while_a_record_is_held(ledger: Ledger) -> None:
+    writer, source = Writer(1), ListSource()
+    lost = writer.flush(some())
+    source.add(writer.flush(some()))
+    rater = rater_of(source, ledger)
+    await run_until(rater, lambda: rater.counts.parked == 1)
+    for number in range(2, 5):
+        source.add(Writer(number).flush(some()), f"s{number}")
+        await run_until(rater, lambda number=number: rater.counts.ends.get(f"s{number}") == 1)  # type: ignore[misc]
+    assert rater.counts.as_of_us == 0
+    source.add(lost)
+    await run_until(rater, lambda: rater.counts.as_of_us > 0)
 
 
 # Migrations.

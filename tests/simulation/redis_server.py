@@ -34,6 +34,18 @@ _ERRORS = (
 )
 
 
+def _encode(value: object) -> bytes:
+    if isinstance(value, list):
+        return b"*%d\r\n%b" % (len(value), b"".join([_encode(item) for item in value]))
+    if isinstance(value, bytes):
+        return b"$%d\r\n%b\r\n" % (len(value), value)
+    assert isinstance(value, int)
+    return b":%d\r\n" % value
+
+
+_NEVER_EVICTS = _encode(b"maxmemory_policy:noeviction\r\nevicted_keys:0\r\n")
+
+
 class SimulatedRedis:
     """One address with one server behind it; which one it is can change (restart, failover)."""
 
@@ -159,7 +171,7 @@ class SimulatedRedis:
         if name == b"EVALSHA":
             return self._run(table, _SCRIPT_OF[command[1]], command, steps)
         if name == b"INFO":
-            return _encode(b"maxmemory_policy:noeviction\r\n")
+            return _NEVER_EVICTS
         if name in (b"SCRIPT", b"AUTH", b"SELECT"):
             return _OK
         if name in (b"GET", b"HMGET"):
@@ -203,13 +215,28 @@ class Transport(asyncio.Transport):
         self._client_gone = False
         self._server_gone = False
         self._held = False
+        self._opened = False  # its first command came
+        self._looks: deque[int] = deque()  # for each command under way, how many regular looks travel with it
 
     def write(self, data: Any) -> None:
         self._reader.feed(bytes(data))
         while (command := self._reader.gets()) is not False:
+            if command[0] == b"INFO" and self._opened:
+                self._look_at_eviction()
+                continue
+            self._opened = True
+            self._looks.append(0)
             self._inbound.append(command)
             self.steps.sent(self._server.shard, _call_of(command))
             self._arrive_later()
+
+    def _look_at_eviction(self) -> None:
+        """A regular look, of which nothing comes here: it travels with what was sent before it, or takes no time at all. So it draws
+        nothing and delays nothing, and the worlds are those that they would be without it."""
+        if self._looks:
+            self._looks[-1] += 1
+        else:
+            self.protocol.data_received(_NEVER_EVICTS)
 
     def _arrive_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -243,6 +270,7 @@ class Transport(asyncio.Transport):
             loop.call_at(self.stalled_until_s, self._answer)
             return
         call, reply = self._outbound.popleft()
+        reply += self._looks.popleft() * _NEVER_EVICTS
         if not self._client_gone and not self._server_gone:
             if call and reply[:1] == b"*":
                 self.steps.replied(self._server.shard, call)
@@ -300,15 +328,6 @@ def _call_of(command: list[bytes]) -> int:
     if command[0] == b"EVALSHA" and _SCRIPT_OF[command[1]] == "claim":
         return int(HEAD.unpack(command[_HEAD_AT])[0])
     return 0
-
-
-def _encode(value: object) -> bytes:
-    if isinstance(value, list):
-        return b"*%d\r\n%b" % (len(value), b"".join([_encode(item) for item in value]))
-    if isinstance(value, bytes):
-        return b"$%d\r\n%b\r\n" % (len(value), value)
-    assert isinstance(value, int)
-    return b":%d\r\n" % value
 
 
 def _look(table: ClaimTable, key: str) -> bytes:
