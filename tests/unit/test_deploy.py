@@ -19,8 +19,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from parshall.errors import REFUSED, USAGE
 from parshall.settings import Settings, load_settings, scalar_fields
 from parshall.settings_sources import variable_name
+from parshall.sizing import Machines
 
 PROJECT = Path(__file__).resolve().parents[2]
 DEPLOY = PROJECT / "deploy"
@@ -35,6 +37,7 @@ MANIFESTS: list[dict[str, Any]] = [
     manifest for name in KUSTOMIZATION["resources"] for manifest in yaml.safe_load_all((KUBERNETES / name).read_text())
 ]
 SECRET = yaml.safe_load((KUBERNETES / "secret.example.yaml").read_text())
+JOBS: list[dict[str, Any]] = [yaml.safe_load((KUBERNETES / f"{name}-job.example.yaml").read_text()) for name in ("drain", "audit")]
 WORKLOADS = [manifest for manifest in MANIFESTS if manifest["kind"] in ("StatefulSet", "Deployment")]
 
 INGEST, RATER = "parshall-ingest", "parshall-rater"
@@ -82,7 +85,7 @@ def test_the_compose_schema_refuses_a_misspelt_key() -> None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-@pytest.mark.parametrize("manifest", [*MANIFESTS, SECRET], ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}")
+@pytest.mark.parametrize("manifest", [*MANIFESTS, SECRET, *JOBS], ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}")
 def test_manifest_matches_the_kubernetes_schema(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -121,7 +124,7 @@ def variables() -> Iterator[tuple[str, str]]:
     for service, definition in own_services():
         for name in definition["environment"]:
             yield f"compose.yaml {service}", name
-    for workload in WORKLOADS:
+    for workload in [*WORKLOADS, *JOBS]:
         for entry in container_of(workload)["env"]:
             yield workload["metadata"]["name"], entry["name"]
 
@@ -141,7 +144,7 @@ def test_the_variables_of_compose_make_a_right_configuration(environment: dict[s
 def test_the_example_secret_makes_a_right_configuration() -> None:
     values: dict[str, str] = SECRET["stringData"]
     given: dict[str, str] = {}
-    for workload in WORKLOADS:
+    for workload in [*WORKLOADS, *JOBS]:
         for entry in container_of(workload)["env"]:
             reference = entry["valueFrom"]["secretKeyRef"]
             assert reference["name"] == SECRET["metadata"]["name"]
@@ -187,6 +190,7 @@ def test_one_image_name_and_version_everywhere() -> None:
     assert {service["image"] for _, service in own_services()} == {f"parshall:{version[1]}"}
     assert [(image["name"], image["newTag"]) for image in KUSTOMIZATION["images"]] == [("parshall", version[1])]
     assert {container_of(workload)["image"] for workload in WORKLOADS} == {"parshall"}
+    assert {container_of(job)["image"] for job in JOBS} == {f"parshall:{version[1]}"}
     assert f"-t parshall:{version[1]} " in DOCKERFILE
 
 
@@ -277,6 +281,51 @@ def test_each_store_of_compose_is_waited_for_and_kept() -> None:
         assert "healthcheck" in COMPOSE["services"][name]
         assert [volume.split(":")[0] for volume in COMPOSE["services"][name]["volumes"]] == [name]
         assert name in COMPOSE["volumes"]
+
+
+# --- Jobs that are made by hand
+
+
+def test_a_start_may_take_twice_as_long_as_is_planned() -> None:
+    probe = container_of(manifest_of("StatefulSet", INGEST))["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 2 * Machines().start_s
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job["metadata"]["name"])
+def test_a_job_is_a_command_on_the_volumes_of_writers(job: dict[str, Any]) -> None:
+    """`{claim}-{set}-{number}` is what a StatefulSet calls its claims."""
+    ingest = manifest_of("StatefulSet", INGEST)
+    pod, container = pod_of(job), container_of(job)
+    assert (pod["securityContext"], container["securityContext"]) == (
+        pod_of(ingest)["securityContext"],
+        container_of(ingest)["securityContext"],
+    )
+    (template,) = ingest["spec"]["volumeClaimTemplates"]
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume
+    }
+    of_writers = re.compile(rf"{template['metadata']['name']}-{ingest['metadata']['name']}-(\d+)")
+    assert claims
+    assert all(of_writers.fullmatch(claim) for claim in claims.values())
+
+    args = container["args"]
+    words = args[: next(at for at, arg in enumerate(args) if not re.fullmatch("[a-z]+", arg))]
+    told = subprocess.run([sys.executable, "-m", "parshall", *words, "--help"], capture_output=True, text=True, cwd=PROJECT)
+    assert told.returncode == 0, told.stderr
+    assert [arg for arg in args if arg.startswith("--") and arg not in told.stdout] == []
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    named = {str(Path(arg).parents[1]) for arg in args if "/writers/" in arg}
+    assert named == {path for path, mount in mounts.items() if mount["name"] in claims}
+    assert settings().data in mounts  # the configuration names it, and it can be written to
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert all(manifest["spec"]["selector"].items() - labels.items() for manifest in MANIFESTS if manifest["kind"] == "Service")
+
+
+def test_a_drain_is_repeated_but_for_what_a_person_must_decide() -> None:
+    (drain, audit) = JOBS
+    (rule,) = drain["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": container_of(drain)["name"], "operator": "In", "values": [USAGE, REFUSED]}
+    assert all(mount.get("readOnly") for mount in container_of(audit)["volumeMounts"] if mount["name"].startswith("journal"))
 
 
 # --- What goes into the image

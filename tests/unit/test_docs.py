@@ -1,27 +1,40 @@
 """The pages for people name only what is there: files, make targets, commands of the program.
 
-Belongs here: checks of README, ARCHITECTURE, CONTRIBUTING, CHANGELOG and docs/. Whether a page's commands work is tests/acceptance.
+Belongs here: checks of README, ARCHITECTURE, CONTRIBUTING, CHANGELOG and docs/, and of the alert rules that docs/OPERATING.md hands out.
+Whether a page's commands work is tests/acceptance.
 """
 
 from __future__ import annotations
 
 import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
 from ingest.admin import LEAST_INTERVAL_MS, MOST_INTERVAL_MS, admin_routes
 from ingest.auth import INGEST
 from ingest.batch import REJECTION_CODES
-from ingest.catalogue import MOST_CHARACTERS
+from ingest.catalogue import MOST_CHARACTERS, read_catalogue
 from ingest.cloudevents import STRUCTURED_TYPES
 from ingest.http import EVENTS, Edge, HttpLimits
-from ingest.metrics import metrics_routes
+from ingest.metrics import LATENCIES, SPECS, SnapshotCollector, metrics_routes
 from parshall.cli import COMMANDS
+from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.reload_routes import reload_routes
+from parshall.settings import IngestSettings
 from rater.api import MOST_ROWS
+from rater.consume import RaterCounts
+from rater.prices.book import price_for, read_books
+from rater.prices.money import plain
+from rater.prices.price import rate
+from rater.query import Rating
 from rater.questions import CHARGES_PARAMETERS, MOST_WINDOWS, USAGE_PARAMETERS
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -63,6 +76,9 @@ def test_the_api_page_says_what_the_code_does() -> None:
     assert f"{MOST_ROWS:,} rows" in usage and f"{MOST_WINDOWS:,} windows" in usage
     assert events.count(f"1 to {MOST_CHARACTERS} characters") == 2
     assert f"from {LEAST_INTERVAL_MS} to {MOST_INTERVAL_MS}" in sections["Operating"]
+    bounds = dict(re.findall(r"^\| `ingest\.(\w+)` \| ([\d,]+) \|", events, re.MULTILINE))
+    assert len(bounds) == 4
+    assert bounds == {name: f"{getattr(IngestSettings(), name):,}" for name in bounds}
 
     nothing = cast(Any, None)
     edge = Edge(nothing, nothing, nothing, HttpLimits(), clock_us=nothing, not_ready=nothing)
@@ -92,3 +108,75 @@ def _first_cells(text: str, heading: str) -> tuple[str, ...]:
 
 def _routes_in(text: str) -> list[str]:
     return re.findall(r"`((?:GET|PUT|POST) /[^`]+)`", text)
+
+
+# --- Operating
+
+
+def exported_metrics() -> dict[str, tuple[str, ...]]:
+    """Every metric that a process can show -> its labels."""
+    rating = RatingCollector(cast(Any, None), RaterCounts())
+    rating._rating = Rating(None, 0, 0, 0, 0)  # as if PostgreSQL had answered
+    families: list[Metric] = [*SnapshotCollector(list, lambda: 0).collect(), *rating.collect()]
+    assert len(families) > len(SPECS) + len(LATENCIES)
+    return {
+        f"{family.name}_total" if family.type == "counter" else family.name: tuple(cast(Any, family)._labelnames) for family in families
+    }
+
+
+def test_the_table_of_metrics_is_what_is_exported() -> None:
+    page = (PROJECT / "docs" / "OPERATING.md").read_text()
+    rows = re.findall(r"^\| `(parshall_\w+)` \| ([\w, ]*?) ?\|", page, re.MULTILINE)
+    assert [(name, tuple(labels.split(", ")) if labels else ()) for name, labels in rows] == list(exported_metrics().items())
+
+
+def samples() -> set[str]:
+    """The names that a scrape has: of a histogram those of its parts."""
+    histograms = {family.name for family in SnapshotCollector(list, lambda: 0).collect() if isinstance(family, HistogramMetricFamily)}
+    return (exported_metrics().keys() - histograms) | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
+
+
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((PROJECT / "deploy" / "prometheus-rules.yaml").read_text())["groups"] for rule in group["rules"]
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_watches_what_is_exported_and_names_the_next_command(rule: Mapping[str, Any]) -> None:
+    watched = set(re.findall(r"parshall_\w+", rule["expr"]))
+    assert watched, rule["expr"]
+    assert watched <= samples()
+    named = re.findall(r'\b(\w+)(?:=~?|!=|!~)"', rule["expr"])
+    allowed = {label for name, labels in exported_metrics().items() for label in labels if any(one.startswith(name) for one in watched)}
+    assert set(named) <= allowed
+    assert rule.keys() - {"for"} == {"alert", "expr", "labels", "annotations"}
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["annotations"].keys() == {"summary", "description"}
+    told = " ".join(rule["annotations"].values())
+    assert re.match(r"`(parshall|kubectl|kafka-[a-z-]+\.sh) ", rule["annotations"]["description"])
+    assert [name for name in re.findall(r"`parshall ([a-z]+)", told) if name not in COMMANDS] == []
+    assert set(re.findall(r"parshall_\w+", told)) <= exported_metrics().keys()
+
+
+# --- Prices
+
+
+def test_the_worked_prices_are_what_the_code_makes_of_them() -> None:
+    page = (PROJECT / "docs" / "PRICES.md").read_text()
+    block = re.search(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    demo = tomllib.loads((PROJECT / "parshall" / "demo.toml").read_text(), parse_float=Decimal)
+    meters = {meter.name: meter for meter in read_catalogue(demo["meters"]).definitions}
+    (book,) = read_books(tomllib.loads(block[1], parse_float=Decimal)["price_books"], meters.values())
+    assert [book.tenant] == [tenant["name"] for tenant in demo["tenants"]]
+
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)=(\w+)` \| (\d+) \| ([\d.]+) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for name, dimension, value, quantity, amount, how in rows:
+        found = price_for(book.versions[-1], meters[name], [value if one == dimension else "any" for one in meters[name].dimensions])
+        assert found is not None
+        line = rate(Decimal(quantity), found[1], book.decimal_places)
+        assert f"{line.amount}" == amount
+        exact = [plain(number) for number in (line.free, *(tier.amount for tier in line.tiers)) if number]
+        assert [number for number in exact if not re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.]*\d)", how)] == []
+    assert {name for name, *_ in rows} == {price.meter for price in book.versions[-1].prices}
