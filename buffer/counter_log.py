@@ -49,7 +49,7 @@ class LogUnavailable(Exception):
 class CounterLog(Protocol):
     @property
     def identity(self) -> str:
-        """The Kafka cluster id, or the id of the local log."""
+        """The Kafka cluster id, with the prefix of the topics behind it if they have one; or the id of the local log."""
 
     @property
     def partitions(self) -> int:

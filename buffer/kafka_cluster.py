@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
 from buffer import kafka_outages
 from buffer.counter_log import LogUnavailable, UnfitLog
+from buffer.kafka_refusals import ask_why
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ _LARGEST_BATCH_BYTES = 1_000_000  # what topics must take; a batch of ours is sm
 class KafkaCluster:
     bootstrap: str  # host:port,host:port
     prefix: str = ""  # of the names of all topics
-    client: Mapping[str, Any] = field(default_factory=dict)  # security_protocol, ssl_context, sasl_…: as aiokafka names them
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)  # security_protocol, ssl_context, sasl_…: as aiokafka names them
     create_topics: bool = False  # make topics that are missing
     partitions: int = 6  # of `usage.counters`, when it is made
     retention_ms: int = 7 * 86_400_000  # how long an unrated counter must be kept; topics are made with it
@@ -65,10 +66,27 @@ class KafkaCluster:
                 result = await work
         except TimeoutError as error:
             raise LogUnavailable(f"Kafka at {self.bootstrap} did not answer within {self.deadline_ms} ms ({what})") from error
+        except KafkaConnectionError as error:
+            raise await self._not_connected(what, error) from error
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"Kafka at {self.bootstrap}: {error or type(error).__name__} ({what})") from error
         kafka_outages.answered()
         return result
+
+    async def _not_connected(self, what: str, error: KafkaConnectionError) -> LogUnavailable:
+        why = await ask_why(self.options())
+        if why is None:
+            return LogUnavailable(f"Kafka at {self.bootstrap}: {error} ({what})")
+        kind = NotLetIn if why.refused else LogUnavailable
+        return kind(f"Kafka at {self.bootstrap} {why.told}")
+
+    def identity(self, cluster_id: str) -> str:
+        """Which log it is: topics with another prefix are another log, also in the same cluster."""
+        return f"{cluster_id}/{self.prefix}" if self.prefix else cluster_id
+
+
+class NotLetIn(LogUnavailable):
+    """The cluster is there, and refuses whom we say we are, or shows a certificate that we cannot trust."""
 
 
 class Topic(NamedTuple):
@@ -79,17 +97,25 @@ class Topic(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    cluster_id: str
+    identity: str
     partitions: int  # of `usage.counters`
     writers_partitions: int  # of `usage.writers`
 
 
-async def prepare(cluster: KafkaCluster) -> Prepared:
-    """Connect, make what is missing if that is asked for, check. Raises LogUnavailable or UnfitLog."""
+async def prepare(cluster: KafkaCluster, before: Prepared | None) -> Prepared:
+    """Connect, make what is missing if that is asked for, check. Raises LogUnavailable or UnfitLog.
+
+    `before`: what it was when it was opened before. Who has never been let in has a wrong setting, and had better stop; who was let in
+    before tries again, for the password may be being changed just now.
+    """
     kafka_outages.take_over()
     admin = AIOKafkaAdminClient(**cluster.options())
     try:
         return await cluster.within_deadline("start", _prepare(cluster, admin))
+    except NotLetIn as error:
+        if before is not None:
+            raise
+        raise UnfitLog(str(error)) from error
     finally:
         await admin.close()
 
@@ -111,7 +137,7 @@ async def _prepare(cluster: KafkaCluster, admin: AIOKafkaAdminClient) -> Prepare
         raise UnfitLog(f"{objections[0]}, or accept that usage can get lost with kafka.accept_weak = true")
     if objections:
         log.warning("this kafka can lose usage", because=objections[0], more_reasons=len(objections) - 1)
-    return Prepared(about["cluster_id"], found[cluster.counters].partitions, found[cluster.writers].partitions)
+    return Prepared(cluster.identity(about["cluster_id"]), found[cluster.counters].partitions, found[cluster.writers].partitions)
 
 
 def objections_to(cluster: KafkaCluster, topic: Topic) -> list[str]:

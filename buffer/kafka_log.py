@@ -43,7 +43,7 @@ class KafkaLog:
 
     @property
     def identity(self) -> str:
-        return self._opened.cluster_id
+        return self._opened.identity
 
     @property
     def partitions(self) -> int:
@@ -55,7 +55,7 @@ class KafkaLog:
         return self._prepared
 
     async def open(self) -> None:
-        self._prepared = await prepare(self._cluster)
+        self._prepared = await prepare(self._cluster, self._prepared)
         await self._send("connecting a producer", self._cluster.counters, {})
 
     async def produce(self, records: Sequence[Record]) -> None:

@@ -13,6 +13,7 @@ import logging
 import structlog
 
 _QUIET_S = 60  # after so long without a complaint the next one is a new outage
+_CHOSEN = "Sending username and password in the clear"  # said at each connection; whoever chose it in the settings knows
 
 log = structlog.get_logger()
 
@@ -26,6 +27,8 @@ class Outages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info:
             log.error("kafka client failed", detail=record.getMessage(), exc_info=record.exc_info)
+            return
+        if record.getMessage() == _CHOSEN:
             return
         if self._last_s == 0 or record.created - self._last_s > _QUIET_S:
             log.warning("trouble with kafka; more of the same is held back until it answers", detail=record.getMessage())

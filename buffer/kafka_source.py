@@ -69,13 +69,13 @@ class KafkaSource:
     @property
     def identity(self) -> str:
         assert self._prepared is not None, "open first"
-        return self._prepared.cluster_id
+        return self._prepared.identity
 
     async def open(self, positions: Positions) -> None:
         """Raises LogUnavailable (try again) or UnfitLog (do not)."""
         await self.close()
         self._positions = positions
-        self._prepared = await prepare(self._cluster)
+        self._prepared = await prepare(self._cluster, self._prepared)
         self._consumer = AIOKafkaConsumer(
             **self._cluster.options(),
             group_id=self._group,

@@ -137,7 +137,7 @@ class State(Enum):
 class Identity(NamedTuple):
     """What must agree between all writers of one claim store."""
 
-    log: str  # Kafka cluster id or local log id
+    log: str  # the counter log's identity: of a Kafka cluster with its topic prefix, or of a local log
     generation_us: int  # length of a generation
     lifetime_us: int  # max_age + max_skew (the margins of both clocks included): a generation goes once its newest is older
     shard: int = 0  # which of `shards` stores this is

@@ -87,7 +87,14 @@ def _redis_urls(text: str) -> tuple[str, ...]:
     return tuple(re.split(r",(?=[a-z]+://)", text))
 
 
+_KAFKA_SCHEMES = {"PLAINTEXT": "plaintext", "SSL": "tls", "SASL_PLAINTEXT": "sasl_plaintext", "SASL_SSL": "sasl_tls"}
+
+
 def _bootstrap(text: str) -> str:
+    if "://" in text:
+        scheme = text.partition("://")[0].strip()
+        meant = f'"{_KAFKA_SCHEMES[scheme.upper()]}"' if scheme.upper() in _KAFKA_SCHEMES else "one of " + _listed(_KAFKA_SCHEMES.values())
+        raise ValueError(f"host:port without {scheme}://, as in kafka-0:9092,kafka-1:9092, and kafka.security = {meant} in its place")
     try:
         for server in text.split(","):
             parse_address(server.strip())
@@ -110,6 +117,25 @@ def _several_hosts(dsn: str) -> bool:
 def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
         raise ValueError("1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit")
+    return text
+
+
+def _kafka_name(text: str) -> str:
+    # A name of a topic has at most 249 characters, and the longest that follows the prefix has 14.
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,200}", text):
+        raise ValueError("at most 200 letters, digits, dots, dashes or underscores")
+    return text
+
+
+def _group(text: str) -> str:
+    if not text:
+        raise ValueError("a name: raters that have it in common share the partitions among them")
+    return _kafka_name(text)
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("text without line ends and other control characters (`printf` writes none at the end, `echo` does)")
     return text
 
 
@@ -208,6 +234,35 @@ class KafkaSettings(Section):
     )
     create_topics: bool | None = Field(
         None, examples=[False], description="Make the topics that are missing. When not set: only `parshall up` does."
+    )
+    topic_prefix: Annotated[str, AfterValidator(_kafka_name)] = Field(
+        "",
+        description="What the names of all topics begin with, so that two installations can share a cluster. The same for all parts of "
+        "one, and not to be changed later: what lies in the topics before would stay there.",
+    )
+    consumer_group: Annotated[str, AfterValidator(_group)] = Field(
+        "parshall-rater",
+        description="The raters that share the partitions among them; another one in each installation. Commands that read the log join "
+        "groups of their own, whose names begin with it.",
+    )
+    security: Literal["plaintext", "tls", "sasl_plaintext", "sasl_tls"] = Field(
+        "plaintext",
+        description="How the brokers are spoken to: plaintext, tls, or these with a user and a password (sasl_plaintext, sasl_tls). "
+        "Only over TLS is a password safe from who listens.",
+    )
+    ca_file: str = Field(
+        "", description="For TLS: a PEM file with the CA that signed the brokers' certificates. When not set: those this machine trusts."
+    )
+    cert_file: str = Field(
+        "", description="For brokers that ask for a client certificate: a PEM file with it and what is between it and the CA."
+    )
+    key_file: str = Field("", description="A PEM file with the key of cert_file, without a passphrase; it may be the same file.")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, examples=["SCRAM-SHA-512"], description="How user and password are shown; needed for sasl_plaintext and sasl_tls."
+    )
+    username: Annotated[str, AfterValidator(_one_line)] = Field("", description="The user, for sasl_plaintext and sasl_tls.")
+    password: Annotated[str, AfterValidator(_one_line)] = Field(
+        "", repr=False, description="The user's password; better kept out of a file."
     )
 
 
@@ -346,7 +401,13 @@ def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
                 "1 worker, or any number with --redis URL (redis.url)",
             )
         )
-    return problems
+    return problems + _kafka_security(raw, settings.kafka)
+
+
+def _kafka_security(raw: Raw, kafka: KafkaSettings) -> list[Problem]:
+    from parshall.kafka_security import check_security  # it needs the problems that are defined here
+
+    return check_security(raw, kafka)
 
 
 def _repeated(raw: Raw, section: str, field: str, values: list[Any]) -> list[Problem]:
@@ -429,7 +490,7 @@ def allowed_for(field: FieldInfo | None) -> str:
         return "a table of settings"
     written = str(field.annotation)
     if "Literal" in written:
-        return "a list of " + _listed(re.findall(r"'([a-z]+)'", written))
+        return ("a list of " if "tuple" in written else "one of ") + _listed(re.findall(r"'([^']+)'", written))
     if "tuple" in written:
         return "a list of tables"
     kind = next((words for name, words in _PLAIN_NAMES.items() if re.search(rf"\b{name}\b", written)), "")

@@ -63,13 +63,11 @@ class WholeLog:
 @asynccontextmanager
 async def whole_log(settings: Settings, folder: DataFolder | None) -> AsyncIterator[WholeLog]:
     """Raises Stop when it cannot be read."""
-    import os
-
     from buffer.counter_log import UnfitLog
     from parshall.wiring import make_source
     from rater.source import SourceUnavailable
 
-    source = make_source(settings, folder, group=f"parshall-reading-{os.urandom(8).hex()}")
+    source = make_source(settings, folder, alone=True)
     try:
         await source.open(_from_the_start)
         yield WholeLog(source, retention=settings.kafka.bootstrap is not None)

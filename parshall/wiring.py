@@ -219,8 +219,8 @@ def make_rater(settings: Settings, folder: DataFolder | None, world: World = REA
     return rater, source, ledger
 
 
-def make_source(settings: Settings, folder: DataFolder | None, world: World = REAL, *, group: str = "parshall-rater") -> Source:
-    """`group`: of the Kafka consumers that share the partitions among them."""
+def make_source(settings: Settings, folder: DataFolder | None, world: World = REAL, *, alone: bool = False) -> Source:
+    """`alone`: it is to read all partitions, and shares them with nobody."""
     if settings.kafka.bootstrap is None:
         from buffer.local_source import LocalSource
 
@@ -228,6 +228,8 @@ def make_source(settings: Settings, folder: DataFolder | None, world: World = RE
         return LogSource(LocalSource(folder.log, disk=world.disk, background=world.background("log"), entropy=world.entropy))
     from buffer.kafka_source import KafkaSource
 
+    # Whoever may use the group of the raters, as a rule by its prefix, may use this one too.
+    group = settings.kafka.consumer_group + (f"-reading-{world.entropy(8).hex()}" if alone else "")
     return LogSource(KafkaSource(_cluster(settings), group))
 
 
@@ -243,10 +245,13 @@ def late_s(settings: Settings) -> int:
 
 def _cluster(settings: Settings) -> KafkaCluster:
     from buffer.kafka_cluster import KafkaCluster
+    from parshall.kafka_security import client_options
 
     assert settings.kafka.bootstrap is not None
     return KafkaCluster(
         settings.kafka.bootstrap,
+        prefix=settings.kafka.topic_prefix,
+        client=client_options(settings.kafka),
         create_topics=bool(settings.kafka.create_topics),
         accept_unsafe=bool(settings.kafka.accept_weak),
     )

@@ -161,7 +161,7 @@ class Redis(Server):
     def __init__(self, folder: Path, name: str, program: Path, settings: Mapping[str, str]) -> None:
         super().__init__(folder)
         self.name = name
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"redis://{self.address}/0"
         self._program = program
@@ -190,23 +190,29 @@ class Kafka(Server):
     name = "kafka"
     _java_options = ("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Xshare:auto")
 
-    def __init__(self, folder: Path, libraries: Path, partitions: int, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, libraries: Path, partitions: int, settings: Mapping[str, str], users: Mapping[str, str] | None = None
+    ) -> None:
+        """`users` -> their passwords, for SCRAM-SHA-512."""
         super().__init__(folder)
         self.partitions = partitions  # of a topic made without saying how many
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._java = str(fetch.java())
         self._class_path = f"{libraries}/*"
         self._properties = folder / "server.properties"
         template = (fetch.KAFKA_POM.parent / "server.properties").read_text()
-        values = {"PORT": self.port, "CONTROLLER_PORT": _free_port(), "DATA": folder / "data", "PARTITIONS": partitions}
+        template += "".join(f"{key}={value}\n" for key, value in settings.items())  # the last of a name is in force
+        values = {"PORT": self.port, "CONTROLLER_PORT": free_port(), "DATA": folder / "data", "PARTITIONS": partitions}
         for key, value in values.items():
             template = template.replace(f"{{{key}}}", str(value))
-        self._properties.write_text(template + "".join(f"{key}={value}\n" for key, value in settings.items()))
-        self._format()
+        self._properties.write_text(template)
+        self._format(users or {})
 
-    def _format(self) -> None:
+    def _format(self, users: Mapping[str, str]) -> None:
         tool = [self._java, *self._java_options, "-cp", self._class_path, "kafka.tools.StorageTool", "format", "-c", str(self._properties)]
+        for user, password in users.items():
+            tool += ["--add-scram", f"SCRAM-SHA-512=[name={user},password={password}]"]
         cluster = base64.urlsafe_b64encode(b"P" + os.urandom(15)).decode().rstrip("=")
         done = subprocess.run([*tool, "-t", cluster], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
@@ -325,10 +331,14 @@ def valkey_server(**settings: str) -> Iterator[Redis]:
 
 
 @contextmanager
-def kafka_broker(partitions: int = 6, **settings: str) -> Iterator[Kafka]:
-    """Kafka 4. Settings as in server.properties, "__" for ".": `message__max__bytes="100000"`. No topic makes itself."""
+def kafka_broker(partitions: int = 6, *, users: Mapping[str, str] | None = None, **settings: str) -> Iterator[Kafka]:
+    """Kafka 4. Settings as in server.properties, "__" for ".": `message__max__bytes="100000"`. No topic makes itself.
+
+    `users` -> their passwords, for SCRAM-SHA-512, where a listener asks for them; see tests/secured_kafka.py.
+    """
     with _folder("kafka") as folder:
-        yield from _run(Kafka(folder, fetch.kafka(), partitions, {key.replace("__", "."): value for key, value in settings.items()}))
+        named = {key.replace("__", "."): value for key, value in settings.items()}
+        yield from _run(Kafka(folder, fetch.kafka(), partitions, named, users))
 
 
 @contextmanager
@@ -370,7 +380,7 @@ def _folder(name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody uses, below those the kernel hands to clients: a client that retries must not take it while its server is down."""
     while True:
         port = random.SystemRandom().randrange(20000, 32000)

@@ -141,16 +141,30 @@ def test_the_variables_of_compose_make_a_right_configuration(environment: dict[s
     assert None not in (made.redis.url, made.kafka.bootstrap, made.postgres.dsn)
 
 
-def test_the_example_secret_makes_a_right_configuration() -> None:
-    values: dict[str, str] = SECRET["stringData"]
+def given_by(values: dict[str, str]) -> dict[str, str]:
+    """The variables of the pods, where the secret has these values."""
     given: dict[str, str] = {}
     for workload in [*WORKLOADS, *JOBS]:
         for entry in container_of(workload)["env"]:
             reference = entry["valueFrom"]["secretKeyRef"]
             assert reference["name"] == SECRET["metadata"]["name"]
-            given[entry["name"]] = values[reference["key"]]
-    made = load_settings(str(DEPLOY / "parshall.toml"), environment=given, options={})
+            if reference["key"] in values or not reference.get("optional"):
+                given[entry["name"]] = values[reference["key"]]
+    return given
+
+
+def test_the_example_secret_makes_a_right_configuration() -> None:
+    made = load_settings(str(DEPLOY / "parshall.toml"), environment=given_by(SECRET["stringData"]), options={})
     assert None not in (made.redis.url, made.kafka.bootstrap, made.postgres.dsn)
+
+
+def test_the_examples_for_a_secured_kafka_make_a_right_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "parshall.toml"
+    file.write_text(re.sub(r"^# (?=\[kafka\]|[a-z_]+ = (?!.*kafka-ca))", "", (DEPLOY / "parshall.toml").read_text(), flags=re.MULTILINE))
+    secret = yaml.safe_load(re.sub(r"# (?=kafka-\w+:)", "", (KUBERNETES / "secret.example.yaml").read_text()))
+    made = load_settings(str(file), environment=given_by(secret["stringData"]), options={}).kafka
+    assert (made.security, made.username, made.password) == ("sasl_tls", "parshall", "password")
+    assert (made.topic_prefix, made.consumer_group) == ("eu.", "eu-rater")
 
 
 # --- What runs
