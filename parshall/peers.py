@@ -191,7 +191,7 @@ class AllWorkers:
         if silent := [str(worker) for worker, answer in answers.items() if answer is None]:
             raise Unavailable(f"Worker {', '.join(silent)} did not flush.", 5)
 
-    # ReloadControl of ingest/admin.py
+    # for parshall/reload_routes.py
 
     async def reload(self) -> Reloaded:
         """All of them read the configuration again, or none. Raises Refused or Unavailable."""
@@ -213,12 +213,16 @@ class AllWorkers:
         return outcome
 
     def _keep(self, content: bytes, tenants: Sequence[TenantSettings]) -> None:
-        """In the background. Raises Refused."""
+        """In the background. Raises Refused or Unavailable."""
         try:
             remember(self._kept.tenants_file, self._disk, tenants)
+            self._disk.replace(self._kept.configuration, content)
         except OtherTenant as error:
             raise Refused(str(error)) from None
-        self._disk.replace(self._kept.configuration, content)
+        except OSError as error:
+            raise Unavailable(
+                f"{error.filename or 'the data folder'} cannot be written: {error.strerror}; nothing is changed.", 5
+            ) from error
 
     async def _tell_followers(self, path: str, content: bytes, otherwise: str) -> None:
         answers = await asyncio.gather(*(_ask_until_there(socket, "PUT", path, content) for socket in self._followers))
