@@ -25,14 +25,19 @@ class Why(NamedTuple):
 
 
 async def ask_why(options: Mapping[str, Any]) -> Why | None:
-    """What a client with these options is told by the first broker that tells anything. None: nobody is there, or it works by now."""
+    """What a client with these options is told by the first broker that tells anything. None: nobody says it soon, or it works by now."""
+    try:
+        async with asyncio.timeout(_ASKING_S):
+            return await _ask_each(options)
+    except TimeoutError:
+        return None
+
+
+async def _ask_each(options: Mapping[str, Any]) -> Why | None:
     client = {name: value for name, value in options.items() if name != "bootstrap_servers"}
     for host, port, _ in collect_hosts(options["bootstrap_servers"]):
         try:
-            async with asyncio.timeout(_ASKING_S):
-                await _ask(host, port, client)
-        except TimeoutError:
-            continue
+            await _ask(host, port, client)
         except (KafkaError, OSError) as error:
             if (why := _in_words(error, client)) is not None:
                 return why

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import cast
 
 from dedupe.clearance import Clearance
@@ -20,7 +21,7 @@ from dedupe.ordered_connection import ConnectionEnded, OrderedConnection, pack
 from dedupe.port import Call, History, Identity, Refused, Reply, State, UnsuitableStore, Verdicts
 from dedupe.rebuild import StartOver, enter, refused
 from dedupe.redis_address import RedisAddress
-from dedupe.redis_eviction import QUESTION, check_policy, eviction_in
+from dedupe.redis_eviction import QUESTION, SAFE_POLICY, check_policy, eviction_in
 from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_arguments, context_of, load
 
 log = logging.getLogger(__name__)
@@ -134,10 +135,19 @@ class RedisClaims:
         if address.db:
             await connection.ask(pack([b"SELECT", b"%d" % address.db]))
         found = eviction_in(cast(bytes, await connection.ask(QUESTION)))
+        if found.policy != SAFE_POLICY and found.evicted:
+            await self._close_store(connection)
         check_policy(address.name, found.policy)
         self._evicted = found.evicted
         for script in self._scripts.values():
             await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
+
+    async def _close_store(self, connection: OrderedConnection) -> None:
+        """It may lack claims, and whoever mends the policy may restart it, which forgets how many keys were evicted: so the store itself
+        must say that it is not complete. A replica refuses this, and is no store."""
+        for key in (b"open", b"join"):
+            with suppress(ConnectionEnded):
+                await connection.ask(pack([b"HDEL", NAMESPACE.encode() + key, b"replid"]))
 
     async def _look_at(self, history: History, connection: OrderedConnection) -> None:
         """Raises StaleJournal where `publish` would, and WrongLog where the claims are another share of the tenants; writes nothing."""

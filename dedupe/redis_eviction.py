@@ -14,7 +14,7 @@ from dedupe.ordered_connection import pack
 from dedupe.port import UnsuitableStore
 
 QUESTION = pack([b"INFO", b"memory", b"stats"])
-_SAFE_POLICY = b"noeviction"
+SAFE_POLICY = b"noeviction"
 
 
 class Eviction(NamedTuple):
@@ -29,7 +29,7 @@ def eviction_in(info: bytes) -> Eviction:
 
 def check_policy(name: str, policy: bytes) -> None:
     """Raises UnsuitableStore."""
-    if policy != _SAFE_POLICY:
+    if policy != SAFE_POLICY:
         raise UnsuitableStore(
             f"The Redis at {name} evicts keys when its memory is full (maxmemory-policy {policy.decode(errors='replace')}), which would "
             "lose claims, so that events are counted twice: set maxmemory-policy to noeviction; if it has evicted keys by then, all claims "

@@ -74,7 +74,8 @@ def _addresses(url: str) -> list[str]:
         found = getaddrinfo(parts.hostname, parts.port or 80, type=SOCK_STREAM)
     except OSError as error:
         raise Stop(f"{parts.hostname} has no address ({error.strerror}): --url says where to look.", UNAVAILABLE) from error
-    hosts = sorted({str(address[0]) for *_, address in found})
+    # Of one family: a node may have one of each, and is to be asked once.
+    hosts = sorted({str(address[0]) for family, *_, address in found if family == found[0][0]})
     return [f"http://{f'[{host}]' if ':' in host else host}:{parts.port or 80}{parts.path}" for host in hosts]
 
 

@@ -73,7 +73,7 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
 
 def _faults(kafka: KafkaSettings) -> Iterator[_Fault]:
     yield from _tls_faults(kafka) if kafka.security in _WITH_TLS else _unused(kafka, ("ca_file", "cert_file", "key_file"), _WITH_TLS)
-    yield from _sasl_faults(kafka) if kafka.security in _WITH_SASL else _unused(kafka, ("username", "password"), _WITH_SASL)
+    yield from (_sasl_faults(kafka) if kafka.security in _WITH_SASL else _unused(kafka, ("username", "password"), _WITH_SASL))
 
 
 def _unused(kafka: KafkaSettings, names: tuple[str, ...], wanted: tuple[str, str]) -> Iterator[_Fault]:

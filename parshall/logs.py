@@ -5,8 +5,11 @@ Must not know: what is logged.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
 
@@ -25,18 +28,35 @@ def configure_logs(process: str, *, level: int = logging.INFO) -> None:
     last: list[structlog.types.Processor] = [structlog.dev.ConsoleRenderer(colors=terminal, pad_event_to=0)]
     if not terminal:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    stderr = cast(TextIO, _Lasting(sys.stderr))
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stderr),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stderr)
     only_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[only_meta, *last]))
     logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
     for package in OURS:
         logging.getLogger(package).setLevel(level)
+
+
+class _Lasting(io.TextIOBase):
+    """Standard error, also where nobody is at its other end any more: a terminal that was closed must not end the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _named(process: str) -> structlog.types.Processor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
@@ -22,8 +22,8 @@ from ingest.flusher import Flusher
 from ingest.http import json_response, problem_response
 from ingest.sink import Unavailable
 from ingest.snapshot import WriterSnapshot
-from parshall.known_tenants import OtherTenant, remember
-from parshall.reload import LiveSettings, Refused, Reloaded
+from parshall.known_tenants import OtherTenant, known_with, remember
+from parshall.reload import LiveSettings, Refused, Reloaded, together
 from parshall.settings import TenantSettings
 
 log = structlog.get_logger()
@@ -204,30 +204,39 @@ class AllWorkers:
     async def _lead(self) -> Reloaded:
         live = self._local.live
         content = await live.content()
-        outcome = await live.check(content)
-        await self._tell_followers(CHECK, content, "nothing is changed")
+        outcomes = [await live.check(content)]
+        await self._background.run(self._check_tenants, live.tenants(content))
+        answers = await self._tell_followers(CHECK, content, "nothing is changed")
+        outcomes += [msgspec.json.decode(answer, type=Reloaded) for answer in answers]
         await live.settle(content)  # no sooner: what was settled stays so, though the rest of it be refused
         await self._background.run(self._keep, content, live.tenants(content))  # for who starts from now on
         await live.follow(content)
         await self._tell_followers(CONFIGURATION, content, "it may still have the old configuration: ask once more")
-        return outcome
+        return together(outcomes)
+
+    def _check_tenants(self, tenants: Sequence[TenantSettings]) -> None:
+        """In the background. Raises Refused."""
+        try:
+            known_with(self._kept.tenants_file, self._disk, tenants)
+        except OtherTenant as error:
+            raise Refused(str(error)) from None
 
     def _keep(self, content: bytes, tenants: Sequence[TenantSettings]) -> None:
-        """In the background. Raises Refused or Unavailable."""
+        """In the background. Raises Unavailable."""
         try:
             remember(self._kept.tenants_file, self._disk, tenants)
             self._disk.replace(self._kept.configuration, content)
-        except OtherTenant as error:
-            raise Refused(str(error)) from None
         except OSError as error:
-            raise Unavailable(
-                f"{error.filename or 'the data folder'} cannot be written: {error.strerror}; nothing is changed.", 5
-            ) from error
+            where = error.filename or "the data folder"
+            raise Unavailable(f"{where} cannot be written ({error.strerror}); nothing is in force yet: ask once more.", 5) from error
 
-    async def _tell_followers(self, path: str, content: bytes, otherwise: str) -> None:
+    async def _tell_followers(self, path: str, content: bytes, otherwise: str) -> list[bytes]:
+        """What they answered. Raises Refused or Unavailable."""
         answers = await asyncio.gather(*(_ask_until_there(socket, "PUT", path, content) for socket in self._followers))
-        for socket, answer in zip(self._followers, answers, strict=True):
+        return [
             _good(os.path.basename(socket).removesuffix(".sock"), answer, otherwise)
+            for socket, answer in zip(self._followers, answers, strict=True)
+        ]
 
     # for the ledger and the metrics
 
@@ -257,9 +266,16 @@ def _good(who: str, answer: _Answer | None, otherwise: str) -> bytes:
     if answer is not None and answer.status == 200:
         return answer.content
     if answer is not None and answer.status == 422:
-        raise Refused(msgspec.json.decode(answer.content)["detail"])
-    said = "does not answer" if answer is None else f"answered: {msgspec.json.decode(answer.content)['detail']}"
+        raise Refused(_detail(answer))
+    said = "does not answer" if answer is None else f"answered: {_detail(answer)}"
     raise Unavailable(f"{who} {said.rstrip('.')}; {otherwise}.", 2)
+
+
+def _detail(answer: _Answer) -> str:
+    try:
+        return str(msgspec.json.decode(answer.content, type=dict[str, Any])["detail"])
+    except (msgspec.MsgspecError, KeyError):
+        return f"{answer.status} without a reason, which is in its log"
 
 
 async def _ask_until_there(socket: str, method: str, path: str, body: bytes) -> _Answer | None:

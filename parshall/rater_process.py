@@ -33,7 +33,7 @@ from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
-from parshall.processes import heed_signals
+from parshall.processes import heed_signals, listen_to_hangup
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
 from parshall.reload import LiveSettings, Origin, Refused, Reloaded, with_kept
@@ -49,6 +49,7 @@ from rater.source import Source
 log = structlog.get_logger()
 
 _CATCH_UP_S = 10.0
+_BOOKS_S = 10.0  # how long a reload waits to ask about price books
 
 
 class RaterOrder(NamedTuple):
@@ -74,6 +75,9 @@ def run(order: RaterOrder, world: World = REAL) -> int:
     except (BookRefused, UnfitLog) as error:
         log.error("the rater stops", reason=str(error))
         return REFUSED
+    except Refused as error:
+        log.error("the rater stops", reason=str(error))
+        return FAILED
     except Exception as error:
         log.error("the rater failed", exc_info=error)
         return FAILED
@@ -86,12 +90,12 @@ async def _run(order: RaterOrder, world: World) -> int:
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
-        edge = ReadEdge(make_keys(settings), world, rater)
+        edge = ReadEdge(make_keys(settings), meters_of(settings), world, rater)
         live = _live_settings(order, settings, rater, edge, world)
         if order.address is not None:
             reload = ReloadAlone(live)
-            if order.origin is not None:
-                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.asked)
+            asked = reload.asked if order.origin is not None else None
+            listen_to_hangup(asyncio.get_running_loop(), reload=asked, stop=stop.set)
             edge.routes.update(reload_routes(reload.reload))
             await _serve(live, order.address, edge, rater, source, world, cleanup)
         elif order.folder is not None:
@@ -130,10 +134,9 @@ def _stop_signal(order: RaterOrder) -> asyncio.Event:
             os._exit(FAILED)
         stop.set()
 
-    alone = order.address is not None and order.origin is None  # nothing to read again: the terminal was closed
-    for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if alone else [])):
+    for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
-    if not alone:
+    if order.address is None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # in a tree the workers are told, and they tell us
     heed_signals()
     return stop
@@ -143,28 +146,30 @@ def _stop_signal(order: RaterOrder) -> asyncio.Event:
 
 
 def _with_kept(order: RaterOrder, world: World) -> Settings:
-    """As the service runs by now, where its configuration was read again since it started."""
+    """As the service runs by now, where its configuration was read again since it started. Raises Refused, as that of a worker does."""
     if order.folder is None:
         return order.settings
-    try:
-        return with_kept(order.origin, order.settings, peers.read_kept(order.folder.kept_configuration, world.disk))
-    except Refused as refused:  # it was in force before, so this is a copy that somebody has changed
-        log.error("the kept configuration is not used", file=order.folder.kept_configuration, reason=str(refused))
-        return order.settings
+    return with_kept(order.origin, order.settings, peers.read_kept(order.folder.kept_configuration, world.disk))
 
 
-def _live_settings(order: RaterOrder, settings: Settings, rater: Rater, edge: Edge, world: World) -> LiveSettings:
+def _live_settings(order: RaterOrder, settings: Settings, rater: Rater, edge: ReadEdge, world: World) -> LiveSettings:
     async def check(new: Settings) -> None:
         try:
-            await rater.check_books(make_books(new))
+            async with asyncio.timeout(_BOOKS_S):
+                await rater.check_books([book for book in make_books(new) if book not in rater.books])
+        except TimeoutError:
+            raise Unavailable(
+                "The rater is charging months again, for new prices: ask once more when its log says that it has.", 30
+            ) from None
         except BookRefused as refused:
             raise Refused(f"price_books: {refused}") from None
         except DatabaseFailed as error:
             raise Unavailable(f"PostgreSQL cannot say what it is charged with now: {error}", 5) from None
 
     async def follow(new: Settings) -> None:
-        edge.keys = make_keys(new)
-        rater.use_books(make_books(new))
+        edge.keys, edge.meters = make_keys(new), meters_of(new)
+        if (books := make_books(new)) != rater.books:
+            rater.use_books(books)
 
     return LiveSettings(order.origin, settings, world.background("files"), check=check, follow=follow)
 
@@ -198,7 +203,9 @@ class ReloadAlone:
 class ReadEdge(Edge):
     """The HTTP edge of a node that takes no events."""
 
-    def __init__(self, keys: Keys, world: World, rater: Rater) -> None:
+    def __init__(self, keys: Keys, meters: tuple[MeterDefinition, ...], world: World, rater: Rater) -> None:
+        """`meters`: so that one without usage yet is known too."""
+        self.meters = meters
         super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: not_ready(rater))  # type: ignore[arg-type]
 
     def admit(self, headers: Mapping[str, str], connection: Known) -> tuple[Form, Room]:
@@ -219,19 +226,19 @@ def not_ready(rater: Rater) -> Sequence[str]:
     return [] if counts.books_in_force and not counts.database_fails else [f"The rater is not ready. {counts.last_failure}".rstrip()]
 
 
-def _meters(live: LiveSettings) -> tuple[MeterDefinition, ...]:
-    """So that one without usage yet is known too. A rater need not be given any."""
-    return read_catalogue(live.settings.meters).definitions if live.settings.meters else ()
+def meters_of(settings: Settings) -> tuple[MeterDefinition, ...]:
+    """A rater need not be given any."""
+    return read_catalogue(settings.meters).definitions if settings.meters else ()
 
 
 async def _serve(
-    live: LiveSettings, address: Address, edge: Edge, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack
+    live: LiveSettings, address: Address, edge: ReadEdge, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack
 ) -> None:
     settings = live.settings
     assert settings.postgres.dsn is not None
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
-    api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings), meters=partial(_meters, live))
+    api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings), meters=lambda: edge.meters)
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
     collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")

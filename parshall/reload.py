@@ -71,6 +71,14 @@ def compare(origin: Origin, running: Settings, read: Settings) -> Reloaded:
     )
 
 
+def together(outcomes: Sequence[Reloaded]) -> Reloaded:
+    """Of several processes of a node: what changes in some of them, as when others followed at an earlier try, changes now."""
+    return Reloaded(
+        in_force=[section for section in OF_ALL if any(section in outcome.in_force for outcome in outcomes)],
+        after_restart=list(dict.fromkeys(name for outcome in outcomes for name in outcome.after_restart)),
+    )
+
+
 def renewed(origin: Origin, running: Settings, read: Settings) -> Settings:
     return running.model_copy(update={section: getattr(read, section) for section in origin.follows})
 

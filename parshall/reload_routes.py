@@ -39,5 +39,7 @@ async def tell_outcome(reload: Callable[[], Awaitable[Reloaded]]) -> None:
         log.error("the configuration was read again and is not used", reason=str(refused))
     except Unavailable as error:
         log.error("the configuration could not be read again", reason=error.reason)
+    except Exception as error:  # of whatever kind: nothing was asked for that is worth an end
+        log.error("the configuration could not be read again", exc_info=error)
     else:
         log.info("the configuration was read again", in_force=outcome.in_force, after_restart=outcome.after_restart)

@@ -18,7 +18,7 @@ import structlog
 
 from parshall.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from parshall.errors import FAILED, UNAVAILABLE, Stop
-from parshall.processes import Child, Order, ended, in_words
+from parshall.processes import Child, Order, ended, in_words, listen_to_hangup
 
 log = structlog.get_logger()
 
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     workers: Sequence[tuple[Order, str]]  # with the path of each one's control socket
     rater: Order | None = None
     postgres: EmbeddedPostgres | None = None
-    reloads: bool = False  # SIGHUP lets the workers read the configuration again; else it stops everything, as a terminal that is closed
+    reloads: bool = False  # whether there is a configuration to read again
     prepare: Callable[[], Awaitable[None]] | None = None  # once PostgreSQL runs, before anything else: the schema
 
 
@@ -54,7 +54,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
         leader, _ = self._workers[0]
-        loop.add_signal_handler(signal.SIGHUP, partial(leader.tell, signal.SIGHUP) if self._plan.reloads else self._signalled)
+        listen_to_hangup(loop, reload=partial(leader.tell, signal.SIGHUP) if self._plan.reloads else None, stop=self._signalled)
         try:
             await self._until_stop(self._start())
             if not self._stop.is_set():
@@ -111,8 +111,10 @@ class Supervisor:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if not isinstance(error, Stop):
+            self._trouble = self._trouble or Stop(f"The supervisor failed: {error!r}.", FAILED)
+            self._stop.set()
             log.error("the supervisor failed", exc_info=error)
-            error = Stop(f"The supervisor failed: {error!r}.", FAILED)
+            return
         self._trouble = self._trouble or error
         self._stop.set()
 

@@ -36,7 +36,7 @@ from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
 from parshall.logs import configure_logs
-from parshall.processes import heed_signals
+from parshall.processes import heed_signals, listen_to_hangup
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.reload import LiveSettings, Origin, Refused, with_kept
@@ -116,7 +116,7 @@ def why_stopped(error: BaseException) -> int:
             code = FAILED  # a new opening of the journal is what helps
         case ClaimsError() | JournalError() | CannotStart() | UnfitLog():
             code = REFUSED
-        case OSError():
+        case OSError() | Refused():
             log.error("the worker stops", error=str(error))
             return FAILED
         case _:
@@ -156,12 +156,9 @@ class Worker:
         return OK
 
     def _with_kept(self) -> Settings:
-        """As the service runs by now, where its configuration was read again since it started."""
-        try:
-            return with_kept(self._order.origin, self._order.settings, peers.read_kept(self._folder.kept_configuration, self._world.disk))
-        except Refused as refused:  # it was in force before, so this is a copy that somebody has changed
-            log.error("the kept configuration is not used", file=self._folder.kept_configuration, reason=str(refused))
-            return self._order.settings
+        """As the service runs by now, where its configuration was read again since it started. Raises Refused: it was in force before, but
+        a certificate that it names may be away just now. Another try is better than what is outdated."""
+        return with_kept(self._order.origin, self._order.settings, peers.read_kept(self._folder.kept_configuration, self._world.disk))
 
     async def _unless_stopped(self, opening: Coroutine[Any, Any, WorkerParts]) -> WorkerParts | None:
         """A counter log that is away is waited for; a signal must end that. Nothing was claimed yet."""
@@ -182,7 +179,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        listen_to_hangup(loop, reload=self._reload_asked.set, stop=self._signalled)
         heed_signals()
 
     def _signalled(self) -> None:

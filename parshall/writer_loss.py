@@ -90,7 +90,7 @@ async def declare_lost(
                 ]
                 names = {tenant.number: tenant.name for tenant in settings.tenants}
                 _, lines = await end_lost_writer(log, stores, writer, places, names=names, horizon_us=horizon_us, accept=accept)
-                lines.insert(-1, what_is_refused(horizon_us, now_us))
+                lines[-1:-1] = [since_when(dead_since_us, now_us), what_is_refused(horizon_us, now_us)]
         except (Unreachable, OSError) as error:
             raise Stop(f"Redis cannot be asked: {error}.", UNAVAILABLE) from error
         except ClaimsError as error:
@@ -139,6 +139,15 @@ async def _end_in(store: LostWriterStore, writer: bytes, places: Iterable[Call])
     buried = await store.bury(writer, flushed.through, for_good=False)
     claimed = await store.claimed_after(writer, flushed.before, flushed.through)
     return _End(flushed.through, buried, sort_out(claimed, flushed, (buried.incarnation, buried.last_call)))
+
+
+def since_when(dead_since_us: int | None, now_us: int) -> str:
+    """How it was understood: a wrong year or offset is seen here, or never."""
+    if dead_since_us is None:
+        return "It is taken to have counted until now."
+    hours, seconds = divmod((now_us - dead_since_us) // 1_000_000, 3600)
+    moment = f"{datetime.fromtimestamp(dead_since_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"It is taken to be dead since {moment}, {hours} h {seconds // 60} min ago: what it counted later would count once more."
 
 
 def what_is_refused(horizon_us: int, now_us: int) -> str:

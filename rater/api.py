@@ -25,6 +25,7 @@ from rater.period import is_closed
 from rater.postgres import FAILURES
 from rater.prices.money import EXACT, ZERO, plain, scaled_text
 from rater.prices.price import Line, Tier
+from rater.prices.registry import model_of
 from rater.questions import USAGE_PARAMETERS, BadQuery, charges_question, instant_text, only, required, usage_question
 
 log = logging.getLogger(__name__)
@@ -61,23 +62,23 @@ class Api:
 
     async def usage(self, tenant: str, query: Mapping[str, str]) -> Answer:
         """GET /v1/usage: meter, subject, from, to, window, group_by, timezone."""
-        return await self._answered(self._usage(tenant, query))
+        return await self._answered(tenant, self._usage(tenant, query))
 
     async def charges(self, tenant: str, query: Mapping[str, str]) -> Answer:
         """GET /v1/charges: period, and subject or after and limit."""
-        return await self._answered(self._charges(tenant, query))
+        return await self._answered(tenant, self._charges(tenant, query))
 
     async def ledger(self, tenant: str | None, query: Mapping[str, str]) -> Answer:
         """The rated part of GET /v1/ledger, of one tenant or (None, for an operator) of all, then with the chains of every writer."""
-        return await self._answered(self._ledger(tenant, query))
+        return await self._answered(tenant, self._ledger(tenant, query))
 
-    async def _answered(self, work: Any) -> Answer:
+    async def _answered(self, tenant: str | None, work: Any) -> Answer:
         try:
             return Answer(200, _encode(await work))
         except BadQuery as error:
             return problem(400, "Bad query", str(error))
         except queries.WrongLine as error:
-            log.error("%s: see `parshall audit`", error)
+            log.error("tenant %r: %s: see `parshall audit`", tenant, error)
             return problem(500, "Wrong charge", f"{error}: `parshall audit` says more, and nothing is answered until it is mended")
         except FAILURES as error:
             log.warning("a query failed: %s: %s", type(error).__name__, error)
@@ -206,7 +207,7 @@ def _line(row: queries.ChargeRow, places: int) -> dict[str, Any]:
     }
     if row.line is None:
         return {**line, "unpriced": True, "tiers": []}
-    price = {"price_from": f"{row.price_from}", "model": row.line.price.model, "per": plain(row.line.price.per)}
+    price = {"price_from": f"{row.price_from}", "model": model_of(row.line.price), "per": plain(row.line.price.per)}
     return {**line, **price, "free": plain(row.line.free), "tiers": _tiers(row.line)}
 
 

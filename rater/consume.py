@@ -76,7 +76,7 @@ class Rater:
         self._ledger = ledger
         self._clock_us = clock_us
         self._late_s = late_s
-        self._books = books
+        self._books: Sequence[PriceBook] = books
         self._limits = limits
         self._opened = False
         self._started = False  # with these books
@@ -115,6 +115,11 @@ class Rater:
                 log.warning("rating goes back to what is stored, in %s s: %s", backoff_s, self.counts.last_failure)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
+
+    @property
+    def books(self) -> Sequence[PriceBook]:
+        """In force, or about to be."""
+        return self._books
 
     async def check_books(self, books: Iterable[PriceBook]) -> None:
         """Raises BookRefused for one that cannot replace the one in force, or DatabaseFailed."""

@@ -171,14 +171,16 @@ async def charges(pool: asyncpg.Pool, tenant: str, asked: ChargesQuestion, most_
         else:
             definition = row["definition"]
         subjects = await _subjects(connection, tenant, asked)
-        lines = await connection.fetch(QUERY["lines_of_subjects"], tenant, asked.period, subjects[: asked.limit], most_rows + 1)
-    if len(lines) > most_rows:
+        page = subjects[: asked.limit]
+        bound = most_rows + 1 if len(page) > 1 else None  # one subject is answered whole, however much it is
+        lines = await connection.fetch(QUERY["lines_of_subjects"], tenant, asked.period, page, bound)
+    if bound is not None and len(lines) == bound:
         raise TooMany
     book = PriceBook.model_validate_json(definition) if definition else None
     period = (
         month_labelled(asked.period, BookInForce(None, book).zone) if row is None else Period(row["period"], row["start_s"], row["end_s"])
     )
-    rows: dict[str, list[ChargeRow]] = {subject: [] for subject in subjects[: asked.limit]}
+    rows: dict[str, list[ChargeRow]] = {subject: [] for subject in page}
     for line in lines:
         rows[line["subject"]].append(_charge_row(book, period, line))
     return Charges(book, period, rows, len(subjects) > asked.limit)
@@ -201,7 +203,8 @@ def _charge_row(book: PriceBook | None, period: Period, row: asyncpg.Record) -> 
         assert book is not None and version is not None
         line = rate(quantity, version.prices[row["price"]], book.decimal_places)
         if line.amount != amount:
-            raise WrongLine(f"the stored charge of meter {row['meter']!r} is {amount} for {quantity}, and by the price book {line.amount}")
+            place = f"meter {row['meter']!r} of subject {row['subject']!r} in {period.label}"
+            raise WrongLine(f"the stored charge of {place} is {amount} for {quantity}, and by the price book {line.amount}")
     return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line, version.effective_from if version else None)
 
 

@@ -69,7 +69,6 @@ class Price(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
     meter: str = Field(min_length=1)
     dimensions: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()  # priced dimensions: a line for each combination of their values
     where: Annotated[dict[str, str], BeforeValidator(_texts)] = {}  # only counters with these dimension values

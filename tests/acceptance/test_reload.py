@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,35 @@ def test_a_price_follows_and_stays_when_the_rater_is_killed(starts: list[Up], da
     file.write_text(old.replace('"demo"', '"renamed"'))
     refused = run("up", "--config", str(file), "--data", str(data), "--listen", f"127.0.0.1:{port}")
     assert refused.returncode == 4 and "has been that of the tenant 'demo' here" in refused.stderr
+
+
+def test_at_a_terminal_a_hangup_ends_it_whatever_the_configuration(data: Path, port: int) -> None:
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "parshall", "up", "--config", str(up_config(data.parent)), "--data", str(data)]
+    process = subprocess.Popen([*command, "--listen", f"127.0.0.1:{port}"], cwd=PROJECT, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    said = b""
+    while b"Parshall is ready" not in said:
+        said += os.read(master, 4096)
+    os.close(master)  # nobody reads what it says from here on, and what it writes there fails
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+
+
+def test_what_nohup_ignores_stays_ignored(data: Path, port: int) -> None:
+    ignoring = partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+    command = [sys.executable, "-m", "parshall", "up", "--data", str(data), "--listen", f"127.0.0.1:{port}"]
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, preexec_fn=ignoring, **quiet)  # type: ignore[call-overload]
+    assert process.stdout is not None
+    while b"Parshall is ready" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_without_a_file_there_is_nothing_to_read_again_and_a_hangup_ends_it(starts: list[Up], data: Path, port: int) -> None:

@@ -675,8 +675,8 @@ class Load:
         self._claims.send(call(self.sent, section(f"load {self.sent}")), self.go_on)
 
 
-def evict_claims(server: Redis) -> None:
-    """All claims and nothing else are evicted, and the policy is as it was before: nobody looks meanwhile, for the event loop stands."""
+def evict_claims(server: Redis, *, then: str = "noeviction") -> None:
+    """All claims and nothing else are evicted; nobody looks meanwhile, for the event loop stands. `then`: the policy afterwards."""
     with redis_py.Redis(port=server.port) as client:
         for key in client.scan_iter("parshall:claims:*"):
             client.expire(key, 86_400)
@@ -687,7 +687,7 @@ def evict_claims(server: Redis) -> None:
         while list(client.scan_iter("parshall:claims:*")):
             assert time.monotonic() < deadline
         client.config_set("maxmemory", 0)
-        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory-policy", then)
         assert int(client.info("stats")["evicted_keys"]) > before
 
 
@@ -775,6 +775,32 @@ async def test_a_store_that_lost_the_key_which_says_so_is_claimed_again(in_redis
         async with running(second, other):
             await until(lambda: first.state is State.OPEN)
             assert await codes(first, call(1, section("a", "b"))) == b"dg"
+
+
+async def test_what_was_evicted_is_not_forgotten_when_the_policy_is_set_right_by_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count of evicted keys begins at 0 then, and by what is there nothing shows."""
+    monkeypatch.setattr(redis_claims, "LOOK_S", 1.0)
+    journal = Journal()
+    with redis_server(appendonly="yes", appendfsync="always") as server:
+        claims = InRedis(server).claims()
+        async with running(claims, journal):
+            assert await codes(claims, call(1, section("a"))) == b""
+            evict_claims(server, then="volatile-lru")
+            assert await codes(claims, call(2, section("b"))) == b"", "within the moment until the next look"
+            await until(lambda: "maxmemory-policy volatile-lru" in claims.reason)
+            await asyncio.sleep(2 * redis_claims.FIRST_PAUSE_S + 0.3)  # it has connected again, and seen it once more
+        server.restart()
+        with redis_py.Redis(port=server.port) as client:
+            assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+            assert client.info("stats")["evicted_keys"] == 0
+        made = (journal.incarnation, journal.branch)
+        journal = journal.reopened(2)
+        for number, name in enumerate("ab", 1):  # as the faster join would skip them: executed here, by what the store says
+            executed = Claimed(1, NOW_US // HOUR_US, NOW_US, *section(name)[1:], made[0], number, number, made[1])
+            journal.kept.append(executed)
+        claims = InRedis(server).claims()
+        async with running(claims, journal):
+            assert await codes(claims, call(1, section("a", "b", "c"))) == b"ddg"
 
 
 async def test_a_count_of_evicted_keys_that_was_reset_counts_anew(in_redis: InRedis, monkeypatch: pytest.MonkeyPatch) -> None:

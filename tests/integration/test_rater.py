@@ -18,6 +18,7 @@ import pytest
 from xxhash import xxh3_128_hexdigest
 
 from parshall.rater_process import not_ready
+from rater import api as api_module
 from rater import query
 from rater.api import Api
 from rater.consume import Rater, RaterLimits
@@ -859,13 +860,29 @@ async def test_a_month_of_all_subjects_page_by_page(ledger: Ledger, pool: asyncp
     assert (nobody["subjects"], nobody["next"]) == ([], None)
 
 
+async def test_one_subject_is_answered_whole_however_large(ledger: Ledger, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "MOST_ROWS", 3)
+    counts: list[Count] = [(EGRESS, "demo", "large", JANUARY, (f"r{n}",), 10**6, 1) for n in range(9)]
+    counts.append((EGRESS, "demo", "small", JANUARY, ("eu",), 10**6, 1))
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    whole = await ask(api_at(pool).charges("demo", {"subject": "large", "period": "2026-01"}))
+    assert len(whole["lines"]) == 9
+    pages = [
+        await ask(api_at(pool).charges("demo", {"period": "2026-01", "limit": "1", **after}))
+        for after in ({}, {"after": "large"}, {"after": "small"})
+    ]
+    assert sorted(len(charges["lines"]) for page in pages for charges in page["subjects"])[-1] == 9
+    assert "limit: the answer has more than 3 lines" in await refused(api_at(pool).charges("demo", {"period": "2026-01"}))
+
+
 async def test_a_stored_charge_that_somebody_changed_is_not_shown(ledger: Ledger, pool: asyncpg.Pool) -> None:
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     await pool.execute("UPDATE charge_lines SET amount = amount + 1 WHERE meter = 'peak_connections'")
     answer = await api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})
     assert answer.status == 500 and answer.content_type == "application/problem+json"
-    assert "the stored charge of meter 'peak_connections' is 1.50" in json.loads(answer.body)["detail"], answer.body
+    assert "the stored charge of meter 'peak_connections' of subject 'acme' in 2026-01 is" in json.loads(answer.body)["detail"], answer.body
     assert "`parshall audit` says more" in json.loads(answer.body)["detail"]
 
 

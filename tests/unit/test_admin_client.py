@@ -88,6 +88,7 @@ def test_who_stands_behind_one_that_fails_is_asked_too(nodes: list[Node]) -> Non
 def test_a_name_with_several_addresses(nodes: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, _ = nodes
     found = [(2, 1, 6, "", (host, first.port)) for host in ("127.0.0.2", "127.0.0.1", "127.0.0.1")]
+    found.append((10, 1, 6, "", ("::1", first.port)))  # the same nodes by another family
     monkeypatch.setattr(admin_client, "getaddrinfo", lambda host, port, **_: found if (host, port) == ("pods", first.port) else [])
     done = run(flush, "now", "--each-address", "--url", f"http://pods:{first.port}")
     assert done.output == f"{first.url}: flushed\n{second.url}: flushed\n"

@@ -20,7 +20,7 @@ from rater.prices.graduated import Graduated
 from rater.prices.money import EXACT, from_scaled, plain, round_money, scaled_text
 from rater.prices.per_unit import PerUnit
 from rater.prices.price import rate
-from rater.prices.registry import MODELS
+from rater.prices.registry import MODELS, model_of
 
 amounts = st.decimals(min_value=0, max_value=10**6, allow_nan=False, allow_infinity=False, places=4)
 quantities = st.integers(min_value=0, max_value=10**42).map(lambda scaled: from_scaled(scaled, 6))
@@ -230,6 +230,20 @@ def test_a_wrong_book_is_told_the_place_and_what_is_allowed(old: str, new: str, 
     with pytest.raises(BadBooks) as refused:
         read_books(parsed(BOOK.replace(old, new, 1) if old != '"requests"' else BOOK.replace(old, new)), METERS)
     assert said in str(refused.value)
+
+
+def test_what_is_stored_of_a_book_stays_as_it_is() -> None:
+    """Books are told apart by these bytes: others would make every book a new one, and charge months again."""
+    (book,) = read_books(parsed(BOOK), METERS)
+    assert book.model_dump_json().startswith(
+        '{"tenant":"demo","currency":"USD","decimal_places":2,"timezone":"UTC","versions":[{"effective_from":"2026-01-01","prices":'
+        '[{"meter":"requests","dimensions":["region"],"where":{"region":"eu"},"free":"1000000","per":"1000000","model":"graduated","tiers":'
+    )
+
+
+def test_each_model_knows_its_name() -> None:
+    (book,) = read_books(parsed(BOOK), METERS)
+    assert [model_of(price) for price in book.versions[0].prices] == ["graduated", "per_unit"]
 
 
 @pytest.mark.parametrize("per", ["0", "3", "60", "3600", "1.5", "0.5", "-2", str(2**60), str(3 * 10**20), "1" + "0" * 40])

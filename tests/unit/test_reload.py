@@ -10,7 +10,9 @@ from typing import TypeVar
 
 import pytest
 
-from parshall.reload import OF_ALL, OF_INGEST, LiveSettings, Origin, Refused, Reloaded, origin_of, with_kept
+from ingest.sink import Unavailable
+from parshall.reload import OF_ALL, OF_INGEST, LiveSettings, Origin, Refused, Reloaded, origin_of, together, with_kept
+from parshall.reload_routes import tell_outcome
 from parshall.settings import Settings, load_settings
 
 T = TypeVar("T")
@@ -154,6 +156,27 @@ def test_a_number_is_not_given_to_another_tenant_later_either(file: Path) -> Non
 
 def test_what_the_process_itself_cannot_follow_is_refused(file: Path) -> None:
     assert Process(file, refuses="The meter cannot become another.").refusal(FILE + BETA) == "The meter cannot become another."
+
+
+def test_what_changes_in_some_process_changes_in_the_node() -> None:
+    """As when others followed at an earlier try, which ended half-way."""
+    outcomes = [Reloaded([], ["listen"]), Reloaded(["keys", "tenants"], ["listen", "data"]), Reloaded(["price_books"], [])]
+    assert together(outcomes) == Reloaded(["tenants", "keys", "price_books"], ["listen", "data"])
+
+
+async def test_a_reload_by_a_signal_survives_whatever_happens(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (Refused("no"), Unavailable("not now"), ZeroDivisionError("a defect")):
+
+        async def fails(error: Exception = error) -> Reloaded:
+            raise error
+
+        await tell_outcome(fails)
+    assert "a defect" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["number = " + "9" * 5000, "a = " + "[" * 5000, "a = " + "{b = " * 3000])
+def test_a_file_that_breaks_the_reader_is_refused(file: Path, text: str) -> None:
+    assert "parshall.toml" in Process(file).refusal(text)
 
 
 def test_without_a_file_there_is_nothing_to_read_again(file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from buffer.journal_records import Through
 from buffer.record import Place
 from dedupe.redis_writers import Claimed
-from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, sort_out, what_is_refused, what_was_flushed
+from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, since_when, sort_out, what_is_refused, what_was_flushed
 
 OLD, NEW, LAST = b"o" * 16, b"n" * 16, b"l" * 16
 WRITER = b"w" * 16
@@ -56,6 +56,13 @@ def test_new_events_too_are_refused_while_the_horizon_lies_ahead() -> None:
     told = what_is_refused(NOON_US + 600_000_000, NOON_US)
     assert "events up to 2025-11-27T12:10:00Z are refused for good" in told
     assert "so are all new ones until then, 600 s from now" in told and "--dead-since" in told
+
+
+def test_the_moment_of_a_death_is_said_again() -> None:
+    assert since_when(None, NOON_US) == "It is taken to have counted until now."
+    told = since_when(NOON_US - 5_400_000_000, NOON_US)
+    assert told.startswith("It is taken to be dead since 2025-11-27T10:30:00Z, 1 h 30 min ago")
+    assert "17520 h 0 min ago" in since_when(NOON_US - 2 * 365 * 86_400_000_000, NOON_US)
 
 
 def test_else_late_ones_alone_are() -> None:
