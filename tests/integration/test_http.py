@@ -928,7 +928,7 @@ async def test_no_such_path_or_method(served: Served) -> None:
 
 
 async def test_a_node_that_rates_takes_no_events() -> None:
-    edge = ReadEdge(Keys([(hash_key("demo-key"), Principal(1, "demo", frozenset({"ingest"})))]), REAL, cast(Rater, None))
+    edge = ReadEdge(Keys([(hash_key("demo-key"), Principal(1, "demo", frozenset({"ingest"})))]), (), REAL, cast(Rater, None))
     server = make_server(edge)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection("127.0.0.1", listening.sockets[0].getsockname()[1])
