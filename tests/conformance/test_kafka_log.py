@@ -267,6 +267,20 @@ async def test_a_consumer_that_failed_is_replaced(place: KafkaPlace, monkeypatch
         await reader.close()
 
 
+async def test_a_consumer_is_closed_while_fetches_wait_to_be_made_again(place: KafkaPlace) -> None:
+    """As when its broker is away. aiokafka's own `stop` ends in the middle then, with a cancellation that nobody asked for."""
+    source = place.source()
+    reader = Reader(source)
+    async with opened(place.log()):
+        await reader.open()
+        consumer = source._opened
+        waiting = [asyncio.create_task(asyncio.sleep(60)) for _ in range(2)]
+        consumer._fetcher._pending_tasks.update(waiting)
+        await source.close()
+    assert all(fetch.cancelled() for fetch in waiting)
+    assert not any(connection.connected() for connection in consumer._client._conns.values())
+
+
 async def test_positions_of_the_store_win_over_those_of_kafka(place: KafkaPlace) -> None:
     async with opened(place.log()) as log:
         await log.produce(records(range(1, 11)))
