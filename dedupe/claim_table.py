@@ -105,6 +105,7 @@ class ClaimTable:
             self._open.replication_id != self.replication_id or as_it_was_left
         )
         if under_way and (not self._join.faster or last in (b"", self._join.branch, self._join.found)):
+            self._joined.discard(context.writer)  # it may have claimed elsewhere since: what it claims again now is waited for
             self._intern(context, self._join.era)
             return self._faster(0, incarnations) if self._join.faster else [b"joining", self._join.era, 0, self._join.branch, 0]
         complete = as_it_was_left and self._was_complete(context)

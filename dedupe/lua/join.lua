@@ -79,6 +79,7 @@ local as_it_was_left = ARGV[10] == '' or open[2] == ARGV[10]
 -- Whoever was in a third branch since this join began has been where calls were executed that this store knows otherwise.
 local still_faster = ARGV[10] == '' or ARGV[10] == join[3] or ARGV[10] == join[5]
 if join[1] == replid and (open[1] ~= replid or as_it_was_left) and (join[4] ~= '1' or still_faster) then
+  redis.call('SREM', namespace .. 'joined:' .. replid, writer) -- it may have claimed elsewhere since: what it claims again now is waited for
   intern(join[2])
   return join[4] == '1' and faster(join[2], 0, join[3], join[5]) or {'joining', join[2], 0, join[3], 0}
 end
