@@ -705,6 +705,22 @@ def _newcomers_believe() -> Iterator[None]:
         yield
 
 
+def _joined_stays_joined() -> AbstractContextManager[None]:
+    """Who joins a second time counts as joined before it has claimed again."""
+
+    def make(join: Any) -> Any:
+        def broken(self: ClaimTable, context: Context, *rest: Any) -> Any:
+            before = context.writer in self._joined
+            reply = join(self, context, *rest)
+            if before and reply[0] == b"joining" and not reply[2]:
+                self._joined.add(context.writer)
+            return reply
+
+        return broken
+
+    return _table("join", make)
+
+
 def _joined_is_joined() -> AbstractContextManager[None]:
     """Whoever has joined a store is taken for joined, though he went on to another one."""
     return patch.object(rebuild, "_elsewhere", lambda *_: set())
@@ -776,6 +792,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "who joined an older store and went on is taken for joined": Sabotage(
         _only(CROWDED, "older_redis_answers", outage_s=(1, 2, 3)), _joined_is_joined
     ),
+    "who joins a second time stays joined": Sabotage(_only(CROWDED, "older_redis_answers", outage_s=(1, 2, 3)), _joined_stays_joined),
     "the branch that was entered is not in the journal": Sabotage(
         _only(CROWDED, "older_redis_answers", "kill", writers=(1, 1), outage_s=(1, 2, 3), repair_s=(0.01, 0.1)), _branch_forgotten
     ),
