@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from parshall.errors import EXIT_CODES
-from parshall.roles import demand, options, refuse_fewer_workers, refuse_other_tenants, run_tree, say, settings_given, worker_orders
+from parshall.roles import demand, options, run_tree, settings_given, take_data_folder, worker_orders
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
@@ -35,7 +35,6 @@ Examples:
 @options("--config", "--listen", "--data", "--workers", "--redis", "--kafka", "--postgres")
 def ingest(config: str | None, **given: object) -> None:
     from parshall.check import read_settings
-    from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
     from parshall.port import reserve
     from parshall.reload import OF_INGEST, origin_of
@@ -53,11 +52,7 @@ def ingest(config: str | None, **given: object) -> None:
         },
     )
     configure_logs("ingest")
-    folder = DataFolder(settings.data)
-    lock = folder.lock(f"listening on {settings.listen}", say)
-    refuse_fewer_workers(folder, settings.ingest.workers)
-    refuse_other_tenants(folder, settings)
-    folder.forget_kept_configuration()
+    folder, lock = take_data_folder(settings)
     origin = origin_of(config, settings_given(given), {}, OF_INGEST, settings)
     holder, address = reserve(settings.address)
     with holder:

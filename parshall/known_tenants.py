@@ -8,7 +8,7 @@ Belongs here: the rule, and DATA/tenants.json. Must not know: who asks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -25,9 +25,9 @@ class _Known(msgspec.Struct, forbid_unknown_fields=True):
     tenants: dict[str, int]
 
 
-def known_with(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> bytes:
-    """What the file holds once these are served too, those that are gone included. Raises OtherTenant."""
-    numbers = _read(file, disk)
+def known_with(known: Mapping[str, int], tenants: Iterable[TenantSettings], file: str) -> dict[str, int]:
+    """Name -> number, once these are served too; those that are gone stay. Pure; `file` is only for the message. Raises OtherTenant."""
+    numbers = dict(known)
     names = {number: name for name, number in numbers.items()}
     for tenant in tenants:
         if (number := numbers.setdefault(tenant.name, tenant.number)) != tenant.number:
@@ -40,7 +40,20 @@ def known_with(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> byte
                 f"The number {tenant.number} has been that of the tenant {name!r} here ({file}), and {tenant.name!r} would not see its "
                 f"usage: put {name!r} back, or give {tenant.name!r} a number of its own."
             )
-    return msgspec.json.encode(_Known(1, numbers))
+    return numbers
+
+
+def check(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> None:
+    """Raises OtherTenant."""
+    known_with(_read(file, disk), tenants, file)
+
+
+def remember(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> None:
+    """Raises OtherTenant, and then nothing is changed."""
+    before = _read(file, disk)
+    after = known_with(before, tenants, file)
+    if after != before:
+        disk.replace(file, msgspec.json.encode(_Known(1, after)))
 
 
 def _read(file: str, disk: Disk) -> dict[str, int]:
@@ -50,17 +63,3 @@ def _read(file: str, disk: Disk) -> dict[str, int]:
         return {}
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OtherTenant(f"{file} cannot be read ({error}): restore it, or remove it when no tenant was ever renamed.") from error
-
-
-def remember(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> None:
-    """Raises OtherTenant."""
-    content = known_with(file, disk, tenants)
-    if not _same(file, disk, content):
-        disk.replace(file, content)
-
-
-def _same(file: str, disk: Disk, content: bytes) -> bool:
-    try:
-        return disk.read(file) == content
-    except FileNotFoundError:
-        return False

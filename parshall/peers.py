@@ -22,7 +22,8 @@ from ingest.flusher import Flusher
 from ingest.http import json_response, problem_response
 from ingest.sink import Unavailable
 from ingest.snapshot import WriterSnapshot
-from parshall.known_tenants import OtherTenant, known_with, remember
+from parshall import known_tenants
+from parshall.known_tenants import OtherTenant
 from parshall.reload import LiveSettings, Refused, Reloaded, together
 from parshall.settings import TenantSettings
 
@@ -217,14 +218,14 @@ class AllWorkers:
     def _check_tenants(self, tenants: Sequence[TenantSettings]) -> None:
         """In the background. Raises Refused."""
         try:
-            known_with(self._kept.tenants_file, self._disk, tenants)
+            known_tenants.check(self._kept.tenants_file, self._disk, tenants)
         except OtherTenant as error:
             raise Refused(str(error)) from None
 
     def _keep(self, content: bytes, tenants: Sequence[TenantSettings]) -> None:
         """In the background. Raises Unavailable."""
         try:
-            remember(self._kept.tenants_file, self._disk, tenants)
+            known_tenants.remember(self._kept.tenants_file, self._disk, tenants)
             self._disk.replace(self._kept.configuration, content)
         except OSError as error:
             where = error.filename or "the data folder"

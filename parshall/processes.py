@@ -122,15 +122,10 @@ def heed_signals() -> None:
 def listen_to_hangup(loop: asyncio.AbstractEventLoop, *, reload: Callable[[], None] | None, stop: Callable[[], None]) -> None:
     """SIGHUP means to read the configuration again, but from a terminal, where it means that it is gone. What `nohup` ignores stays so."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    if reload is not None and not any(map(os.isatty, _standard_descriptors())):
+    if reload is not None and not any(map(os.isatty, range(3))):
         loop.add_signal_handler(signal.SIGHUP, reload)
     elif not ignored:
         loop.add_signal_handler(signal.SIGHUP, stop)
-
-
-def _standard_descriptors() -> list[int]:
-    """Those of 0, 1 and 2 that are open."""
-    return [descriptor for descriptor in range(3) if os.path.exists(f"/proc/self/fd/{descriptor}")]
 
 
 def read_order() -> Any:

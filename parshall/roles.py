@@ -71,6 +71,19 @@ def refuse_fewer_workers(folder: DataFolder, workers: int) -> None:
         raise Stop(f"{folder.path} holds the journals of {before} workers, which may hold usage: start with --workers {before}.", REFUSED)
 
 
+def take_data_folder(settings: Settings) -> tuple[DataFolder, int]:
+    """The data folder and the descriptor of its lock; found to be that of these workers and tenants. A start reads the configuration
+    itself, so what an earlier run had read again is forgotten."""
+    from parshall.data_folder import DataFolder
+
+    folder = DataFolder(settings.data)
+    lock = folder.lock(f"listening on {settings.listen}", say)
+    refuse_fewer_workers(folder, settings.ingest.workers)
+    refuse_other_tenants(folder, settings)
+    folder.forget_kept_configuration()
+    return folder, lock
+
+
 def refuse_other_tenants(folder: DataFolder, settings: Settings) -> None:
     from buffer.disk import RealDisk
     from parshall.known_tenants import OtherTenant, remember

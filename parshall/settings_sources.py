@@ -42,8 +42,10 @@ class Raw:
             self.syntax_error = (f"{file}:{line}", "", "is not UTF-8 text")
         except tomllib.TOMLDecodeError as error:
             self.syntax_error = _syntax_error(file, str(error))
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, tables in a thousand tables
-            self.syntax_error = (file, "", f"cannot be read: {error}")
+        except ValueError:
+            self.syntax_error = (file, "", "has a number with thousands of digits in it")
+        except RecursionError:
+            self.syntax_error = (file, "", "has tables or lists nested hundreds of levels deep in it")
 
     def put(self, path: Path, value: object, place: str) -> None:
         table = self.values

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from parshall.errors import EXIT_CODES, UNAVAILABLE, USAGE, Stop
-from parshall.roles import demand, options, refuse_fewer_workers, refuse_other_tenants, run_tree, say, settings_given, worker_orders
+from parshall.roles import demand, options, run_tree, settings_given, take_data_folder, worker_orders
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
@@ -46,7 +46,6 @@ Ctrl-C finishes what is under way and stops; the next start goes on from there, 
 @options("--listen", "--data", "--workers", "--config", "--redis", "--kafka", "--postgres")
 def up(config: str | None, **given: object) -> None:
     from parshall.check import read_settings
-    from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
     from parshall.port import reserve
     from parshall.reload import OF_ALL, origin_of
@@ -60,11 +59,7 @@ def up(config: str | None, **given: object) -> None:
         settings = read_settings(config, settings_given(given), defaults=defaults)
     demand(settings, "up", {"a meter": (settings.meters, "[[meters]]"), "a tenant": (settings.tenants, "[[tenants]]")})
     configure_logs("up")
-    folder = DataFolder(settings.data)
-    lock = folder.lock(f"listening on {settings.listen}", say)
-    refuse_fewer_workers(folder, settings.ingest.workers)
-    refuse_other_tenants(folder, settings)
-    folder.forget_kept_configuration()
+    folder, lock = take_data_folder(settings)
     origin = origin_of(config, settings_given(given), defaults, OF_ALL, settings)
     holder, address = reserve(settings.address)
     with holder:

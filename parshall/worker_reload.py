@@ -14,7 +14,7 @@ from buffer.counter_log import LogUnavailable, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.disk import Background
 from ingest.agreed_meters import CannotStart, check_meters
-from ingest.catalogue import read_catalogue
+from ingest.catalogue import Catalogue, read_catalogue
 from ingest.http import Edge
 from ingest.sink import Unavailable
 from ingest.writer import Writer
@@ -27,7 +27,8 @@ log = structlog.get_logger()
 
 class WorkerReload:
     def __init__(self, writer: Writer, edge: Edge, meters: Sequence[MeterDefinition], background: Background) -> None:
-        """`meters`: those that count now."""
+        """`meters`: those that count now. What takes a while with a large catalogue is done in the background: requests go on meanwhile."""
+        self._read: tuple[object, Catalogue] | None = None  # the last tables of meters, and what they say
         self.meters = meters
         self._writer = writer
         self._edge = edge
@@ -35,7 +36,7 @@ class WorkerReload:
 
     async def check(self, settings: Settings) -> None:
         """Raises Refused or Unavailable."""
-        definitions = read_catalogue(settings.meters).definitions
+        definitions = (await self._catalogue(settings)).definitions
         with _for_the_operator():
             check_meters(self._writer.meters, definitions)
             await self._writer.agreed.check(definitions)
@@ -43,18 +44,24 @@ class WorkerReload:
     async def settle(self, settings: Settings) -> None:
         """Tell all other writers which meters are new, before anything is changed. Raises what `check` does."""
         with _for_the_operator():
-            await self._writer.agreed.settle(read_catalogue(settings.meters).definitions)
+            await self._writer.agreed.settle((await self._catalogue(settings)).definitions)
 
     async def follow(self, settings: Settings) -> None:
         """A request under way ends with the decoder that it began with. Names come before the keys that lead to them."""
-        catalogue = read_catalogue(settings.meters)
+        catalogue = await self._catalogue(settings)
         numbers = meter_numbers(catalogue, self._writer)
-        decoder = await self._background.run(make_decoder, settings, catalogue, numbers)  # compiling a large one takes a while
+        decoder = await self._background.run(make_decoder, settings, catalogue, numbers)
         self._writer.tenants.update({tenant.number: tenant.name for tenant in settings.tenants})
         self.meters = catalogue.definitions
         self._edge.decoder = decoder
         self._edge.keys = make_keys(settings)
         log.info("the configuration is in force", tenants=len(settings.tenants), keys=len(settings.keys), meters=len(settings.meters))
+
+    async def _catalogue(self, settings: Settings) -> Catalogue:
+        """Asked for three times a reload, and read once."""
+        if self._read is None or self._read[0] is not settings.meters:
+            self._read = settings.meters, await self._background.run(read_catalogue, settings.meters)
+        return self._read[1]
 
 
 @contextmanager

@@ -654,6 +654,34 @@ async def test_a_replica_is_not_served_by(in_redis: InRedis) -> None:
     client.close()
 
 
+async def test_who_joins_a_second_time_is_waited_for_until_it_says_so_again(in_redis: InRedis) -> None:
+    """It may have claimed elsewhere in between: what it said the first time says nothing of that."""
+    one, other = Journal(), Journal()
+    one.registered = other.registered = frozenset((one.writer, other.writer))
+    first = in_redis.claims()
+    async with running(first, one, State.REBUILDING):
+        await until(lambda: one.asked > 1)  # it has said that it joined
+    again, entering, go_on = one.reopened(0), asyncio.Event(), asyncio.Event()
+    again.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+
+    async def enter(branch: bytes) -> None:
+        again.branch = branch
+        entering.set()
+        await go_on.wait()
+
+    again.enter = enter  # type: ignore[method-assign]
+    first, second = in_redis.claims(), in_redis.claims()
+    async with running(first, again, State.REBUILDING):
+        await entering.wait()
+        async with running(second, other, State.REBUILDING):
+            await until(lambda: other.asked > 1)
+            await asyncio.sleep(0.3)
+            assert second.state is State.REBUILDING, "opened without what the first has not claimed again yet"
+            go_on.set()
+            await until(lambda: first.state is second.state is State.OPEN)
+            assert await codes(second, call(1, section("a", "b"))) == b"dg"
+
+
 REMEDY = r"evicts keys .* \(maxmemory-policy allkeys-lru\), .* set maxmemory-policy to noeviction; .* made again from the journals"
 
 

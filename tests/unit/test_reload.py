@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from ingest.sink import Unavailable
+from parshall.errors import FAILED
 from parshall.reload import OF_ALL, OF_INGEST, LiveSettings, Origin, Refused, Reloaded, origin_of, together, with_kept
 from parshall.reload_routes import tell_outcome
 from parshall.settings import Settings, load_settings
-
-T = TypeVar("T")
+from parshall.worker import why_stopped
+from tests.lossy_disk import Inline
 
 HASH = "ab" * 32
 FILE = f"""
@@ -47,11 +46,6 @@ unit_price = "0.01"
 BETA = '[[tenants]]\nname = "beta"\nnumber = 8\n'
 
 
-class AtOnce:
-    async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        return function(*arguments)
-
-
 class Process:
     """One that follows, and keeps what it was told."""
 
@@ -59,7 +53,7 @@ class Process:
         settings = load_settings(str(file), environment={}, options={})
         origin = origin_of(str(file), {}, {}, follows, settings)
         self.followed: list[Settings] = []
-        self.live = LiveSettings(origin, settings, AtOnce(), check=self._check, follow=self._follow)
+        self.live = LiveSettings(origin, settings, Inline(), check=self._check, follow=self._follow)
         self._refuses = refuses
 
     async def _check(self, settings: Settings) -> None:
@@ -174,6 +168,11 @@ async def test_a_reload_by_a_signal_survives_whatever_happens(capsys: pytest.Cap
     assert "a defect" in capsys.readouterr().out
 
 
+def test_a_worker_that_cannot_read_what_is_in_force_is_started_again() -> None:
+    """A certificate may be away for a moment; the supervisor tries once more, and does not stop the tree."""
+    assert why_stopped(Refused("kafka.ca_file: /etc/ca.pem cannot be read")) == FAILED
+
+
 @pytest.mark.parametrize("text", ["number = " + "9" * 5000, "a = " + "[" * 5000, "a = " + "{b = " * 3000])
 def test_a_file_that_breaks_the_reader_is_refused(file: Path, text: str) -> None:
     assert "parshall.toml" in Process(file).refusal(text)
@@ -185,7 +184,7 @@ def test_without_a_file_there_is_nothing_to_read_again(file: Path) -> None:
     async def nothing(_: Settings) -> None:
         raise AssertionError("nothing was read")
 
-    live = LiveSettings(None, settings, AtOnce(), check=nothing, follow=nothing)
+    live = LiveSettings(None, settings, Inline(), check=nothing, follow=nothing)
     for asked in (live.content, lambda: live.check(b""), lambda: live.follow(b"")):
         with pytest.raises(Refused, match="started without --config"):
             asyncio.run(asked())  # type: ignore[operator]
