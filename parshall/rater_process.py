@@ -23,33 +23,31 @@ import uvloop
 from buffer.counter_log import UnfitLog
 from buffer.counters import MeterDefinition
 from ingest.auth import Keys
-from ingest.catalogue import read_catalogue
 from ingest.cloudevents import Form
 from ingest.connection import make_server
 from ingest.http import Edge, HttpLimits, Known, Problem, Room
 from ingest.metrics import metrics_routes
-from ingest.sink import Unavailable
 from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
 from parshall.processes import heed_signals, listen_to_hangup
+from parshall.rater_reload import RaterReload, ReloadAlone, meters_of
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
-from parshall.reload import LiveSettings, Origin, Refused, Reloaded, with_kept
-from parshall.reload_routes import reload_routes, tell_outcome
+from parshall.reload import LiveSettings, Origin, Refused, with_kept
+from parshall.reload_routes import reload_routes
 from parshall.settings import Address, Settings
-from parshall.wiring import REAL, World, late_s, make_books, make_keys, make_rater
+from parshall.wiring import REAL, World, late_s, make_keys, make_rater
 from rater.api import Api
 from rater.consume import Rater
-from rater.postgres import DatabaseFailed, open_pool
+from rater.postgres import open_pool
 from rater.rerate import BookRefused
 from rater.source import Source
 
 log = structlog.get_logger()
 
 _CATCH_UP_S = 10.0
-_BOOKS_S = 10.0  # how long a reload waits to ask about price books
 
 
 class RaterOrder(NamedTuple):
@@ -91,12 +89,13 @@ async def _run(order: RaterOrder, world: World) -> int:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
         edge = ReadEdge(make_keys(settings), meters_of(settings), world, rater)
-        live = _live_settings(order, settings, rater, edge, world)
+        reload = RaterReload(rater, edge)
+        live = LiveSettings(order.origin, settings, world.background("files"), check=reload.check, follow=reload.follow)
         if order.address is not None:
-            reload = ReloadAlone(live)
-            asked = reload.asked if order.origin is not None else None
+            alone = ReloadAlone(live)
+            asked = alone.asked if order.origin is not None else None
             listen_to_hangup(asyncio.get_running_loop(), reload=asked, stop=stop.set)
-            edge.routes.update(reload_routes(reload.reload))
+            edge.routes.update(reload_routes(alone.reload))
             await _serve(live, order.address, edge, rater, source, world, cleanup)
         elif order.folder is not None:
             handle = partial(peers.dispatch, peers.follower_routes(live))
@@ -142,59 +141,11 @@ def _stop_signal(order: RaterOrder) -> asyncio.Event:
     return stop
 
 
-# ---- a configuration that is read again
-
-
 def _with_kept(order: RaterOrder, world: World) -> Settings:
     """As the service runs by now, where its configuration was read again since it started. Raises Refused, as that of a worker does."""
     if order.folder is None:
         return order.settings
     return with_kept(order.origin, order.settings, peers.read_kept(order.folder.kept_configuration, world.disk))
-
-
-def _live_settings(order: RaterOrder, settings: Settings, rater: Rater, edge: ReadEdge, world: World) -> LiveSettings:
-    async def check(new: Settings) -> None:
-        try:
-            async with asyncio.timeout(_BOOKS_S):
-                await rater.check_books([book for book in make_books(new) if book not in rater.books])
-        except TimeoutError:
-            raise Unavailable(
-                "The rater is charging months again, for new prices: ask once more when its log says that it has.", 30
-            ) from None
-        except BookRefused as refused:
-            raise Refused(f"price_books: {refused}") from None
-        except DatabaseFailed as error:
-            raise Unavailable(f"PostgreSQL cannot say what it is charged with now: {error}", 5) from None
-
-    async def follow(new: Settings) -> None:
-        edge.keys, edge.meters = make_keys(new), meters_of(new)
-        if (books := make_books(new)) != rater.books:
-            rater.use_books(books)
-
-    return LiveSettings(order.origin, settings, world.background("files"), check=check, follow=follow)
-
-
-class ReloadAlone:
-    """Of a process that nobody else must follow."""
-
-    def __init__(self, live: LiveSettings) -> None:
-        self._live = live
-        self._one_at_a_time = asyncio.Lock()
-        self._asked: set[asyncio.Task[None]] = set()
-
-    async def reload(self) -> Reloaded:
-        """Raises Refused or Unavailable."""
-        async with self._one_at_a_time:
-            content = await self._live.content()
-            outcome = await self._live.check(content)
-            await self._live.follow(content)
-            return outcome
-
-    def asked(self) -> None:
-        """By a signal."""
-        task = asyncio.ensure_future(tell_outcome(self.reload))
-        self._asked.add(task)
-        task.add_done_callback(self._asked.discard)
 
 
 # ---- the read API of `parshall rate`
@@ -224,11 +175,6 @@ def not_ready(rater: Rater) -> Sequence[str]:
     """For questions, which PostgreSQL answers: without Kafka they are answered all the same, only not with what is new (`as_of`)."""
     counts = rater.counts
     return [] if counts.books_in_force and not counts.database_fails else [f"The rater is not ready. {counts.last_failure}".rstrip()]
-
-
-def meters_of(settings: Settings) -> tuple[MeterDefinition, ...]:
-    """A rater need not be given any."""
-    return read_catalogue(settings.meters).definitions if settings.meters else ()
 
 
 async def _serve(

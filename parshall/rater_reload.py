@@ -1,0 +1,82 @@
+"""What a rater does with a configuration that was read again: new price books, keys, and meters that may be asked for.
+
+Belongs here: that, and the reload of a rater that no worker leads. Must not know: where the configuration came from, SQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from buffer.counters import MeterDefinition
+from ingest.auth import Keys
+from ingest.catalogue import read_catalogue
+from ingest.sink import Unavailable
+from parshall.reload import LiveSettings, Refused, Reloaded
+from parshall.reload_routes import tell_outcome
+from parshall.settings import Settings
+from parshall.wiring import make_books, make_keys
+from rater.consume import Rater
+from rater.postgres import DatabaseFailed
+from rater.rerate import BookRefused
+
+_BOOKS_S = 10.0  # how long a reload waits to ask about price books
+
+
+class Reading(Protocol):
+    """What answers for usage and charges, as far as it follows."""
+
+    keys: Keys
+    meters: tuple[MeterDefinition, ...]
+
+
+class RaterReload:
+    def __init__(self, rater: Rater, edge: Reading) -> None:
+        self._rater = rater
+        self._edge = edge
+
+    async def check(self, settings: Settings) -> None:
+        """Raises Refused or Unavailable. Books that stay as they are need no answer of PostgreSQL."""
+        try:
+            async with asyncio.timeout(_BOOKS_S):
+                await self._rater.check_books([book for book in make_books(settings) if book not in self._rater.books])
+        except TimeoutError:
+            reason = "The rater is charging months again, for new prices: ask once more when its log says that it has."
+            raise Unavailable(reason, 30) from None
+        except BookRefused as refused:
+            raise Refused(f"price_books: {refused}") from None
+        except DatabaseFailed as error:
+            raise Unavailable(f"PostgreSQL cannot say what it is charged with now: {error}", 5) from None
+
+    async def follow(self, settings: Settings) -> None:
+        self._edge.keys, self._edge.meters = make_keys(settings), meters_of(settings)
+        if (books := make_books(settings)) != self._rater.books:
+            self._rater.use_books(books)
+
+
+def meters_of(settings: Settings) -> tuple[MeterDefinition, ...]:
+    """A rater need not be given any."""
+    return read_catalogue(settings.meters).definitions if settings.meters else ()
+
+
+class ReloadAlone:
+    """Of a process that nobody else must follow."""
+
+    def __init__(self, live: LiveSettings) -> None:
+        self._live = live
+        self._one_at_a_time = asyncio.Lock()
+        self._asked: set[asyncio.Task[None]] = set()
+
+    async def reload(self) -> Reloaded:
+        """Raises Refused or Unavailable."""
+        async with self._one_at_a_time:
+            content = await self._live.content()
+            outcome = await self._live.check(content)
+            await self._live.follow(content)
+            return outcome
+
+    def asked(self) -> None:
+        """By a signal."""
+        task = asyncio.ensure_future(tell_outcome(self.reload))
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
