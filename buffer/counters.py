@@ -127,7 +127,7 @@ def _sample(keys: Sequence[CounterKey]) -> Sequence[CounterKey]:
 
 
 def count(deltas: Mapping[str, Mapping[CounterKey, int]]) -> int:
-    return sum(len(counters) for counters in deltas.values())
+    return sum(map(len, deltas.values()))
 
 
 def items(deltas: Deltas) -> Iterator[tuple[CounterKey, int]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from buffer.counters import Deltas
 
 # Every verdict that is a rejection. `conflict` is found by the claim, the others before it.
@@ -31,7 +33,7 @@ class Rejection(NamedTuple):
     raw: bytes  # the event as it was sent
 
 
-class Batch(NamedTuple):
+class Batch(msgspec.Struct, frozen=True):  # one a request: a NamedTuple takes five times as long to make
     """One request, decoded, validated and folded. The four sequences line up: event k of those that may be claimed."""
 
     tenant: int

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+import msgspec
+
 from buffer.counters import Deltas, Tallies, together
-from dedupe.port import CONFLICT, DIGEST_BYTES, DUPLICATE, FINGERPRINT_BYTES, GRANTED, PENDING, Call, Section, Verdicts
+from dedupe.port import CONFLICT, DUPLICATE, FINGERPRINT_BYTES, GRANTED, PENDING, Call, Section, Verdicts
 from ingest import batch as codes
 from ingest.batch import Batch, Rejection
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True):
     """What a request is answered with once every event of it has its verdict."""
 
     received: int
@@ -59,7 +61,7 @@ class Request:
         return Outcome(self.batch.received, self.accepted, self.duplicate, rejections)
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True):
     """What one call asks for one request."""
 
     request: Request
@@ -202,44 +204,45 @@ def refuse(call: PlannedCall, horizon_us: int) -> Refusal:
 def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tuple[Request, Rejection]] = ()) -> CallResult:
     """What the reply means. `verdicts` is None for a call of which nothing was left above the horizon."""
     result = CallResult([], [], 0, {}, [], [], [], [])
-    newest_us = 0
     for request, rejection in too_late:
         _tally(result.tallies, request.batch.tenant, rejection.code, 1)
         result.rejected.append((request.batch.tenant, rejection))
+    replied = b"" if verdicts is None else verdicts.codes
+    everything = replied.count(GRANTED) == len(replied)  # almost always: then the claims are the sections as they were sent
+    if everything:
+        result.claims.extend(call.sections)
+    newest_us = 0
     offset = 0
     for part in call.parts:
-        replied = b"" if verdicts is None else verdicts.codes[offset : offset + len(part.digests)]
-        offset += len(part.digests)
-        newest_us = max(newest_us, _settle_part(part, replied, result))
+        asked = len(part.digests)
+        codes_of_part = None if everything else replied[offset : offset + asked]
+        newest_us = max(newest_us, _settle_part(part, codes_of_part, result))
+        offset += asked
     return result._replace(deltas=together(result.deltas), newest_us=newest_us)
 
 
-def _settle_part(part: Part, replied: bytes, result: CallResult) -> int:
-    """Returns the newest event time granted (or a little more), 0 when nothing was."""
-    request, batch = part.request, part.request.batch
+def _settle_part(part: Part, replied: bytes | None, result: CallResult) -> int:
+    """`replied` is None where all is granted and claimed. Returns the newest event time granted (or a little more), 0 when nothing was."""
+    request = part.request
     if not request.tallied:
         request.tallied = True
-        for rejection in batch.rejections:
-            _tally(result.tallies, batch.tenant, rejection.code, 1)
-            result.rejected.append((batch.tenant, rejection))
-    asked = len(part.digests)
+        for rejection in request.batch.rejections:
+            _tally(result.tallies, request.batch.tenant, rejection.code, 1)
+            result.rejected.append((request.batch.tenant, rejection))
     newest_us = 0
-    pending: list[int] = []
-    if asked and replied.count(GRANTED) == len(replied):
-        newest_us = _grant(part, range(asked), result)
-    elif asked:
-        positions = range(asked) if part.positions is None else part.positions
-        granted = [k for k in range(asked) if replied[k] == GRANTED]
+    pending: Sequence[int] = ()
+    if replied is None:
+        if part.digests:
+            newest_us = _count(part, range(len(part.digests)), result)
+    elif replied:
+        whole = replied.count(GRANTED) == len(replied)
+        granted = range(len(replied)) if whole else [k for k in range(len(replied)) if replied[k] == GRANTED]
         if granted:
-            newest_us = _grant(part, granted, result)
-        duplicates = replied.count(DUPLICATE)
-        if duplicates:
-            request.duplicate += duplicates
-            _tally(result.tallies, batch.tenant, "duplicate", duplicates)
-        if CONFLICT in replied:
-            _conflicts(request, [positions[k] for k in range(asked) if replied[k] == CONFLICT], result)
-        pending = [positions[k] for k in range(asked) if replied[k] == PENDING]
-    request.open_positions = [*pending, *part.held_back]
+            result.claims.append(_claims(part, granted))
+            newest_us = _count(part, granted, result)
+        if not whole:
+            pending = _settle_others(part, replied, result)
+    request.open_positions = [*pending, *part.held_back] if pending else part.held_back
     if pending:
         result.pending.append(request)
     elif part.held_back:
@@ -249,27 +252,40 @@ def _settle_part(part: Part, replied: bytes, result: CallResult) -> int:
     return newest_us
 
 
-def _grant(part: Part, asked: Sequence[int], result: CallResult) -> int:
+def _settle_others(part: Part, replied: bytes, result: CallResult) -> Sequence[int]:
+    """Duplicates and conflicts. Returns the positions that are pending."""
+    request = part.request
+    positions = range(len(replied)) if part.positions is None else part.positions
+    duplicates = replied.count(DUPLICATE)
+    if duplicates:
+        request.duplicate += duplicates
+        _tally(result.tallies, request.batch.tenant, "duplicate", duplicates)
+    if CONFLICT in replied:
+        _conflicts(request, [positions[k] for k in range(len(replied)) if replied[k] == CONFLICT], result)
+    return [positions[k] for k in range(len(replied)) if replied[k] == PENDING]
+
+
+def _claims(part: Part, granted: Sequence[int]) -> tuple[int, bytes, bytes]:
+    """Of the events at these places of the part."""
+    tenant, size = part.request.batch.tenant, FINGERPRINT_BYTES
+    if len(granted) == len(part.digests):
+        return tenant, b"".join(part.digests), part.fingerprints
+    digests = b"".join([part.digests[k] for k in granted])
+    return tenant, digests, b"".join([part.fingerprints[k * size : k * size + size] for k in granted])
+
+
+def _count(part: Part, granted: Sequence[int], result: CallResult) -> int:
     """Count the events at these places of the part."""
     request, batch = part.request, part.request.batch
-    everything = len(asked) == len(batch.digests)
-    if len(asked) == len(part.digests):
-        digests, prints = b"".join(part.digests), part.fingerprints
-    else:
-        size = FINGERPRINT_BYTES
-        digests = b"".join([part.digests[k] for k in asked])
-        prints = b"".join([part.fingerprints[k * size : k * size + size] for k in asked])
-    assert len(digests) == DIGEST_BYTES * len(asked)
-    result.claims.append((batch.tenant, digests, prints))
-    request.accepted += len(asked)
-    _tally(result.tallies, batch.tenant, "accepted", len(asked))
-    if everything:
+    request.accepted += len(granted)
+    _tally(result.tallies, batch.tenant, "accepted", len(granted))
+    if len(granted) == len(batch.digests):
         result.deltas.append(batch.deltas)
         return batch.newest_us
     if part.positions is None:
-        result.deltas.append(batch.refold(asked))
+        result.deltas.append(batch.refold(granted))
         return batch.newest_us  # may be that of an event that was not granted: it was asked about, so the claims keep for as long
-    positions = [part.positions[k] for k in asked]
+    positions = [part.positions[k] for k in granted]
     result.deltas.append(batch.refold(positions))
     times = batch.times_us()
     return max(times[position] for position in positions)
@@ -283,6 +299,8 @@ def _conflicts(request: Request, positions: Sequence[int], result: CallResult) -
 
 
 def _tally(tallies: Tallies, tenant: int, verdict: str, number: int) -> None:
-    counts = tallies.setdefault(tenant, {"received": 0})
+    counts = tallies.get(tenant)
+    if counts is None:
+        counts = tallies[tenant] = {"received": 0}
     counts["received"] += number
     counts[verdict] = counts.get(verdict, 0) + number

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -32,7 +32,7 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _ABSENT = object()
 
 
-class TimeBounds(NamedTuple):
+class TimeBounds(msgspec.Struct, frozen=True):
     """Event times that are accepted, both ends included."""
 
     oldest_us: int

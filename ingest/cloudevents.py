@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -26,14 +27,21 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 def form_of(content_type: str | None, headers: Mapping[str, str]) -> Form | None:
     """None: a media type that is not read. Parameters such as a charset are tolerated: JSON is UTF-8 whatever they say."""
+    binary, otherwise = _forms(content_type)
+    if binary and ("ce-specversion" in headers or "ce-id" in headers):
+        return Form.BINARY
+    return otherwise
+
+
+@lru_cache(maxsize=64)  # senders have one or two, and taking it apart costs a microsecond a request
+def _forms(content_type: str | None) -> tuple[bool, Form | None]:
+    """(whether it is the binary form where there are `ce-` headers, what it is otherwise)."""
     media_type = "" if content_type is None else content_type.partition(";")[0].strip().lower()
-    if media_type == "application/json" or not media_type or media_type.endswith("+json"):
-        if media_type.startswith("application/cloudevents"):
-            return Form.STRUCTURED if media_type in STRUCTURED_TYPES else None
-        if "ce-specversion" in headers or "ce-id" in headers:
-            return Form.BINARY
-        return Form.STRUCTURED if media_type == "application/json" else None
-    return None
+    if media_type.startswith("application/cloudevents"):
+        return False, Form.STRUCTURED if media_type in STRUCTURED_TYPES else None
+    if media_type == "application/json":
+        return True, Form.STRUCTURED
+    return not media_type or media_type.endswith("+json"), None
 
 
 def structured(headers: Mapping[str, str], data: bytes) -> bytes:

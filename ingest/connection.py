@@ -98,6 +98,11 @@ class Connection(web.RequestHandler):
             self._unread.cancel()
             self._unread = None
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp asks for it whenever a body is read, and would parse nothing once more for each; what was not paused goes on anyway."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done() or self._edge is None:
@@ -160,7 +165,7 @@ class Connection(web.RequestHandler):
         room: Room | None = None
         try:
             form, room = edge.admit(headers, self)
-            outcome = asyncio.ensure_future(edge.submit(form, headers, edge.body_of(content), room))
+            outcome = asyncio.ensure_future(edge.submit(form, headers, edge.bounded(self._whole(content)), room))
         except Exception as error:
             if room is not None:
                 room.give_back()
@@ -168,6 +173,12 @@ class Connection(web.RequestHandler):
             return
         self._direct = _Direct(edge, room, echo)
         outcome.add_done_callback(self._settled)
+
+    def _whole(self, content: StreamReader) -> bytes:
+        """The body, which is here. A single piece, as small ones are, is taken as it lies: reading it costs as much as counting it."""
+        if content.__class__ is StreamReader and len(content._buffer) == 1 and not self._reading_paused:
+            return content._buffer.popleft()
+        return content.read_nowait()
 
     def _settled(self, future: asyncio.Future[Outcome]) -> None:
         assert self._direct is not None

@@ -21,7 +21,7 @@ from msgspec import Raw
 from xxhash import xxh3_64_digest
 
 from buffer.counters import MERGE_OF, Deltas, less
-from dedupe.digest import digests
+from dedupe.digest import digest, digests
 from dedupe.port import FINGERPRINT_BYTES
 from ingest.batch import INVALID_VALUE, Batch, Rejection
 from ingest.catalogue import Catalogue
@@ -86,18 +86,21 @@ class _Kind:
 Elements = tuple[Sequence[bytes | Raw], Sequence[bytes | Raw]]
 
 
-class _Decoded(NamedTuple):
+class _Decoded(msgspec.Struct, frozen=True):
     events: Sequence[Any]  # None in the place of one that the types refuse
     sound: Sequence[Any]  # those that they do not refuse, and that hold no NUL
     elements: Elements | None  # if the body had to be split
 
 
-class _Counted(NamedTuple):
-    digests: list[bytes]
+class _Counted(msgspec.Struct, frozen=True):
+    digests: Sequence[bytes]
     fingerprints: bytes
     oldest_us: int
     newest_us: int
     deltas: Deltas
+
+
+_NOTHING = _Counted((), b"", 0, 0, {})
 
 
 class Decoder:
@@ -123,18 +126,17 @@ class Decoder:
     def decode_batch(self, tenant: int, body: bytes, now_us: int) -> Batch:
         """`body` is a JSON array of events, or one event. Raises Unusable."""
         body = as_array(body)
-        now = EPOCH + timedelta(microseconds=now_us)
         bounds = TimeBounds(now_us - self._max_age_us, now_us + self._max_skew_us)
-        events, sound, elements = self._decode(body)
-        counted, good = self._count(tenant, sound, now, bounds)
-        received = len(events)
+        decoded = self._decode(body)
+        counted, good = self._count(tenant, decoded.sound, now_us, bounds)
+        received = len(decoded.events)
         indexes: Sequence[int] = range(received)
         rejections: Sequence[Rejection] = ()
         if len(good) != received:
             counts = set(map(id, good))
-            indexes = [index for index, event in enumerate(events) if id(event) in counts]
-            rejections = self._rejections(elements or split(body, received), indexes, bounds)
-        again = _Again(self, tenant, body, now, received, indexes, counted)
+            indexes = [index for index, event in enumerate(decoded.events) if id(event) in counts]
+            rejections = self._rejections(decoded.elements or split(body, received), indexes, bounds)
+        again = _Again(self, tenant, body, now_us, received, indexes, counted)
         return Batch(
             tenant=tenant,
             received=received,
@@ -200,29 +202,44 @@ class Decoder:
 
     # ---- what counts of them
 
-    def _count(self, tenant: int, events: Sequence[Any], now: datetime, bounds: TimeBounds) -> tuple[_Counted, Sequence[Any]]:
+    def _count(self, tenant: int, events: Sequence[Any], now_us: int, bounds: TimeBounds) -> tuple[_Counted, Sequence[Any]]:
         """What the types cannot refuse, a time or a value, is left out. Returns the events that count, too."""
-        if not events:
-            return _Counted([], b"", 0, 0, {}), events
-        times = self._times(events, now)
+        if len(events) < 2:
+            return self._count_one(tenant, events[0], now_us, bounds) if events else (_NOTHING, ())
+        times = self._times(events, now_us)
         oldest_us, newest_us = range_us(times)
         if oldest_us < bounds.oldest_us or newest_us > bounds.newest_us:
             first, last = bounds.oldest, bounds.newest
             within = [event for event, time in zip(events, times, strict=True) if first <= time <= last]
-            return self._count(tenant, within, now, bounds)
+            return self._count(tenant, within, now_us, bounds)
         faulty: list[Any] = []
         deltas = self._fold(tenant, events, times, oldest_us, newest_us, faulty)
         if faulty:
             left_out = set(map(id, faulty))
             events = [event for event in events if id(event) not in left_out]
             if not events:
-                return _Counted([], b"", 0, 0, {}), events
-            oldest_us, newest_us = range_us(self._times(events, now))
+                return _NOTHING, ()
+            oldest_us, newest_us = range_us(self._times(events, now_us))
         return _Counted(digests(events), self._fingerprints(events), oldest_us, newest_us, deltas), events
 
-    def _times(self, events: Sequence[Any], now: datetime) -> list[datetime]:
+    def _count_one(self, tenant: int, event: Any, now_us: int, bounds: TimeBounds) -> tuple[_Counted, Sequence[Any]]:
+        """The same of a single event: some senders have no larger batches, and passes over columns are most of what one costs."""
+        time_us = now_us if event.time is None else to_us(event.time)
+        if not bounds.oldest_us <= time_us <= bounds.newest_us:
+            return _NOTHING, ()
+        events = (event,)
+        sums: Counters = {}
+        maxima: Counters = {}
+        faulty: list[Any] = []
+        self._kinds[event.__class__].fold.direct(events, tenant, time_us // 1_000_000, sums, maxima, faulty)
+        if faulty:
+            return _NOTHING, ()
+        return _Counted((digest(event.source, event.id),), self._fingerprints(events), time_us, time_us, _deltas(sums, maxima)), events
+
+    def _times(self, events: Sequence[Any], now_us: int) -> list[datetime]:
         times = [event.time for event in events]
         if self._arrival:
+            now = EPOCH + timedelta(microseconds=now_us)
             return [now if time is None else time for time in times]
         return times
 
@@ -238,12 +255,7 @@ class Decoder:
         else:
             for second, part in by_window(events, times, self._finest_window_s):
                 self._fold_window(tenant, part, second, sums, maxima, faulty)
-        deltas: Deltas = {}
-        if sums:
-            deltas["sum"] = sums
-        if maxima:
-            deltas["max"] = maxima
-        return deltas
+        return _deltas(sums, maxima)
 
     def _fold_window(self, tenant: int, events: Sequence[Any], second: int, sums: Counters, maxima: Counters, faulty: list[Any]) -> None:
         """Events that no window of any meter tells apart."""
@@ -295,15 +307,15 @@ class Decoder:
 class _Again:
     """A request decoded once more, as much of it as is needed, when its events are not all new. Positions are those of claimable events."""
 
-    __slots__ = ("_body", "_counted", "_decoder", "_elements", "_indexes", "_now", "_received", "_tenant")
+    __slots__ = ("_body", "_counted", "_decoder", "_elements", "_indexes", "_now_us", "_received", "_tenant")
 
     def __init__(
-        self, decoder: Decoder, tenant: int, body: bytes, now: datetime, received: int, indexes: Sequence[int], counted: _Counted
+        self, decoder: Decoder, tenant: int, body: bytes, now_us: int, received: int, indexes: Sequence[int], counted: _Counted
     ) -> None:
         self._decoder = decoder
         self._tenant = tenant
         self._body = body
-        self._now = now
+        self._now_us = now_us
         self._received = received
         self._indexes = indexes
         self._counted = counted
@@ -318,7 +330,7 @@ class _Again:
         return self._decoder._claimable(self._body, self._received, self._indexes)
 
     def times_us(self) -> list[int]:
-        return [to_us(time) for time in self._decoder._times(self._events(), self._now)]
+        return [to_us(time) for time in self._decoder._times(self._events(), self._now_us)]
 
     def refold(self, positions: Sequence[int]) -> Deltas:
         """Whichever is less is decoded: what counts, or what does not and is taken away from the whole."""
@@ -341,7 +353,7 @@ class _Again:
         if not positions:
             return {}
         events = self._pick(positions)
-        times = self._decoder._times(events, self._now)
+        times = self._decoder._times(events, self._now_us)
         return self._decoder._fold(self._tenant, events, times, *range_us(times), [])
 
     def _pick(self, positions: Sequence[int]) -> list[Any]:
@@ -355,6 +367,15 @@ class _Again:
         sent, readable = self._split()
         index = self._indexes[position]
         return (*identify(readable[index]), bytes(sent[index]))
+
+
+def _deltas(sums: Counters, maxima: Counters) -> Deltas:
+    deltas: Deltas = {}
+    if sums:
+        deltas["sum"] = sums
+    if maxima:
+        deltas["max"] = maxima
+    return deltas
 
 
 def to_us(time: datetime) -> int:

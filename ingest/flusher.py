@@ -49,6 +49,7 @@ class Flusher:
         self._tenants = tenants
         self._clock_us = clock_us
         self.live: Deltas = state.deltas
+        self.live_counters = count(self.live)
         self.tallies: Tallies = state.tallies
         self.merged_deltas: Counter[int] = Counter()  # by tenant, since the last flush: tells who fills the live counters
         self._rejected: list[Rejected] = list(state.rejected)
@@ -66,7 +67,7 @@ class Flusher:
         self.last_flush_us = 0
         self.last_duration_us = 0
         # When the oldest counter was counted that is live, and that is on its way; 0: there is none. The journal's count as new.
-        self._live_since_us = clock_us() if count(self.live) or self.tallies else 0
+        self._live_since_us = clock_us() if self.live_counters or self.tallies else 0
         self._on_the_way_since_us = 0 if state.flush is None else clock_us()
         self.duration = Latency()
         self.failures = 0  # produce attempts that ended without a known outcome
@@ -84,6 +85,7 @@ class Flusher:
         """`shard_calls`: the last call merged of each shard, where there are several."""
         for more in deltas:
             merge(self.live, more)
+        self.live_counters = count(self.live)
         add_tallies(self.tallies, tallies)
         if not self._live_since_us:
             self._live_since_us = self._clock_us()
@@ -91,17 +93,13 @@ class Flusher:
             self._rejected.extend(rejected)
         self.through = through
         self._shard_calls = shard_calls
-        if self._tuner.full(count(self.live)):
+        if self._tuner.full(self.live_counters):
             self._wake.set()
 
     @property
     def unflushed_since_us(self) -> int:
         """When the oldest counter was counted that the counter log does not have yet; 0: there is none."""
         return self._on_the_way_since_us or self._live_since_us
-
-    @property
-    def live_counters(self) -> int:
-        return count(self.live)
 
     def buffered(self, tenant: int) -> int:
         """Accepted events that no acknowledged flush carried."""
@@ -148,7 +146,7 @@ class Flusher:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            wait_s = 0.0 if self._wanted else self._tuner.wait_s(loop.time(), count(self.live))
+            wait_s = 0.0 if self._wanted else self._tuner.wait_s(loop.time(), self.live_counters)
             if wait_s <= 0:
                 return
             try:
@@ -165,7 +163,7 @@ class Flusher:
         flush, through, shard_calls = self._next_flush, self.through, self._shard_calls
         deltas, tallies, rejected = self.live, self.tallies, self._rejected
         self._on_the_way_since_us, self._live_since_us = self._live_since_us, 0
-        self.live, self.tallies, self._rejected = {}, {}, []
+        self.live, self.live_counters, self.tallies, self._rejected = {}, 0, {}, []
         self.outstanding_tallies = tallies
         self.merged_deltas.clear()
         self._next_flush += 1

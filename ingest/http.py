@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import structlog
-from aiohttp import StreamReader, web
+from aiohttp import web
 
 from ingest import request_body
 from ingest.auth import INGEST, Keys, Principal
@@ -190,10 +190,10 @@ class Edge:
         except request_body.Refused as refused:
             raise Problem(refused.status, refused.detail, close=not content.is_eof()) from None
 
-    def body_of(self, content: StreamReader) -> bytes:
+    def bounded(self, body: bytes) -> bytes:
         """A body of which all is here. Raises Problem."""
         try:
-            return request_body.arrived(content, self.limits.max_body_bytes)
+            return request_body.bounded(body, self.limits.max_body_bytes)
         except request_body.Refused as refused:
             raise Problem(refused.status, refused.detail) from None
 

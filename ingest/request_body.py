@@ -46,7 +46,7 @@ async def read(content: StreamReader, most: int, most_s: float, on_size: Callabl
     """
     try:
         if content.is_eof():
-            return arrived(content, most)
+            return bounded(content.read_nowait(), most)
         async with asyncio.timeout(most_s):
             return await _read_on(content, most, on_size)
     except TimeoutError:
@@ -55,9 +55,8 @@ async def read(content: StreamReader, most: int, most_s: float, on_size: Callabl
         raise Refused(400, "The body is not framed as its headers say.") from None
 
 
-def arrived(content: StreamReader, most: int) -> bytes:
+def bounded(body: bytes, most: int) -> bytes:
     """A body of which all is here. Raises Refused."""
-    body = content.read_nowait()
     if len(body) > most:
         raise too_large(most)
     return body

@@ -280,21 +280,21 @@ class Writer:
     def submit(self, batch: Batch, deadline_s: float) -> asyncio.Future[Outcome]:
         """Take a request; the future ends with its outcome or with Unavailable. Raises Unavailable at once when it cannot be taken."""
         counters = count(batch.deltas)
-        self._admit(batch.tenant, events=batch.received, counters=counters, room=_room_for(batch), decoded=batch.received)
+        lane = self._admit(batch.tenant, events=batch.received, counters=counters, room=_room_for(batch), decoded=batch.received)
         request = Request(batch, deadline_s, asyncio.get_running_loop().create_future())
         self._open[request] = None
         request.coming = counters
         self._coming_counters.take(batch.tenant, counters)
         self._idle.clear()
-        self.lane_of(batch.tenant).push(request)
+        lane.push(request)
         return request.answer
 
     def check(self, tenant: int) -> None:
         """Would a request of this tenant be taken now, the smallest one? Costs little, so that refusing costs less than serving."""
         self._admit(tenant, events=1, counters=1, room=0, decoded=0)
 
-    def _admit(self, tenant: int, *, events: int, counters: int, room: int, decoded: int) -> None:
-        """`decoded`: events that are known to be in the request."""
+    def _admit(self, tenant: int, *, events: int, counters: int, room: int, decoded: int) -> Lane:
+        """`decoded`: events that are known to be in the request. Returns the lane that it goes into."""
         if self._draining:
             raise self._refusal(tenant, decoded, "draining", "This node is shutting down.")
         lane = self.lane_of(tenant)
@@ -309,6 +309,7 @@ class Writer:
             raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
         if not self.journal.has_room(room):
             raise self._refusal(tenant, decoded, "journal", "The journal has no room left on its disk.", least_s=5)
+        return lane
 
     def _fits_counters(self, tenant: int, more: int) -> bool:
         """Of the live counters a tenant is taken to hold as large a part as of all deltas that were merged since the last flush."""
@@ -457,4 +458,4 @@ class Writer:
 
 def _room_for(batch: Batch) -> int:
     """A generous guess of the journal bytes of a batch: digests, deltas, and the same again when they are flushed."""
-    return 1024 + 512 * batch.received + 2 * sum(len(rejection.raw) for rejection in batch.rejections)
+    return 1024 + 512 * batch.received + 2 * sum([len(rejection.raw) for rejection in batch.rejections])

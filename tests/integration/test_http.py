@@ -721,6 +721,20 @@ async def test_pipelined_requests_of_several_kinds_are_answered_in_order(served:
         assert [(await client.answer()).status for _ in 3 * kinds] == 3 * [200, 200, 200, 200, 404, 400]
 
 
+async def test_large_bodies_behind_a_request_that_waits() -> None:
+    """More than is read ahead: the connection stops reading, and goes on."""
+    bodies = [json.dumps([event(id=str(number))]).encode().ljust(size) for number, size in enumerate((200, 3_000_000, 200, 3_000_000, 200))]
+    async with serving(HttpLimits(max_body_bytes=4_000_000)) as served, connection(served) as client:
+        served.sink.wait.clear()
+        for body in bodies:
+            client.send(head(len(body)), body)
+        await asyncio.sleep(0.2)
+        (reading,) = served.server.connections
+        assert reading._reading_paused
+        served.sink.wait.set()
+        assert [(await client.answer()).json["accepted"] for _ in bodies] == [1, 1, 1, 1, 1]
+
+
 async def test_who_does_not_read_is_not_answered_on_and_on(served: Served) -> None:
     """Its answers would fill the memory."""
     many = 30_000

@@ -127,6 +127,7 @@ def _collect(
         assert len(prints) * 3 == len(digests)
         for k in range(0, len(digests), 12):
             journalled[tenant, digests[k : k + 12]] += 1
+            assert prints[k // 3 : k // 3 + 4] == b"%04d" % (int(digests[k : k + 12]) % 1000), "the fingerprint of another event"
     assert (result.newest_us > 0) == bool(result.claims)
 
 

@@ -457,6 +457,22 @@ def test_all_at_once_and_one_by_one_agree(texts: list[str]) -> None:
     assert list(usual.rejections) == list(slow.rejections)
 
 
+@given(batches)
+def test_a_batch_and_its_events_alone_agree(texts: list[str]) -> None:
+    """A batch of one goes a way of its own."""
+    whole = decode(*texts)
+    alone = [decode(one) for one in texts]
+    assert list(whole.digests) == [digest for batch in alone for digest in batch.digests]
+    assert whole.fingerprints == b"".join([batch.fingerprints for batch in alone])
+    assert list(whole.times_us()) == [time_us for batch in alone for time_us in batch.times_us()]
+    assert [rejection.code for rejection in whole.rejections] == [rejection.code for batch in alone for rejection in batch.rejections]
+    together: Deltas = {}
+    for batch in alone:
+        assert [batch.oldest_us, batch.newest_us] == [*batch.times_us(), *batch.times_us()] or not batch.digests
+        merge(together, batch.deltas)
+    assert unpacked(together) == unpacked(whole.deltas)
+
+
 @given(batches, st.data())
 def test_refolding(texts: list[str], choice: st.DataObject) -> None:
     batch = decode(*texts)

@@ -149,6 +149,7 @@ def steps() -> dict[str, Step]:
         "decode_batch, counters repeat": _decoding(few),
         "decode_batch, counters alone": _decoding(alone),
         "decode_batch, one event in a hundred bad": _decoding(faulty),
+        "decode_batch, a single event": _decoding(_body(4, 0, events=1), events=1),
         "fold again, one event in ten left out": _folding_again(few),
         "merge, all counters new": Step(COUNTERS, lambda: ({}, _deltas()), lambda given: merge(*given)),
         "merge, all counters live": Step(COUNTERS, lambda: (_deltas(), _deltas()), lambda given: merge(*given)),
@@ -157,9 +158,9 @@ def steps() -> dict[str, Step]:
     }
 
 
-def _decoding(body: bytes) -> Step:
+def _decoding(body: bytes, events: int = EVENTS) -> Step:
     decoder = _decoder()
-    return Step(EVENTS, lambda: bytes(bytearray(body)), lambda sent: decoder.decode_batch(1, sent, NOW_US), lambda: _passes(body))
+    return Step(events, lambda: bytes(bytearray(body)), lambda sent: decoder.decode_batch(1, sent, NOW_US), lambda: _passes(body))
 
 
 def _folding_again(body: bytes) -> Step:
@@ -185,8 +186,8 @@ def _passes(body: bytes) -> int:
     return sum(events.passes for events in decoded)
 
 
-def _body(subjects: int, bad: int) -> bytes:
-    return json.dumps([_event(number, subjects, number < bad) for number in range(EVENTS)], separators=(",", ":")).encode()
+def _body(subjects: int, bad: int, events: int = EVENTS) -> bytes:
+    return json.dumps([_event(number, subjects, number < bad) for number in range(events)], separators=(",", ":")).encode()
 
 
 def _event(number: int, subjects: int, bad: bool) -> dict[str, Any]:
