@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
+from parshall.database import dsn_given
 from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
-from parshall.roles import options, settings_given
+from parshall.roles import options
 from rater.changed_meter import is_why
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def release(writer: str, partition: int, record: int | None, config: str | None,
         writer_id = bytes.fromhex(writer)
     except ValueError:
         raise Stop(f"{writer} is not the id of a writer, 32 hexadecimal digits.", USAGE) from None
-    dsn = _dsn(config, given)
+    dsn = dsn_given("held", config, given)
 
     async def release_it() -> Released:
         ledger = Ledger(dsn)
@@ -174,7 +174,7 @@ def release(writer: str, partition: int, record: int | None, config: str | None,
 def _with_database(config: str | None, given: Mapping[str, Any], ask: Callable[[asyncpg.Pool], Awaitable[T]]) -> T:
     from rater.postgres import FAILURES, open_pool, told
 
-    dsn = _dsn(config, given)
+    dsn = dsn_given("held", config, given)
 
     async def asked() -> T:
         async with await open_pool(dsn) as pool:
@@ -184,21 +184,3 @@ def _with_database(config: str | None, given: Mapping[str, Any], ask: Callable[[
         return asyncio.run(asked())
     except FAILURES as error:
         raise Stop(f"PostgreSQL cannot be asked: {told(error)}. --postgres or --config says which one it is.", UNAVAILABLE) from error
-
-
-def _dsn(config: str | None, given: Mapping[str, Any]) -> str:
-    """Where PostgreSQL is: the one that is named, or the one that `parshall up` runs in this data folder."""
-    from parshall.check import read_settings
-    from parshall.data_folder import DataFolder
-    from parshall.logs import configure_logs
-    from parshall.up import find_postgres
-
-    configure_logs("held")
-    settings = read_settings(config, settings_given(given))
-    if settings.postgres.dsn is not None:
-        return settings.postgres.dsn
-    if not os.path.isdir(f"{settings.data}/postgres"):
-        raise Stop(f"There is no PostgreSQL in {settings.data}: --postgres, --config or --data says where it is.", USAGE)
-    dsn = find_postgres(settings, DataFolder(settings.data))[1].postgres.dsn
-    assert dsn is not None
-    return dsn

@@ -156,9 +156,8 @@ class Rater:
             told = "the price book of %s changed: %s is charged again, %s lines; their amounts came to %s before and come to %s now"
             log.info(told, tenant, period, lines, plain(before), plain(after))
         for period in put.closed:
-            log.warning(
-                "the new price book of %s changes the prices of %s, which is final and stays as it was charged", book.tenant, period
-            )
+            told = "the new price book of %s changes the prices of %s, which is final and stays as it was charged"
+            log.warning(f"{told}; `parshall recharge` charges it again", book.tenant, period)
 
     async def _positions(self, streams: Iterable[str]) -> Mapping[str, int]:
         return await self._ledger.positions(self._source.identity, streams)

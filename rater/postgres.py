@@ -15,6 +15,7 @@ from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, P
 
 from rater.chain import ChainKey
 from rater.prices.book import PriceBook
+from rater.recharge import Recharge, recharge
 from rater.rerate import Difference, Put, check_book, check_charges, put_book
 from rater.source import Received
 from rater.transaction import CHAINS, USAGE, Applied, Connection, Known, Transaction
@@ -121,6 +122,11 @@ class Ledger:
         """Raises BookRefused where `put_book` would."""
         async with self._transaction() as connection:
             await check_book(connection, book)
+
+    async def recharge(self, tenant: str, period: str, *, apply: bool) -> Recharge:
+        """Charge a month by the book in force, final or not; or say what that would change. Raises NotCharged."""
+        async with self._transaction() as connection:
+            return await recharge(connection, tenant, period, apply=apply)
 
     async def check_charges(self, tenant: str) -> list[Difference]:
         """Every charge line of a tenant against what usage makes it; empty: all agree."""

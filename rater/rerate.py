@@ -122,11 +122,19 @@ async def _charge_open_again(connection: Connection, tenant: int, new: BookInFor
 async def _charge_again(connection: Connection, tenant: int, name: str, period: Period, book: BookInForce) -> ReRated:
     lines, quantities = await lines_from_usage(connection, tenant, name, period, book)
     stored = _stored(await connection.fetch(CHARGES["lines_of_period"], tenant, period.label, timeout=TIMEOUT_S))
+    await replace_lines(connection, tenant, period, lines, quantities)
+    before = _total(amount for _, amount in stored.values())
+    return ReRated(name, period.label, len(lines), before, _total(line.amount(quantities[line.key]) for line in lines.values()))
+
+
+async def replace_lines(
+    connection: Connection, tenant: int, period: Period, lines: Mapping[str, ChargeLine], quantities: Mapping[str, int]
+) -> None:
+    """Put these in the place of the month's charge lines."""
     await connection.execute(CHARGES["lines_remove"], tenant, period.label, timeout=TIMEOUT_S)
     ordered = [lines[key] for key in sorted(lines)]
-    await connection.execute(CHARGES["lines_add"], *line_columns(ordered, {name: tenant}, quantities), timeout=TIMEOUT_S)
-    before = _total(amount for _, amount in stored.values())
-    return ReRated(name, period.label, len(lines), before, _total(line.amount(quantities[line.key]) for line in ordered))
+    numbers = {line.tenant: tenant for line in ordered}
+    await connection.execute(CHARGES["lines_add"], *line_columns(ordered, numbers, quantities), timeout=TIMEOUT_S)
 
 
 def _total(amounts: Iterable[Decimal | None]) -> Decimal:

@@ -75,6 +75,13 @@ WHERE s.tenant = $1 AND u.window_start_s >= $2 AND u.window_start_s < $3
 GROUP BY s.series, m.meter
 ORDER BY s.series;
 
+-- name: totals_of_period
+-- Of each subject; what has no price has no amount.
+SELECT subject, coalesce(sum(amount), 0)::text AS total, bool_or(amount IS NULL) AS unpriced
+FROM charge_lines WHERE tenant = $1 AND period = $2
+GROUP BY subject
+ORDER BY subject;
+
 -- name: lines_of_period
 SELECT replace(line::text, '-', '') AS line, quantity::text AS quantity, amount::text AS amount
 FROM charge_lines WHERE tenant = $1 AND period = $2;

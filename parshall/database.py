@@ -1,0 +1,31 @@
+"""Which PostgreSQL a command asks: the one that is named, or the one that `parshall up` runs in its data folder.
+
+Must not know: what is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from parshall.errors import USAGE, Stop
+from parshall.roles import settings_given
+
+
+def dsn_given(command: str, config: str | None, given: Mapping[str, Any]) -> str:
+    """`given`: the command's options --data and --postgres. Raises Stop."""
+    from parshall.check import read_settings
+    from parshall.data_folder import DataFolder
+    from parshall.logs import configure_logs
+    from parshall.up import find_postgres
+
+    configure_logs(command)
+    settings = read_settings(config, settings_given(given))
+    if settings.postgres.dsn is not None:
+        return settings.postgres.dsn
+    if not os.path.isdir(f"{settings.data}/postgres"):
+        raise Stop(f"There is no PostgreSQL in {settings.data}: --postgres, --config or --data says where it is.", USAGE)
+    dsn = find_postgres(settings, DataFolder(settings.data))[1].postgres.dsn
+    assert dsn is not None
+    return dsn
