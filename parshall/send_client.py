@@ -52,7 +52,10 @@ class Sender:
                 async with asyncio.TaskGroup() as tasks:
                     for _ in range(self._target.parallel):
                         tasks.create_task(self._worker(session, source, on_progress))
-            except* Stop as stops:
+            except BaseExceptionGroup as failed:  # not `except*`: up to Python 3.11.3 what is raised in there is put into a group again
+                stops, others = failed.split(Stop)
+                if stops is None or others is not None:
+                    raise
                 raise stops.exceptions[0] from None
             finally:
                 source.stop()
