@@ -166,6 +166,7 @@ _ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "lines_remove": lambda rng: _one(rng, (1, 2), (None, "1970-01")),
     "usage_bounds": lambda rng: _one(rng, (1, 2)),
     "usage_of_period": lambda rng: (*_one(rng, (1, 2)), *_MONTH),
+    "totals_of_period": lambda rng: _one(rng, (1, 2), ("1970-01", "1970-02")),
     "lines_of_period": lambda rng: _one(rng, (1, 2), ("1970-01", "1970-02")),
     "COPY records": _record,
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact
 from typing import Any, NamedTuple
 
 from asyncpg.exceptions import UniqueViolationError
@@ -558,6 +558,25 @@ async def usage_of_period(work: Work, tenant: int, start_s: int, end_s: int) -> 
         row = (name, meter.aggregation, meter.scale, meter.window_s, names, series.subject, series.dimensions, str(totals[key]))
         found.append(_TOTAL_ROW(row))
     return found
+
+
+_SUBJECT_ROW = Row.named("subject", "total", "unpriced")
+_EXACT = Context(prec=1000, traps=[Inexact])
+
+
+@statement
+async def totals_of_period(work: Work, tenant: int, period: str) -> list[Any]:
+    totals: dict[str, tuple[Decimal | None, bool]] = {}
+    for _, row in work.rows("charge_lines"):
+        if (row.tenant, row.period) == (tenant, period):
+            total, unpriced = totals.get(row.subject, (None, False))
+            if row.amount is not None:
+                total = row.amount if total is None else _EXACT.add(total, row.amount)
+            totals[row.subject] = (total, unpriced or row.amount is None)
+    return [
+        _SUBJECT_ROW((subject, "0" if total is None else format(total, "f"), unpriced))
+        for subject, (total, unpriced) in sorted(totals.items())
+    ]
 
 
 _LINE_ROW = Row.named("line", "quantity", "amount")
