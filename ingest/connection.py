@@ -31,7 +31,7 @@ _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, 
 
 
 class Connection(web.RequestHandler):
-    __slots__ = ("_direct", "_edge", "_parked", "_unread", "_wire", "known")
+    __slots__ = ("_crowded", "_direct", "_edge", "_parked", "_unread", "_wire", "known")
 
     known: bool  # a key has come over it: it does not give way to others
 
@@ -39,6 +39,7 @@ class Connection(web.RequestHandler):
         server = cast(Server, self._manager)
         edge = server.edge
         self.known = False
+        self._crowded = False  # so many messages were in the queue that the parser may have stopped
         self._direct: _Direct | None = None  # the direct request that is under way
         self._parked: asyncio.Future[None] | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -98,11 +99,6 @@ class Connection(web.RequestHandler):
             self._unread.cancel()
             self._unread = None
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """aiohttp asks for it whenever a body is read, and would parse nothing once more for each; what was not paused goes on anyway."""
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
         if waiter is None or waiter.done() or self._edge is None:
@@ -114,6 +110,8 @@ class Connection(web.RequestHandler):
 
     def _receive(self, data: bytes) -> None:
         super().data_received(data)
+        if len(self._messages) >= self._max_msg_queue_size - 1:
+            self._crowded = True
         if self._messages and (self._current_request is not None or len(self._messages) > 1):
             self._end_broken_bodies()
 
@@ -153,11 +151,18 @@ class Connection(web.RequestHandler):
         )
 
     def _free_a_slot(self) -> None:
-        """As `start` of aiohttp does for each message that it takes."""
+        """As `start` of aiohttp does for each message that it takes.
+
+        Its parser takes one message for two once a body has come after its message was taken, and then stops one short of a full queue,
+        which its own loop only comes over by reading bodies. So here it is asked once more when a long queue is through.
+        """
         if self._parser is not None:
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
+        elif self._crowded and not self._messages:
+            self._crowded = False
+            self._receive(b"")
 
     def _begin(self, message: Any, content: StreamReader) -> None:
         edge, headers = cast(Edge, self._edge), message.headers

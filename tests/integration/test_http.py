@@ -721,6 +721,20 @@ async def test_pipelined_requests_of_several_kinds_are_answered_in_order(served:
         assert [(await client.answer()).status for _ in 3 * kinds] == 3 * [200, 200, 200, 200, 404, 400]
 
 
+async def test_many_at_once_behind_a_body_that_came_late(served: Served) -> None:
+    """aiohttp's parser then stops one short of a full queue."""
+    body = json.dumps([event()]).encode()
+    whole = head(len(body)).replace("\n", "\r\n").encode() + b"\r\n\r\n" + body
+    async with connection(served) as client:
+        for many in (31, 32, 33, 200, 400):
+            client.send(head(len(body)))
+            await asyncio.sleep(0.05)
+            client.writer.write(body)
+            assert (await client.answer()).status == 200
+            client.writer.write(many * whole)
+            assert [(await client.answer()).status for _ in range(many)] == many * [200]
+
+
 async def test_large_bodies_behind_a_request_that_waits() -> None:
     """More than is read ahead: the connection stops reading, and goes on."""
     bodies = [json.dumps([event(id=str(number))]).encode().ljust(size) for number, size in enumerate((200, 3_000_000, 200, 3_000_000, 200))]
