@@ -773,8 +773,8 @@ def test_integers_beyond_64_bits_have_fingerprints() -> None:
         (b'{"a":1}x', "The JSON is broken at byte 7: trailing characters"),
         (b'{"a":1},{"a":2}', "The JSON is broken at byte 7: trailing characters"),
         (b'{"a":"\\ud800"', "The JSON ends too early"),
-        (b"[" + b'{"a":' * 2000 + b"1" + b"}" * 2000 + b"]", "The JSON is nested too deeply"),
-        (b'{"a":' * 2000 + b"1" + b"}" * 2000, "The JSON is nested too deeply"),
+        (b"[" + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"]", "The JSON is nested too deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "The JSON is nested too deeply"),
     ],
 )
 def test_an_unusable_body_is_refused_with_the_place(body: bytes, detail: str) -> None:

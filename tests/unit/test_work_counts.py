@@ -6,7 +6,8 @@ purpose, or takes a library that does, writes the figures anew and says why in t
 
     PYTHONHASHSEED=0 .venv/bin/python -m tests.unit.work_counts > tests/unit/work_counts.json
 
-The figures are those of Python 3.11; another Python has other bytecodes, and is only held to half as much again.
+The figures are those of Python 3.11. Another Python has other bytecodes, not all of which a tracer sees: they are not compared there, and
+the rest is only held to half as much again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 ALLOWED: dict[str, dict[str, int]] = json.loads(Path(__file__).with_name("work_counts.json").read_text())
 TOLERANCE_PER_MILLE = {"bytecodes": 2, "c_calls": 2, "peak_bytes": 10, "kept_bytes": 10, "passes": 0}
-OTHER_PYTHON_PER_MILLE = 0 if sys.version_info[:2] == (3, 11) else 500
+USUAL_PYTHON = sys.version_info[:2] == (3, 11)
+OTHER_PYTHON_PER_MILLE = 0 if USUAL_PYTHON else 500
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def test_a_step_does_as_much_work_as_is_written_down(step: str, counted: dict[st
     changed = {
         what: f"{allowed} -> {counted[step][what]}"
         for what, allowed in ALLOWED[step].items()
-        if abs(counted[step][what] - allowed) * 1000 > max(TOLERANCE_PER_MILLE[what], OTHER_PYTHON_PER_MILLE) * allowed
+        if (USUAL_PYTHON or what != "bytecodes")
+        and abs(counted[step][what] - allowed) * 1000 > max(TOLERANCE_PER_MILLE[what], OTHER_PYTHON_PER_MILLE) * allowed
     }
     assert not changed, f"{step}: more or less work than tests/unit/work_counts.json says"
