@@ -31,7 +31,7 @@ WRITERS = (bytes(16), b"\1" * 16)
 SERIES = ("1" * 32, "2" * 32)
 LINES = ("a" * 32, "b" * 32)
 WINDOWS = (3600, 7200)
-SCRIPTS = 150
+SCRIPTS = 60
 
 Connect = Callable[[], Awaitable[Any]]
 

@@ -19,7 +19,7 @@ from tests.simulation.stats import Stats
 from tests.simulation.steps import RATER_STEPS, REPLY, STEPS
 
 SEEDS = 10 * len(PROFILES)
-FRESH = 6 * len(PROFILES)
+FRESH = 2 * len(PROFILES)
 
 
 def test_the_promise_holds_and_the_seeds_reach_everything() -> None:
