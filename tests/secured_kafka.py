@@ -15,6 +15,8 @@ from pathlib import Path
 from tests import services
 
 USER, PASSWORD = "edge", "right horse"
+_OF_A_CA = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
+_OF_NO_CA = "basicConstraints=critical,CA:FALSE"  # from Python 3.13 on all of this is looked at
 
 
 class Certificates:
@@ -23,17 +25,18 @@ class Certificates:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.ca = folder / "ca.pem"
-        self._make("ca", "/CN=CA of the tests", "basicConstraints=critical,CA:TRUE")
-        self._make("stranger", "/CN=Another CA", "basicConstraints=critical,CA:TRUE")
-        self._make("broker", "/CN=broker", "subjectAltName=IP:127.0.0.1", ca="ca")
-        self._make("client", "/CN=client", "extendedKeyUsage=clientAuth", ca="ca")
+        self._make("ca", "/CN=CA of the tests", *_OF_A_CA)
+        self._make("stranger", "/CN=Another CA", *_OF_A_CA)
+        self._make("broker", "/CN=broker", _OF_NO_CA, "subjectAltName=IP:127.0.0.1", ca="ca")
+        self._make("client", "/CN=client", _OF_NO_CA, "extendedKeyUsage=clientAuth", ca="ca")
         self.stranger, self.client, self.client_key = folder / "stranger.pem", folder / "client.pem", folder / "client.key"
         self.broker = folder / "broker-with-key.pem"  # as Kafka wants it
         self.broker.write_text((folder / "broker.key").read_text() + (folder / "broker.pem").read_text())
 
-    def _make(self, name: str, subject: str, extension: str, ca: str | None = None) -> None:
+    def _make(self, name: str, subject: str, *extensions: str, ca: str | None = None) -> None:
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        command += ["-subj", subject, "-addext", extension, "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        command += ["-subj", subject, "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        command += [part for extension in extensions for part in ("-addext", extension)]
         command += [] if ca is None else ["-CA", f"{ca}.pem", "-CAkey", f"{ca}.key"]
         done = subprocess.run(command, cwd=self._folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.simulation.rater_sabotage import RATER_SABOTAGES
@@ -9,7 +11,9 @@ from tests.simulation.sabotage import SABOTAGES
 from tests.simulation.scenario import simulate
 
 ALL = {**SABOTAGES, **RATER_SABOTAGES}
-BOUND = 40
+# A seed is the same world on one version of Python only. What is written down here was found with 3.11; another one searches from 0.
+USUAL_PYTHON = sys.version_info[:2] == (3, 11)
+BOUND = 40 if USUAL_PYTHON else 1000
 FIRST = {  # where the search begins, for those that take long to find from 0; `python -m tests.prove sabotage` begins elsewhere for all
     "a charge is computed from a stale quantity": 25,
     "a flush begins before the store has accepted the journal": 13,
@@ -29,10 +33,11 @@ FIRST = {  # where the search begins, for those that take long to find from 0; `
 SOUND = 2  # seeds of the same worlds with the guard in place
 
 
+@pytest.mark.timeout(300 if USUAL_PYTHON else 3600)
 @pytest.mark.parametrize("name", ALL)
 def test_the_simulation_finds_it(name: str) -> None:
     sabotage = ALL[name]
-    first = FIRST.get(name, 0)
+    first = FIRST.get(name, 0) if USUAL_PYTHON else 0
     for seed in range(first, first + BOUND):
         try:
             with sabotage.off():

@@ -19,16 +19,23 @@ from tests.simulation.stats import Stats
 from tests.simulation.steps import RATER_STEPS, REPLY, STEPS
 
 SEEDS = 10 * len(PROFILES)
+MOST_SEEDS = SEEDS if sys.version_info[:2] == (3, 11) else 10 * SEEDS  # until all is reached: another Python makes other worlds of a seed
 FRESH = 2 * len(PROFILES)
 
 
 def test_the_promise_holds_and_the_seeds_reach_everything() -> None:
     total = Stats(runs=0)
-    for seed in range(SEEDS):
+    for seed in range(MOST_SEEDS):
         total.add(simulate(seed))
-    assert set(total.faults) == {*FAULTS, *RATER_FAULTS}
+        if seed >= SEEDS and not _not_reached(total):
+            break
+    assert _not_reached(total) == set()
+
+
+def _not_reached(total: Stats) -> set[object]:
     # A reply is appended in the same turn of the loop, unless it waits for that of an earlier call that was refused: rare.
-    assert {step for _, step in total.coverage} >= {*STEPS, *RATER_STEPS} - {REPLY}
+    steps = {*STEPS, *RATER_STEPS} - {REPLY}
+    return ({*FAULTS, *RATER_FAULTS} ^ set(total.faults)) | (steps - {step for _, step in total.coverage})
 
 
 def test_the_promise_holds_for_seeds_never_tried() -> None:
