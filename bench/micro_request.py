@@ -2,7 +2,7 @@
 
 The worker's own parts, put together as it does, with 32 connections, a claim store that grants everything after 0.6 ms, and a journal on
 /dev/shm: no socket, no Redis, no disk. So what is left is the process's own work, and it can be counted in instructions, which another
-load on the machine does not change:
+load on the machine does not change. Belongs here: only that; the whole writer beside its services is whole.py.
 
     valgrind --tool=callgrind --callgrind-out-file=/dev/null .venv/bin/python -m bench.micro_request --runs 1 --bodies 1920 --requests 640
 
@@ -15,8 +15,7 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +161,6 @@ async def _run(server: Any, waiting: list[bytes]) -> float:
     return (time.process_time_ns() - start) / number
 
 
-@contextmanager
-def memory_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="parshall-bench-", dir="/dev/shm") as name:
-        yield Path(name)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1, help="a request")
@@ -177,8 +170,8 @@ def main() -> None:
     arguments = parser.parse_args()
     made = max(arguments.bodies, arguments.requests)
     runs = [requests(made, arguments.events)[: arguments.requests] for _ in range(arguments.runs)]
-    with memory_folder() as folder:
-        spent = uvloop.run(measure(folder, runs))
+    with tempfile.TemporaryDirectory(prefix="parshall-bench-", dir="/dev/shm") as folder:
+        spent = uvloop.run(measure(Path(folder), runs))
     print(f"us of CPU a request of {arguments.events} events: least {min(spent):.1f}, all {' '.join(f'{one:.1f}' for one in spent)}")
 
 

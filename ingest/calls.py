@@ -19,7 +19,7 @@ from ingest import batch as codes
 from ingest.batch import Batch, Rejection
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True):  # one a request, as Batch
     """What a request is answered with once every event of it has its verdict."""
 
     received: int
@@ -61,7 +61,7 @@ class Request:
         return Outcome(self.batch.received, self.accepted, self.duplicate, rejections)
 
 
-class Part(msgspec.Struct, frozen=True):
+class Part(msgspec.Struct, frozen=True):  # one a request, as Batch
     """What one call asks for one request."""
 
     request: Request

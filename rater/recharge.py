@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rater.period import Period
 from rater.prices.money import EXACT, ZERO
 from rater.pricing import BookInForce, ChargeLine
-from rater.rerate import TIMEOUT_S, lines_from_usage, replace_lines
+from rater.rerate import TIMEOUT_S, lines_from_usage, replace_lines, total_of
 from rater.transaction import CHARGES, Connection, book_in_force
 
 
@@ -72,8 +72,8 @@ async def recharge(connection: Connection, tenant_name: str, label: str, *, appl
     return Recharge(
         old.book.currency,
         new.book.currency,
-        _sum(before.values()),
-        _sum(after.values()),
+        total_of(one.amount for one in before.values()),
+        total_of(one.amount for one in after.values()),
         differing(before, after),
     )
 
@@ -91,10 +91,3 @@ def totals_of(lines: Iterable[ChargeLine], quantities: Mapping[str, int]) -> dic
 def differing(before: Mapping[str, Total], after: Mapping[str, Total]) -> list[Changed]:
     subjects = sorted(before.keys() | after.keys())
     return [Changed(one, before.get(one), after.get(one)) for one in subjects if before.get(one) != after.get(one)]
-
-
-def _sum(totals: Iterable[Total]) -> Decimal:
-    whole = ZERO
-    for total in totals:
-        whole = EXACT.add(whole, total.amount)
-    return whole

@@ -123,8 +123,8 @@ async def _charge_again(connection: Connection, tenant: int, name: str, period: 
     lines, quantities = await lines_from_usage(connection, tenant, name, period, book)
     stored = _stored(await connection.fetch(CHARGES["lines_of_period"], tenant, period.label, timeout=TIMEOUT_S))
     await replace_lines(connection, tenant, period, lines, quantities)
-    before = _total(amount for _, amount in stored.values())
-    return ReRated(name, period.label, len(lines), before, _total(line.amount(quantities[line.key]) for line in lines.values()))
+    before = total_of(amount for _, amount in stored.values())
+    return ReRated(name, period.label, len(lines), before, total_of(line.amount(quantities[line.key]) for line in lines.values()))
 
 
 async def replace_lines(
@@ -137,7 +137,7 @@ async def replace_lines(
     await connection.execute(CHARGES["lines_add"], *line_columns(ordered, numbers, quantities), timeout=TIMEOUT_S)
 
 
-def _total(amounts: Iterable[Decimal | None]) -> Decimal:
+def total_of(amounts: Iterable[Decimal | None]) -> Decimal:
     total = ZERO
     for amount in amounts:
         total = EXACT.add(total, amount or ZERO)

@@ -1,11 +1,15 @@
-"""What the rater's tests share: counter records made by the real encoder, a list as a source, an oracle of plain arithmetic."""
+"""What the rater's tests share: counter records made by the real encoder, a list as a source, an oracle of plain arithmetic,
+the operator's commands."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from buffer.counters import MERGE_OF, Deltas, MeterDefinition, Tallies, merge, pack
@@ -13,6 +17,7 @@ from buffer.journal_records import Through
 from buffer.record import RecordEncoder
 from rater.source import Positions, Received
 
+PROJECT = Path(__file__).parents[2]
 REQUESTS = MeterDefinition("requests", "a" * 16, "count", 0, 3600, ("region", "zone"))
 EGRESS = MeterDefinition("egress_bytes", "b" * 16, "sum", 0, 3600, ("region",))
 PEAK = MeterDefinition("peak_connections", "c" * 16, "max", 0, 3600, ())
@@ -127,3 +132,10 @@ def quantity_by_hand(
 
 def records_of(flushes: Iterable[Sequence[Received]]) -> list[Received]:
     return list(itertools.chain.from_iterable(flushes))
+
+
+def parshall(database: str, *words: str) -> tuple[int, str, str]:
+    """A command of the operator's on this database: (exit code, standard output, standard error)."""
+    done = subprocess.run([sys.executable, "-m", "parshall", *words, "--postgres", database], cwd=PROJECT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr

@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 import pytest
 
-from rater.migrate import migrate
-from rater.postgres import Ledger, open_pool
+from rater.postgres import Ledger
 from rater.source import Received
-from tests.integration.rating import NUMBERS, PEAK, ListSource, Writer, usage_by_hand
+from tests.integration.rating import NUMBERS, PEAK, ListSource, Writer, parshall, usage_by_hand
 from tests.integration.test_rater import LOG, altered, at, rater_of, run_until, some, stored_usage
-
-PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-async def ledger(database: str) -> AsyncIterator[Ledger]:
-    await migrate(database)
-    opened = Ledger(database)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def pool(ledger: Ledger, database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with await open_pool(database) as opened:
-        yield opened
-
-
-def run(database: str, *command: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "parshall", "held", *command, "--postgres", database], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 def listed(database: str) -> list[dict[str, Any]]:
-    code, told, errors = run(database, "list", "--json")
+    code, told, errors = parshall(database, "held", "list", "--json")
     lines: list[dict[str, Any]] = json.loads(told)
     assert code == (1 if lines else 0) and errors == ""
     return lines
@@ -52,7 +24,7 @@ def listed(database: str) -> list[dict[str, Any]]:
 
 async def test_nothing_is_held(ledger: Ledger, database: str) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
-    assert run(database, "list") == (0, "Nothing is held: every record that came is rated.\n", "")
+    assert parshall(database, "held", "list") == (0, "Nothing is held: every record that came is rated.\n", "")
 
 
 async def test_a_gap(ledger: Ledger, database: str) -> None:
@@ -73,7 +45,7 @@ async def test_a_record_that_cannot_be_read_and_a_damaged_copy(ledger: Ledger, d
     first, second = listed(database)
     assert "undecodable" in first["why"] and f"parshall held show {first['record']}" in first["next"]
     assert "its bytes hash to" in second["why"] and "parshall resend" in second["next"] and "--from 1 --to 1" in second["next"]
-    code, told, _ = run(database, "show", str(first["record"]))
+    code, told, _ = parshall(database, "held", "show", str(first["record"]))
     assert code == 0 and f"writer: {unreadable.id.hex()}\n" in told and told.endswith('\n{"v":1,\n')
 
 
@@ -89,7 +61,7 @@ async def test_a_record_that_counts_another_kind_of_meter(ledger: Ledger, databa
     assert f"cannot be rated, by no version: writer {other.id.hex()} counted it" in line["next"]
     assert "`parshall writer drain`, and start it with an empty data folder and the meter as it was, or under another name" in line["next"]
     assert f"parshall held show {line['record']}" in line["next"] and "update Parshall" not in line["next"]
-    code, _, errors = run(database, "release", "--writer", other.id.hex(), "--partition", "0")
+    code, _, errors = parshall(database, "held", "release", "--writer", other.id.hex(), "--partition", "0")
     assert code == 1 and "is not held after a fork" in errors
 
 
@@ -124,14 +96,14 @@ async def test_a_fork_is_released_and_the_running_rater_goes_on(ledger: Ledger, 
     async def released_and_rated() -> bool:
         nonlocal release
         if release:
-            code, told, _ = run(database, *release)
+            code, told, _ = parshall(database, "held", *release)
             assert code == 0 and told.startswith("Released."), told
             release = []
         return await rated()
 
     await run_until(rater, released_and_rated)
     assert listed(database) == []
-    code, _, errors = run(database, "release", "--writer", writer.id.hex(), "--partition", "0")
+    code, _, errors = parshall(database, "held", "release", "--writer", writer.id.hex(), "--partition", "0")
     assert code == 1 and "is not held after a fork" in errors
 
 
@@ -140,11 +112,11 @@ async def test_of_a_fork_that_came_at_once_a_person_chooses_the_side(ledger: Led
     (first,) = writer.flush(some())
     await ledger.apply(LOG, at([first, *twin.flush(some(9)), *writer.flush(some(1))]))
     release = ["release", "--writer", writer.id.hex(), "--partition", "0"]
-    code, _, errors = run(database, *release)
+    code, _, errors = parshall(database, "held", *release)
     assert code == 2 and "Both sides of the fork are parked" in errors
     right = await pool.fetchval("SELECT id FROM parked WHERE value = $1", first.value)
     assert str(right) in errors
-    assert run(database, *release, "--record", str(right))[0] == 0
+    assert parshall(database, "held", *release, "--record", str(right))[0] == 0
     while (await ledger.due_chains()) and (await ledger.apply_parked(LOG, (writer.id, 0))).unparked:
         pass
     assert await stored_usage(pool) == usage_by_hand(some() + some(1))
@@ -159,10 +131,10 @@ async def test_of_a_fork_that_came_at_once_a_person_chooses_the_side(ledger: Led
     ],
 )
 async def test_what_cannot_be_done(ledger: Ledger, database: str, command: Sequence[str], code: int, told: str) -> None:
-    found, _, errors = run(database, *command)
+    found, _, errors = parshall(database, "held", *command)
     assert found == code and told in errors
 
 
 def test_a_database_that_is_not_there() -> None:
-    code, told, errors = run("postgresql://127.0.0.1:1/nowhere", "list")
+    code, told, errors = parshall("postgresql://127.0.0.1:1/nowhere", "held", "list")
     assert (code, told) == (3, "") and errors.startswith("PostgreSQL cannot be asked: ")

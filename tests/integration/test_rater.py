@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -23,7 +23,7 @@ from rater import query
 from rater.api import Api
 from rater.consume import Rater, RaterLimits
 from rater.migrate import SchemaTooNew, migrate
-from rater.postgres import DatabaseFailed, Ledger, open_pool
+from rater.postgres import DatabaseFailed, Ledger
 from rater.prices.book import PriceBook, read_books
 from rater.rerate import BookRefused
 from rater.source import Positions, Received, SourceUnavailable
@@ -75,25 +75,6 @@ BOOK = {
 
 def book(**changes: object) -> PriceBook:
     return read_books([{**BOOK, **changes}], METERS)[0]
-
-
-@pytest.fixture
-async def dsn(database: str) -> str:
-    await migrate(database)
-    return database
-
-
-@pytest.fixture
-async def ledger(dsn: str) -> AsyncIterator[Ledger]:
-    opened = Ledger(dsn)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    async with await open_pool(dsn) as opened:
-        yield opened
 
 
 def api_at(pool: asyncpg.Pool, now_s: int = JANUARY + 20 * 86400) -> Api:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -95,14 +95,6 @@ async def test_a_rater_that_is_told_to_end_ends_although_rolling_back_fails(data
     done, _ = await asyncio.wait([rating], timeout=5)
     assert done and rating.cancelled()
     await ledger.close()
-
-
-@pytest.fixture
-async def ledger(database: str) -> AsyncIterator[Ledger]:
-    await migrate(database)
-    opened = Ledger(database)
-    yield opened
-    await opened.close()
 
 
 async def test_a_deadlock_ends_the_transaction_and_it_is_made_again(ledger: Ledger, database: str) -> None:

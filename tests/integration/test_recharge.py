@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pytest
 
-from rater.migrate import migrate
-from rater.postgres import Ledger, open_pool
+from rater.postgres import Ledger
 from rater.prices.book import PriceBook
-from tests.integration.rating import PEAK, REQUESTS, Count, Writer
+from tests.integration.rating import PEAK, REQUESTS, Count, Writer, parshall
 from tests.integration.test_rater import FEBRUARY, JANUARY, LATE_S, LOG, at, book, total
 
-PROJECT = Path(__file__).parents[2]
 MARCH = FEBRUARY + 28 * 86400
-
-
-@pytest.fixture
-async def ledger(database: str) -> AsyncIterator[Ledger]:
-    await migrate(database)
-    opened = Ledger(database)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def pool(ledger: Ledger, database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with await open_pool(database) as opened:
-        yield opened
-
-
-def run(database: str, *command: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "parshall", "recharge", *command, "--postgres", database], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout, done.stderr
 
 
 def peak_at(price: str, **changes: Any) -> PriceBook:
@@ -61,11 +32,15 @@ async def test_a_final_month_is_charged_by_the_book_in_force(ledger: Ledger, poo
 
     given = ("2026-01", "--tenant", "demo")
     told = "acme: 4.00 -> 16.00\n2026-01 would be charged again: 4.00 USD -> 16.00 USD. Nothing has changed; with --yes it does.\n"
-    assert run(database, *given) == (0, told, "")
+    assert parshall(database, "recharge", *given) == (0, told, "")
     assert await total(pool, "2026-01") == "4.00", "without --yes nothing changes"
-    assert run(database, *given, "--yes") == (0, "acme: 4.00 -> 16.00\n2026-01 is charged again: 4.00 USD -> 16.00 USD.\n", "")
+    assert parshall(database, "recharge", *given, "--yes") == (
+        0,
+        "acme: 4.00 -> 16.00\n2026-01 is charged again: 4.00 USD -> 16.00 USD.\n",
+        "",
+    )
     assert [await total(pool, month) for month in ("2026-01", "2026-02")] == ["16.00", "1.00"], "the other month stays as it was"
-    assert run(database, *given, "--yes")[:2] == (
+    assert parshall(database, "recharge", *given, "--yes")[:2] == (
         0,
         "2026-01 comes to 16.00 USD by the price book in force, as it did: no total changes.\n",
     )
@@ -84,7 +59,7 @@ async def test_lines_of_another_shape_and_currency(ledger: Ledger, database: str
     changed = book(versions=[{"effective_from": "2025-01-01", "prices": prices}], currency="EUR", decimal_places=3)
     await ledger.put_book(changed, now_s=MARCH, late_s=LATE_S)
     for applied in (False, True):
-        code, told, _ = run(database, "2026-01", "--tenant", "demo", "--json", *(["--yes"] if applied else []))
+        code, told, _ = parshall(database, "recharge", "2026-01", "--tenant", "demo", "--json", *(["--yes"] if applied else []))
         assert code == 0
         assert json.loads(told) == {
             "tenant": "demo",
@@ -107,8 +82,8 @@ async def test_what_cannot_be_charged_again(ledger: Ledger, database: str) -> No
         ("2026-01", "nobody", "Nothing of a tenant 'nobody' is rated"),
         ("2026-01", "demo", "has no price book in force"),
     ):
-        code, told, errors = run(database, month, "--tenant", tenant, "--yes")
+        code, told, errors = parshall(database, "recharge", month, "--tenant", tenant, "--yes")
         assert (code, told) == (2, "") and why in errors, errors
     await ledger.put_book(peak_at("1"), now_s=JANUARY, late_s=LATE_S)
-    code, _, errors = run(database, "2026-02", "--tenant", "demo")
+    code, _, errors = parshall(database, "recharge", "2026-02", "--tenant", "demo")
     assert code == 2 and "has no usage in 2026-02; it has some in: 2026-01." in errors

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from tests.simulation.rater_sabotage import RATER_SABOTAGES
 from tests.simulation.sabotage import SABOTAGES
 from tests.simulation.scenario import simulate
+from tests.usual_python import USUAL_PYTHON
 
 ALL = {**SABOTAGES, **RATER_SABOTAGES}
-# A seed is the same world on one version of Python only. What is written down here was found with 3.11; another one searches from 0.
-USUAL_PYTHON = sys.version_info[:2] == (3, 11)
-BOUND = 40 if USUAL_PYTHON else 1000
+BOUND = 40 if USUAL_PYTHON else 1000  # another Python makes other worlds of a seed, and searches from 0
 FIRST = {  # where the search begins, for those that take long to find from 0; `python -m tests.prove sabotage` begins elsewhere for all
     "a charge is computed from a stale quantity": 25,
     "a flush begins before the store has accepted the journal": 13,

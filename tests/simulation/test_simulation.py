@@ -17,9 +17,10 @@ from tests.simulation.rater_faults import RATER_FAULTS
 from tests.simulation.scenario import simulate, trace_of
 from tests.simulation.stats import Stats
 from tests.simulation.steps import RATER_STEPS, REPLY, STEPS
+from tests.usual_python import USUAL_PYTHON
 
 SEEDS = 10 * len(PROFILES)
-MOST_SEEDS = SEEDS if sys.version_info[:2] == (3, 11) else 10 * SEEDS  # until all is reached: another Python makes other worlds of a seed
+MOST_SEEDS = SEEDS if USUAL_PYTHON else 10 * SEEDS  # until all is reached: another Python makes other worlds of a seed
 FRESH = 2 * len(PROFILES)
 
 

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.usual_python import USUAL_PYTHON
+
 PROJECT = Path(__file__).resolve().parents[2]
 ALLOWED: dict[str, dict[str, int]] = json.loads(Path(__file__).with_name("work_counts.json").read_text())
 TOLERANCE_PER_MILLE = {"bytecodes": 2, "c_calls": 2, "peak_bytes": 10, "kept_bytes": 10, "passes": 0}
-USUAL_PYTHON = sys.version_info[:2] == (3, 11)
 OTHER_PYTHON_PER_MILLE = 0 if USUAL_PYTHON else 500
 
 
