@@ -130,10 +130,11 @@ class Edge:
         headers = request.headers
         echo = echoed(headers)
         try:
-            form, room = self.admit(headers, cast(Known, request.protocol))
+            admitted = self.admit(headers, cast(Known, request.protocol))
+            room = Room(self, admitted.tenant)
             try:
                 body = await self._body(request, room)
-                outcome = await self.submit(form, headers, body, room)
+                outcome = await self.submit(admitted, body, room)
             finally:
                 room.give_back()
         except (Problem, Unavailable) as error:
@@ -141,25 +142,24 @@ class Edge:
         status, content = answer(outcome)
         return web.Response(body=content, status=status, headers={"Content-Type": JSON, "Server": SERVER, **echo})
 
-    def admit(self, headers: Mapping[str, str], connection: Known) -> tuple[Form, Room]:
+    def admit(self, headers: Mapping[str, str], connection: Known) -> Admitted:
         """What the head of a request alone decides. Raises Problem."""
         principal = self._authorized(headers, connection, INGEST)
         content_type = headers.get("Content-Type")
         form = form_of(content_type, headers)
         if form is None:
             raise _unknown_media_type(content_type)
-        return form, Room(self, principal.tenant)
+        return Admitted(principal.tenant, form, headers, headers.get("Content-Encoding"))
 
-    def submit(self, form: Form, headers: Mapping[str, str], body: bytes, room: Room) -> Awaitable[Outcome]:
+    def submit(self, admitted: Admitted, body: bytes, room: Room) -> Awaitable[Outcome]:
         """Decode a body and hand over what is in it. Raises Problem or Unavailable; so does waiting for the outcome."""
-        tenant = room.tenant
+        tenant = admitted.tenant
         deadline_s = asyncio.get_running_loop().time() + self._deadline_s
-        encoding = headers.get("Content-Encoding")
-        if encoding is not None:
-            body = self._unpack(body, encoding)
+        if admitted.encoding is not None:
+            body = self._unpack(body, admitted.encoding)
         room.cover(len(body))
-        if form is Form.BINARY:
-            body = _one_event(headers, body)
+        if admitted.form is Form.BINARY:
+            body = _one_event(admitted.headers, body)
         try:
             self._sink.check(tenant)
             batch = self.decoder.decode_batch(tenant, body, self._clock_us())
@@ -245,6 +245,15 @@ class Edge:
         if reasons:
             raise Problem(503, " ".join(reasons), {"Retry-After": "1"})
         return json_response(b'{"status":"ready"}')
+
+
+class Admitted(NamedTuple):
+    """What the head of a request comes to."""
+
+    tenant: int
+    form: Form
+    headers: Mapping[str, str]
+    encoding: str | None  # of the body
 
 
 class Room:

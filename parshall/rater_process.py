@@ -23,9 +23,8 @@ import uvloop
 from buffer.counter_log import UnfitLog
 from buffer.counters import MeterDefinition
 from ingest.auth import Keys
-from ingest.cloudevents import Form
 from ingest.connection import make_server
-from ingest.http import Edge, HttpLimits, Known, Problem, Room
+from ingest.http import Admitted, Edge, HttpLimits, Known, Problem
 from ingest.metrics import metrics_routes
 from parshall import peers
 from parshall.data_folder import DataFolder
@@ -159,7 +158,7 @@ class ReadEdge(Edge):
         self.meters = meters
         super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: not_ready(rater))  # type: ignore[arg-type]
 
-    def admit(self, headers: Mapping[str, str], connection: Known) -> tuple[Form, Room]:
+    def admit(self, headers: Mapping[str, str], connection: Known) -> Admitted:
         raise Problem(404, "This node rates; events go to a node that runs `parshall ingest`.", close=True)
 
 

@@ -18,63 +18,19 @@ from aiohttp import web
 from ingest import connection as connections
 from ingest.admin import admin_routes
 from ingest.auth import Keys, Principal, hash_key
-from ingest.batch import CONFLICT, Batch, Rejection
-from ingest.catalogue import read_catalogue
 from ingest.connection import make_server
-from ingest.decode import Decoder, Limits
 from ingest.http import Edge, HttpLimits, Problem, Route, json_response
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.request_body import zstd
-from ingest.sink import Outcome, Unavailable
+from ingest.sink import Unavailable
 from ingest.snapshot import TenantLedger, WriterSnapshot
 from parshall.rater_process import ReadEdge
 from parshall.wiring import REAL
 from rater.consume import Rater
+from tests.integration.edge import NOW_US, MemorySink, event, make_edge
 
-NOW_US = 1_795_514_400_000_000  # 2026-11-24T10:00:00Z
 PACK = {"gzip": gzip.compress, "x-gzip": gzip.compress, "zstd": zstd.compress}
 MOST_BYTES = 20_000
-METERS = [
-    {"name": "egress", "event_type": "http.request", "aggregation": "sum", "value": "data.bytes", "dimensions": {"region": "data.region"}},
-    {"name": "pings", "event_type": "ping", "aggregation": "count", "time": "arrival"},
-]
-
-
-class MemorySink:
-    """Takes what is new, as a writer does; or answers what a test wants."""
-
-    def __init__(self) -> None:
-        self.seen: dict[tuple[int, bytes], bytes] = {}
-        self.batches: list[Batch] = []
-        self.fails: Exception | None = None
-        self.refuses: Unavailable | None = None
-        self.wait = asyncio.Event()
-        self.wait.set()
-        self.deadline_in_s = 0
-
-    def check(self, tenant: int) -> None:
-        if self.refuses is not None:
-            raise self.refuses
-
-    async def submit(self, batch: Batch, deadline_s: float) -> Outcome:
-        self.deadline_in_s = round(deadline_s - asyncio.get_running_loop().time())
-        await self.wait.wait()
-        if self.fails is not None:
-            raise self.fails
-        self.batches.append(batch)
-        accepted = duplicate = 0
-        rejections = list(batch.rejections)
-        for position, digest in enumerate(batch.digests):
-            fingerprint = batch.fingerprints[4 * position : 4 * position + 4]
-            known = self.seen.setdefault((batch.tenant, digest), fingerprint)
-            if known is fingerprint:
-                accepted += 1
-            elif known == fingerprint:
-                duplicate += 1
-            else:
-                id_, source, raw = batch.describe(position)
-                rejections.append(Rejection(batch.indexes[position], id_, source, CONFLICT, "It was sent before with other content.", raw))
-        return Outcome(batch.received, accepted, duplicate, sorted(rejections))
 
 
 class Flushing:
@@ -126,14 +82,7 @@ async def served() -> AsyncIterator[Served]:
 @asynccontextmanager
 async def serving(limits: HttpLimits) -> AsyncIterator[Served]:
     sink, flushing, reasons = MemorySink(), Flushing(), list[str]()
-    decoder = Decoder(read_catalogue(METERS), {"egress": 1, "pings": 2}, Limits(max_events=100))
-    keys = Keys(
-        [
-            (hash_key("demo-key"), Principal(1, "demo", frozenset({"ingest", "read", "admin"}))),
-            (hash_key("reader"), Principal(2, "other", frozenset({"read"}))),
-        ]
-    )
-    edge = Edge(sink, decoder, keys, limits, clock_us=lambda: NOW_US, not_ready=lambda: reasons)
+    edge = make_edge(sink, limits, reasons)
     edge.routes.update(admin_routes(flushing))
     server = make_server(edge)
     listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
@@ -144,19 +93,6 @@ async def serving(limits: HttpLimits) -> AsyncIterator[Served]:
         listening.close()
         await server.shutdown(1)
         await listening.wait_closed()
-
-
-def event(**changes: object) -> dict[str, object]:
-    whole = {
-        "specversion": "1.0",
-        "id": "1",
-        "source": "/edge",
-        "type": "http.request",
-        "subject": "customer-1",
-        "time": "2026-11-24T09:59:30Z",
-        "data": {"bytes": 5, "region": "eu"},
-    }
-    return {name: value for name, value in {**whole, **changes}.items() if value is not ...}
 
 
 # ---- a plain HTTP client, so that every byte is ours
