@@ -227,14 +227,14 @@ class Decoder:
         time_us = now_us if event.time is None else to_us(event.time)
         if not bounds.oldest_us <= time_us <= bounds.newest_us:
             return _NOTHING, ()
-        events = (event,)
         sums: Counters = {}
         maxima: Counters = {}
         faulty: list[Any] = []
-        self._kinds[event.__class__].fold.direct(events, tenant, time_us // 1_000_000, sums, maxima, faulty)
+        self._kinds[event.__class__].fold.direct((event,), tenant, time_us // 1_000_000, sums, maxima, faulty)
         if faulty:
             return _NOTHING, ()
-        return _Counted((digest(event.source, event.id),), self._fingerprints(events), time_us, time_us, _deltas(sums, maxima)), events
+        fingerprint = bytes((self._shape_bytes[event.__class__],)) + xxh3_64_digest(_sent(event))[:3]
+        return _Counted((digest(event.source, event.id),), fingerprint, time_us, time_us, _deltas(sums, maxima)), (event,)
 
     def _times(self, events: Sequence[Any], now_us: int) -> list[datetime]:
         times = [event.time for event in events]
@@ -283,8 +283,6 @@ class Decoder:
         except OverflowError:  # an integer beyond 64 bits, which MessagePack does not have
             hashes = b"".join([xxh3_64_digest(_sent(event)) for event in events])
         shape_bytes = bytes([self._shape_bytes[event.__class__] for event in events])
-        if len(events) == 1:
-            return shape_bytes + hashes[:3]
         fingerprints = bytearray(4 * len(events))
         fingerprints[0::4] = shape_bytes
         fingerprints[1::4] = hashes[0::8]
