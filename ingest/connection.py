@@ -61,8 +61,8 @@ class Connection(web.RequestHandler):
         self.known = False
         self._crowded = False  # so many messages were in the queue that the parser may have stopped
         self._between = True  # the parser has read whole messages and nothing after them; False: perhaps not
-        self._body: StreamReader | None = None  # the parser is within it
-        self._head: KnownHead | None = None  # of the only message in the queue
+        self._body: StreamReader | None = None  # the parser was within it when something last came
+        self._head: KnownHead | None = None  # of the message that came last, if it came alone
         self._last: _Last | None = None
         self._in_vain = 0
         self._direct: _Direct | None = None  # the direct request that is under way
@@ -86,6 +86,7 @@ class Connection(web.RequestHandler):
             cast(Server, self._manager).unknown.pop(self, None)
         self._uncount()
         self._stop_waiting()
+        self._body = None  # its reader knows this connection
         super().connection_lost(exc)
 
     def displace(self) -> None:
@@ -146,18 +147,21 @@ class Connection(web.RequestHandler):
             self._end_broken_bodies()
 
     def _see_where_the_parser_stands(self, data: bytes, messages: int, body: StreamReader | None, come: int) -> None:
-        """After `data`, which brought so many messages. `body`: it was within this one, of which `come` bytes were there."""
-        self._head = None
+        """After `data`, which brought so many messages. `body`: it was within this one, of which `come` bytes were there.
+
+        Upgraded: what stood behind the head, whatever length that names, is kept by aiohttp and parsed later. A CONNECT has no body.
+        """
+        between, self._between, self._head = self._between, False, None
         if messages:
-            if len(self._messages) == 1 and self._between and self._in_vain < _MOST_IN_VAIN:
-                self._head = KnownHead.of(data)
-            self._between = self._head is not None  # else there may be more behind it
             content = self._messages[-1][1]
             self._body = None if content.is_eof() else content
-        else:
-            ended = body is not None and body.is_eof()
-            self._between = ended and body is not None and body.total_bytes - come == len(data)
-            self._body = None if ended else body
+            if self._body is None and between and len(self._messages) == 1 and not self._upgraded and self._in_vain < _MOST_IN_VAIN:
+                self._in_vain += 1
+                self._head = KnownHead.of(data)
+                self._between = self._head is not None
+        elif body is not None and body.is_eof():
+            self._between = body.total_bytes - come == len(data)
+            self._body = None
 
     def _end_broken_bodies(self) -> None:
         """A message behind a body that has not ended is an error in that body: without this its reader would wait for the rest."""
@@ -224,6 +228,7 @@ class Connection(web.RequestHandler):
 
     def _begin_parsed(self, headers: Mapping[str, str], body: bytes) -> None:
         edge, head = cast(Edge, self._edge), self._head
+        self._head = self._last = None
         echo = echoed(headers)
         try:
             admitted = edge.admit(headers, self)
@@ -231,7 +236,6 @@ class Connection(web.RequestHandler):
             self._refuse(edge, error, echo)
             return
         if head is not None:
-            self._in_vain += 1
             self._last = _Last(head, admitted, echo, edge.keys)
         self._begin(edge, admitted, body, echo)
 

@@ -99,6 +99,8 @@ UNUSUAL = [
     (0, "POST /v1/events HTTP/1.0"),
     (0, "POST /v1/events?x=1 HTTP/1.1"),
     (0, "PUT /v1/events HTTP/1.1"),
+    (0, "CONNECT x:1 HTTP/1.1"),
+    (0, "\r\nPOST /v1/events HTTP/1.1"),
     (1, "X: no host"),
     (2, "Authorization: Bearer reader"),
     (2, "Authorization: Bearer nobody"),
@@ -328,6 +330,26 @@ async def test_what_follows_an_upgrade_that_is_not_made_stands_for_itself(client
     assert await client.sends(plain("1"), plain("2"), wants.encode() + SWALLOWS, plain("3")) == [200, 200, 401, 200]
 
 
+def connect(body: bytes) -> bytes:
+    """aiohttp's parser reads no body of it, whatever its length says: it is the beginning of the next request."""
+    return b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+async def test_what_follows_a_connect_belongs_to_what_looked_like_its_body(client: Client) -> None:
+    assert await client.sends(plain("1"), plain("2"), connect(SWALLOWS), plain("3")) == [200, 200, 404, 404]
+
+
+@pytest.mark.parametrize(("known_before", "tenants"), [(0, [1, 3, 3]), (2, [3, 3, 1, 3])])
+async def test_a_key_that_looked_like_the_body_of_a_connect_is_that_of_one_request(
+    client: Client, known_before: int, tenants: list[int]
+) -> None:
+    begun = b"POST /v1/events HTTP/1.1\r\nAuthorization: Bearer demo-key\r\nX: "
+    third = [plain(str(number)).replace(b"demo-key", b"third-key") for number in range(len(tenants))]
+    answered = await client.sends(*third[:known_before], connect(begun), *third[known_before:])
+    assert sorted(answered) == [200] * len(tenants) + [404]
+    assert [batch.tenant for batch in client.sink.batches] == tenants
+
+
 async def test_a_refused_head_is_not_known_for_the_one_before_it_in_the_queue(client: Client) -> None:
     may_not = plain("3").replace(b"demo-key", b"reader")
     client.sink.wait.clear()
@@ -336,8 +358,9 @@ async def test_a_refused_head_is_not_known_for_the_one_before_it_in_the_queue(cl
     assert await client.sends(may_not) == [200, 200, 403, 403]
 
 
+@pytest.mark.parametrize(("key", "status"), [("demo-key", 200), ("nobody", 401)])
 async def test_heads_that_never_come_again_are_soon_parsed_only(
-    client: Client, recognised: list[bool], monkeypatch: pytest.MonkeyPatch
+    client: Client, recognised: list[bool], monkeypatch: pytest.MonkeyPatch, key: str, status: int
 ) -> None:
     looked: list[bytes] = []
     of = KnownHead.of
@@ -347,8 +370,8 @@ async def test_heads_that_never_come_again_are_soon_parsed_only(
         return of(data)
 
     monkeypatch.setattr(KnownHead, "of", counted)
-    chunks = [plain(str(number), f"Idempotency-Key: {number}\r\n") for number in range(40)]
-    assert await client.sends(*chunks) == [200] * 40
+    chunks = [plain(str(number), f"Idempotency-Key: {number}\r\n").replace(b"demo-key", key.encode()) for number in range(40)]
+    assert await client.sends(*chunks) == [status] * 40
     assert looked == chunks[: connections._MOST_IN_VAIN] and not any(recognised)
 
 
