@@ -33,7 +33,7 @@ from ingest.verdict import ALL_COUNTED, ALL_REJECTED, SOME_REJECTED, answer, pro
 log = structlog.get_logger()
 
 _READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
-_MOST_IN_VAIN = 8  # heads that were kept one after another and did not come again: each costs as much as it would save
+_MOST_IN_VAIN = 8  # heads in a row that are looked at and do not come again: a sender that never repeats one shall not pay for it
 _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
 
 
