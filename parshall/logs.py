@@ -6,8 +6,10 @@ Must not know: what is logged.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
+import os
 import sys
 from typing import TextIO, cast
 
@@ -50,13 +52,26 @@ class _Lasting(io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        try:
             self._stream.write(text)
+        except OSError as error:
+            self._failed(error)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """Nobody will read any more: from here on it goes nowhere. Else what is in the stream's buffer would fail once more when Python
+        ends, which makes the exit code 120. A disk that is full may have room later."""
+        if error.errno in (errno.EIO, errno.EPIPE):
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 def _named(process: str) -> structlog.types.Processor:

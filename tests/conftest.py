@@ -8,6 +8,7 @@ stay up.
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Iterator
 
@@ -23,6 +24,9 @@ settings.load_profile("seeded")
 
 # Whoever started us in the background may have had us ignore it, and the processes that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A user's output is buffered, and what is left in the buffer of a closed terminal is part of what is tested.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 _names = itertools.count(1)
 
