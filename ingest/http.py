@@ -192,10 +192,10 @@ class Edge:
 
     def bounded(self, body: bytes) -> bytes:
         """A body of which all is here. Raises Problem."""
-        if len(body) <= self.limits.max_body_bytes:
-            return body
-        refused = request_body.too_large(self.limits.max_body_bytes)
-        raise Problem(refused.status, refused.detail)
+        try:
+            return request_body.bounded(body, self.limits.max_body_bytes)
+        except request_body.Refused as refused:
+            raise Problem(refused.status, refused.detail) from None
 
     def _unpack(self, body: bytes, encoding: str) -> bytes:
         try:

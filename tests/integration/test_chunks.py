@@ -20,7 +20,8 @@ from ingest.auth import Keys
 from ingest.connection import make_server
 from ingest.http import Edge, HttpLimits
 from ingest.known_head import KnownHead
-from tests.integration.edge import MemorySink, event, make_edge
+from tests.good_event import event
+from tests.integration.http_edge import MemorySink, make_edge
 
 MOST_BYTES = 3_000
 SCHEDULES = 400

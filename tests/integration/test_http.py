@@ -27,7 +27,8 @@ from ingest.snapshot import TenantLedger, WriterSnapshot
 from parshall.rater_process import ReadEdge
 from parshall.wiring import REAL
 from rater.consume import Rater
-from tests.integration.edge import NOW_US, MemorySink, event, make_edge
+from tests.good_event import event
+from tests.integration.http_edge import NOW_US, MemorySink, make_edge
 
 PACK = {"gzip": gzip.compress, "x-gzip": gzip.compress, "zstd": zstd.compress}
 MOST_BYTES = 20_000

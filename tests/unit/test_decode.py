@@ -19,6 +19,7 @@ from ingest.batch import Batch
 from ingest.catalogue import read_catalogue
 from ingest.checker import EPOCH
 from ingest.decode import Decoder, Limits, Unusable
+from tests.good_event import event
 
 NOW = datetime(2026, 11, 24, 10, 0, 30, 500_000, UTC)
 NOW_US = int((NOW - EPOCH) / timedelta(microseconds=1))
@@ -71,20 +72,6 @@ DECODER = new_decoder()
 def decode(*events: object, decoder: Decoder = DECODER) -> Batch:
     texts = [event if isinstance(event, str) else json.dumps(event) for event in events]
     return decoder.decode_batch(TENANT, f"[{','.join(texts)}]".encode("utf-8", "surrogatepass"), NOW_US)
-
-
-def event(**changes: object) -> dict[str, object]:
-    """A good event; `...` takes a member away."""
-    whole = {
-        "specversion": "1.0",
-        "id": "1",
-        "source": "/edge",
-        "type": "http.request",
-        "subject": "customer-1",
-        "time": "2026-11-24T09:59:30Z",
-        "data": {"bytes": 5, "region": "eu", "zone": "a"},
-    }
-    return {name: value for name, value in {**whole, **changes}.items() if value is not ...}
 
 
 def data(**changes: object) -> dict[str, object]:

@@ -67,16 +67,3 @@ def make_edge(sink: MemorySink, limits: HttpLimits, reasons: Sequence[str] = ())
         ]
     )
     return Edge(sink, decoder, keys, limits, clock_us=lambda: NOW_US, not_ready=lambda: reasons)
-
-
-def event(**changes: object) -> dict[str, object]:
-    whole = {
-        "specversion": "1.0",
-        "id": "1",
-        "source": "/edge",
-        "type": "http.request",
-        "subject": "customer-1",
-        "time": "2026-11-24T09:59:30Z",
-        "data": {"bytes": 5, "region": "eu"},
-    }
-    return {name: value for name, value in {**whole, **changes}.items() if value is not ...}
