@@ -76,7 +76,10 @@ class Input:
     def position(self) -> int:
         if self.size is None:
             return 0
-        return self.size if self._raw.closed else self._raw.tell()
+        try:
+            return self._raw.tell()
+        except (ValueError, OSError):  # closed: read to its end. Not asked first: the thread that reads may close it meanwhile
+            return self.size
 
     def batches(self, size: int) -> Iterator[Batch | BadLine]:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parshall.errors import Stop
-from parshall.send_lines import LONGEST_LINE, MOST_NESTING, BadLine, Batch, Input, cut, make_batch, what_is_wrong
+from parshall.send_lines import LONGEST_LINE, MOST_NESTING, BadLine, Batch, Input, Line, cut, make_batch, what_is_wrong
 
 
 def items(text: bytes, size: int = 2, most_bytes: int = 1 << 20) -> list[Batch | BadLine]:
@@ -110,6 +111,20 @@ def test_gzip_is_recognized_by_its_content(tmp_path: Path) -> None:
     (batch,) = list(source.batches(10))
     assert isinstance(batch, Batch)
     assert batch.body == b'[{"a":1},{"b":2}]'
+    assert source.position == source.size
+
+
+def test_the_place_in_a_file_can_be_asked_for_while_another_thread_closes_it(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    path.write_bytes(b'{"id":"a"}')
+    source = Input(str(path))
+    descriptor = source._raw.fileno()
+    kept = os.dup(descriptor)
+    os.close(descriptor)  # gone, and the object does not know it yet: so it is for a moment within `close`
+    assert source.position == source.size
+    os.dup2(kept, descriptor)
+    os.close(kept)
+    assert list(source.batches(1)) == [Batch(str(path), (Line(1, b'{"id":"a"}'),), b'[{"id":"a"}]')]
     assert source.position == source.size
 
 
