@@ -10,7 +10,8 @@ import sys
 
 import click
 
-from parshall.errors import EXIT_CODES, INTERRUPTED, Stop
+from parshall.errors import EXIT_CODES, INTERRUPTED, UNAVAILABLE, Stop
+from parshall.streams import WRITING_FAILED, give_up, say
 
 COMMANDS = {  # name -> (where it is, what it does)
     "up": ("parshall.up:up", "Run everything in one process tree, nothing else needed."),
@@ -100,8 +101,16 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has seen enough
         sys.exit(1)
+    except OSError as error:
+        sys.exit(_cannot_write(error) if error.errno in WRITING_FAILED and error.filename is None else _report_bug(error))
     except Exception as error:
         sys.exit(_report_bug(error))
+
+
+def _cannot_write(error: OSError) -> int:
+    give_up(sys.stdout)
+    say(f"Not everything could be written: {error.strerror}.")
+    return UNAVAILABLE
 
 
 def _report_bug(error: Exception) -> int:

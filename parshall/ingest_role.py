@@ -12,6 +12,7 @@ import click
 
 from parshall.errors import EXIT_CODES
 from parshall.roles import demand, options, run_tree, settings_given, take_data_folder, worker_orders
+from parshall.streams import announce
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
@@ -75,4 +76,4 @@ def _run_several(settings: Settings, folder: DataFolder, address: Address, origi
 
 
 def _say_ready(address: Address) -> None:
-    click.echo(f"Parshall is ready at {address.url}")
+    announce(f"Parshall is ready at {address.url}")

@@ -5,15 +5,15 @@ Must not know: what is logged.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import logging
-import os
 import sys
 from typing import TextIO, cast
 
 import structlog
+
+from parshall.streams import give_up
 
 OURS = ("buffer", "dedupe", "ingest", "parshall", "rater")  # of other packages only warnings are shown
 
@@ -65,13 +65,9 @@ class _Lasting(io.TextIOBase):
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        """Nobody will read any more: from here on it goes nowhere. Else what is in the stream's buffer would fail once more when Python
-        ends, which makes the exit code 120. A disk that is full may have room later."""
+        """Nobody will read any more. (A disk that is full may have room later.)"""
         if error.errno in (errno.EIO, errno.EPIPE):
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            give_up(self._stream)
 
 
 def _named(process: str) -> structlog.types.Processor:

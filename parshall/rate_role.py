@@ -9,6 +9,7 @@ import click
 
 from parshall.errors import EXIT_CODES
 from parshall.roles import demand, options, settings_given
+from parshall.streams import announce
 
 HELP = f"""Run the rater: counters from Kafka become usage and charges in PostgreSQL. It answers GET /v1/usage and /v1/charges.
 
@@ -39,5 +40,5 @@ def rate(config: str | None, **given: object) -> None:
     holder, address = reserve(settings.address)
     with holder:
         asyncio.run(bring_schema_up(settings))
-        click.echo(f"Parshall answers for usage and charges at {address.url}")
+        announce(f"Parshall answers for usage and charges at {address.url}")
         sys.exit(run(RaterOrder(settings, None, address, origin)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from parshall.errors import REFUSED, USAGE, Stop
+from parshall.streams import say
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
@@ -47,10 +48,6 @@ def options(*names: str) -> Callable[[F], F]:
 def settings_given(given: Mapping[str, object]) -> dict[str, object]:
     """From click's parameters to settings and their values."""
     return {OPTIONS[f"--{name}"][0]: value for name, value in given.items() if value is not None and name != "config"}
-
-
-def say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def demand(settings: Settings, role: str, wanted: Mapping[str, tuple[object, str]]) -> None:

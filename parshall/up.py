@@ -16,6 +16,7 @@ import click
 
 from parshall.errors import EXIT_CODES, UNAVAILABLE, USAGE, Stop
 from parshall.roles import demand, options, run_tree, settings_given, take_data_folder, worker_orders
+from parshall.streams import announce
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
@@ -65,7 +66,7 @@ def up(config: str | None, **given: object) -> None:
     with holder:
         postgres, settings = find_postgres(settings, folder)
         said = welcome(settings, folder.path, address, as_called(sys.argv[0]), demo=config is None)
-        _run(settings, folder, address, postgres, origin, lock, lambda: click.echo(said))
+        _run(settings, folder, address, postgres, origin, lock, lambda: announce(said))
 
 
 def _run(settings, folder, address, postgres, origin, lock, on_ready) -> None:  # type: ignore[no-untyped-def]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from parshall.errors import EXIT_CODES, USAGE, Stop
-from parshall.roles import demand, options, say, settings_given
+from parshall.roles import demand, options, settings_given
+from parshall.streams import say
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
