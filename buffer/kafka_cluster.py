@@ -13,7 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 
 from buffer import kafka_outages
 from buffer.counter_log import LogUnavailable, UnfitLog
@@ -23,6 +31,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
+_NOT_PERMITTED = (ClusterAuthorizationFailedError, GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 _TOPIC_EXISTS = 36
 _PAUSE_S = 0.1
 _LARGEST_BATCH_BYTES = 1_000_000  # what topics must take; a batch of ours is smaller
@@ -69,7 +78,7 @@ class KafkaCluster:
         except KafkaConnectionError as error:
             raise await self._not_connected(what, error) from error
         except (KafkaError, OSError) as error:
-            raise LogUnavailable(f"Kafka at {self.bootstrap}: {error or type(error).__name__} ({what})") from error
+            raise self.failed(what, error) from error
         kafka_outages.answered()
         return result
 
@@ -80,13 +89,20 @@ class KafkaCluster:
         kind = NotLetIn if why.refused else LogUnavailable
         return kind(f"Kafka at {self.bootstrap} {why.told}")
 
+    def failed(self, what: str, error: KafkaError | OSError) -> LogUnavailable:
+        if isinstance(error, _NOT_PERMITTED):
+            return NotLetIn(
+                f"Kafka at {self.bootstrap} does not permit it ({what}: {error}): its ACLs must allow what docs/OPERATING.md lists"
+            )
+        return LogUnavailable(f"Kafka at {self.bootstrap}: {error or type(error).__name__} ({what})")
+
     def identity(self, cluster_id: str) -> str:
         """Which log it is: topics with another prefix are another log, also in the same cluster."""
         return f"{cluster_id}/{self.prefix}" if self.prefix else cluster_id
 
 
 class NotLetIn(LogUnavailable):
-    """The cluster is there, and refuses whom we say we are, or shows a certificate that we cannot trust."""
+    """The cluster is there, and refuses whom we say we are or what we may do, or shows a certificate that we cannot trust."""
 
 
 class Topic(NamedTuple):
@@ -123,15 +139,17 @@ async def prepare(cluster: KafkaCluster, before: Prepared | None) -> Prepared:
 async def _prepare(cluster: KafkaCluster, admin: AIOKafkaAdminClient) -> Prepared:
     await admin.start()
     about = await admin.describe_cluster()
-    found = await _describe(admin, cluster.topics)
-    missing = [name for name in cluster.topics if name not in found]
+    found, missing = await _describe(admin, cluster.topics)
     if missing and not cluster.create_topics:
         raise UnfitLog(
             f"Kafka at {cluster.bootstrap} has no topic {' and no topic '.join(missing)}: create what is missing, see docs/FORMATS.md"
         )
     if missing:
         await _create(cluster, admin, missing, brokers=len(about["brokers"]))
+    if len(found) < len(cluster.topics) and cluster.create_topics:  # they are being made, perhaps by another process
         found = await _await_leaders(admin, cluster.topics)
+    if leaderless := [name for name in cluster.topics if name not in found]:
+        raise LogUnavailable(f"Kafka at {cluster.bootstrap} has no leader for some partition of {' and of '.join(leaderless)}")
     objections = [objection for name in cluster.topics for objection in objections_to(cluster, found[name])]
     if objections and not cluster.accept_unsafe:
         raise UnfitLog(f"{objections[0]}, or accept that usage can get lost with kafka.accept_weak = true")
@@ -170,17 +188,32 @@ def objections_to(cluster: KafkaCluster, topic: Topic) -> list[str]:
     return objections
 
 
-async def _describe(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, Topic]:
-    """The topics that exist and have a leader for every partition."""
-    found = {}
-    for topic in await admin.describe_topics(list(names)):
-        if topic["error_code"] == 0 and all(partition["leader"] >= 0 for partition in topic["partitions"]):
-            found[topic["topic"]] = topic["partitions"]
+async def _describe(admin: AIOKafkaAdminClient, names: Sequence[str]) -> tuple[dict[str, Topic], list[str]]:
+    """The topics that have a leader for every partition, and the names of those that do not exist."""
+    found, missing = sort_topics(await admin.describe_topics(list(names)))
     settings = await _settings(admin, list(found))
-    return {
+    topics = {
         name: Topic(name, len(partitions), min(len(partition["replicas"]) for partition in partitions), settings[name])
         for name, partitions in found.items()
     }
+    return topics, missing
+
+
+def sort_topics(told: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Sequence[Mapping[str, Any]]], list[str]]:
+    """The partitions of the topics that have a leader for each, and the names of those that do not exist. Pure.
+
+    Raises what Kafka says of one that may not be looked at. It says that whether or not the topic exists.
+    """
+    found, missing = {}, []
+    for topic in told:
+        error, name = for_code(topic["error_code"]), topic["topic"]
+        if error is UnknownTopicOrPartitionError:
+            missing.append(name)
+        elif error in _NOT_PERMITTED:
+            raise error(f"topic {name} cannot be looked at")
+        elif topic["error_code"] == 0 and all(partition["leader"] >= 0 for partition in topic["partitions"]):
+            found[name] = topic["partitions"]
+    return found, missing
 
 
 async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -213,7 +246,7 @@ async def _create(cluster: KafkaCluster, admin: AIOKafkaAdminClient, names: Sequ
 
 async def _await_leaders(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, Topic]:
     while True:  # within the deadline of `prepare`
-        found = await _describe(admin, names)
+        found, _ = await _describe(admin, names)
         if len(found) == len(names):
             return found
         await asyncio.sleep(_PAUSE_S)

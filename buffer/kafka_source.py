@@ -119,7 +119,7 @@ class KafkaSource:
             return await self._opened.getmany(timeout_ms=int(timeout_s * 1000), max_records=most)  # type: ignore[no-any-return]
         except KafkaError as error:
             await self.close()
-            raise LogUnavailable(f"Kafka at {self._cluster.bootstrap}: {error} (reading counters)") from error
+            raise self._cluster.failed("reading counters", error) from error
 
     async def _place(self) -> None:
         """Move every partition that was newly taken on to its stored position."""

@@ -1,4 +1,4 @@
-"""A Kafka broker that asks who is there: over TLS with a CA made for it, for a user and a password, or for a client certificate.
+"""A Kafka broker with ACLs that asks who is there: over TLS with a CA made for it, for a user and a password, or for a client certificate.
 
 Belongs here: certificates for tests, and the listeners. Must not know: what a test shows with them.
 """
@@ -12,9 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
+
 from tests import services
 
-USER, PASSWORD = "edge", "right horse"
+USER, PASSWORD = "edge", "right horse"  # may do everything
+ROLES = ("ingest", "rate")  # users with the same password, who may do what `allow` says
+# As numbers in Kafka's protocol.
+_KINDS = {"topic": 2, "group": 3}
+_PATTERNS = {"literal": 3, "prefixed": 4}
+_OPERATIONS = {"Read": 3, "Write": 4, "Describe": 8, "DescribeConfigs": 10}
+_ALLOW = 3
 _OF_A_CA = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign")
 _OF_NO_CA = "basicConstraints=critical,CA:FALSE"  # from Python 3.13 on all of this is looked at
 
@@ -50,6 +59,17 @@ class SecuredKafka:
         self.certificates = certificates
         self.sasl_tls, self.sasl_plaintext, self.tls = (f"127.0.0.1:{ports[name]}" for name in ("SASLTLS", "SASLPLAIN", "MUTUAL"))
 
+    async def allow(self, user: str, kind: str, name: str, pattern: str, operation: str) -> None:
+        """As `kafka-acls.sh` does: the words are its own."""
+        acl = (_KINDS[kind], name, _PATTERNS[pattern], f"User:{user}", "*", _OPERATIONS[operation], _ALLOW)
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.plaintext)
+        await admin.start()
+        try:
+            answer = await admin._send_request(CreateAclsRequest(*acl))
+        finally:
+            await admin.close()
+        assert [code for code, _ in answer.creation_responses] == [0], answer
+
 
 @contextmanager
 def certificates() -> Iterator[Certificates]:
@@ -82,11 +102,14 @@ def _settings(protocols: dict[str, str], ports: dict[str, int], made: Certificat
         "ssl.truststore.location": str(made.ca),
         "listener.name.mutual.ssl.client.auth": "required",
         "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-512",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:ANONYMOUS;User:{USER};User:CN=client",
     }
+    others = " ".join(f'user_{role}="{PASSWORD}"' for role in ROLES)
     modules = "org.apache.kafka.common.security"
     for listener in ("sasltls", "saslplain"):
         settings[f"listener.name.{listener}.plain.sasl.jaas.config"] = (
-            f'{modules}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+            f'{modules}.plain.PlainLoginModule required user_{USER}="{PASSWORD}" {others};'
         )
         settings[f"listener.name.{listener}.scram-sha-512.sasl.jaas.config"] = f"{modules}.scram.ScramLoginModule required;"
     return settings

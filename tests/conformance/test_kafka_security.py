@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from structlog.testing import capture_logs
 
-from buffer.counter_log import LogUnavailable, UnfitLog
+from buffer.counter_log import LogUnavailable, Rejected, UnfitLog
+from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
 from buffer.kafka_refusals import ask_why
 from buffer.kafka_source import KafkaSource
+from parshall.errors import Stop
 from parshall.kafka_security import client_options
 from parshall.settings import BadSettings, Settings, load_settings
 from parshall.whole_log import whole_log
@@ -31,6 +35,8 @@ from rater.source import SourceUnavailable
 from tests.conformance.counter_log_places import ALICE, BOB, Reader, numbers, record, records
 from tests.secured_kafka import PASSWORD, USER, SecuredKafka, secured_kafka
 
+PROJECT = Path(__file__).parents[2]
+METER = MeterDefinition("requests", "0" * 16, "sum", 0, 60, ())
 WAYS = ("scram", "plain", "unencrypted", "certificate")
 
 
@@ -250,6 +256,84 @@ async def test_commands_read_in_groups_that_begin_as_the_raters(secured: Secured
     assert f"{topic_prefix}rater" in groups
     (other,) = groups - {f"{topic_prefix}rater"}
     assert other.startswith(f"{topic_prefix}rater-reading-")
+
+
+# ---- ACLs
+
+# (role, kind of resource, name, pattern, operation)
+Right = tuple[str, str, str, str, str]
+
+
+def documented_rights() -> list[Right]:
+    """What docs/OPERATING.md gives the users of the roles."""
+    rights = []
+    for line in (PROJECT / "docs" / "OPERATING.md").read_text().splitlines():
+        if line.startswith("$ACLS "):
+            options = [(word, value) for word, value in itertools.pairwise(shlex.split(line)) if word.startswith("--")]
+            ((_, principal),) = [option for option in options if option[0] == "--allow-principal"]
+            ((kind, name),) = [(word[2:], value) for word, value in options if word in ("--topic", "--group")]
+            pattern = dict(options).get("--resource-pattern-type", "literal")
+            role = principal.removeprefix("User:")
+            rights += [(role, kind, name, pattern, value) for word, value in options if word == "--operation"]
+    return rights
+
+
+RIGHTS = documented_rights()
+
+
+async def work_as_ingest(of: Settings) -> None:
+    """All that ingest asks of Kafka, and the commands in its pods."""
+    async with opened_log(of, None) as log:
+        await log.registry()
+        await log.register(ALICE)
+        await log.define([METER])
+        assert not await log.has_data()
+        await log.produce([record(1)])
+        await log.produce_rejected([Rejected("acme", b"{}")])
+    async with whole_log(of, None) as whole:
+        assert len([one async for one in whole]) == 1
+
+
+async def work_as_rate(of: Settings) -> None:
+    async with rating(of) as reader:
+        await reader.nothing_more()
+    async with whole_log(of, None) as whole:
+        assert [one async for one in whole] == []
+
+
+WORK = {"ingest": work_as_ingest, "rate": work_as_rate}
+
+
+def as_role(kafka: SecuredKafka, role: str, prefix: str) -> Settings:
+    given = {**way(kafka, "unencrypted"), "username": role}
+    return settings(given, topic_prefix=prefix, consumer_group=f"{prefix}parshall-rater", create_topics=False)
+
+
+async def allow(kafka: SecuredKafka, rights: Iterable[Right], prefix: str) -> None:
+    """The topics exist then, and brokers have heard of the last of the rights."""
+    async with opened_log(settings(way(kafka, "scram"), topic_prefix=prefix), None):
+        pass
+    for role, kind, name, pattern, operation in rights:
+        await kafka.allow(role, kind, f"{prefix}{name}", pattern, operation)
+    await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("role", WORK)
+async def test_the_documented_rights_are_enough(secured: SecuredKafka, topic_prefix: str, role: str) -> None:
+    await allow(secured, [right for right in RIGHTS if right[0] == role], topic_prefix)
+    await WORK[role](as_role(secured, role, topic_prefix))
+
+
+@pytest.mark.parametrize("lacking", RIGHTS, ids=lambda right: f"{right[0]}-{right[4]}-{right[2]}")
+async def test_whoever_lacks_one_of_them_is_told_so(secured: SecuredKafka, topic_prefix: str, lacking: Right) -> None:
+    role, _, name, _, _ = lacking
+    await allow(secured, [right for right in RIGHTS if right[0] == role and right != lacking], topic_prefix)
+    with pytest.raises((Stop, UnfitLog, LogUnavailable, SourceUnavailable)) as caught:
+        await WORK[role](as_role(secured, role, topic_prefix))
+    told = f"Kafka at {secured.sasl_plaintext} does not permit it ("
+    assert told in str(caught.value) and f"{topic_prefix}{name}" in str(caught.value), str(caught.value)
+    assert "docs/OPERATING.md" in str(caught.value)
+    assert await nothing_is_left()
 
 
 # ---- a client certificate that cannot be one

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from aiokafka.errors import TopicAuthorizationFailedError
 
-from buffer.kafka_cluster import KafkaCluster, Topic, objections_to
+from buffer.kafka_cluster import KafkaCluster, Topic, objections_to, sort_topics
 
 CLUSTER = KafkaCluster("broker:9092", prefix="p.")
 GOOD = {
@@ -62,3 +63,19 @@ def test_an_unfit_topic_is_told_what_to_change(topic: Topic, remedy: str) -> Non
     (objection,) = objections_to(CLUSTER, topic)
     assert topic.name in objection
     assert remedy in objection
+
+
+def told(name: str, code: int, *leaders: int) -> dict[str, object]:
+    """As a broker tells of a topic."""
+    return {"topic": name, "error_code": code, "partitions": [{"leader": leader, "replicas": [1, 2]} for leader in leaders]}
+
+
+def test_a_topic_is_there_or_missing_or_has_no_leader_just_now() -> None:
+    found, missing = sort_topics([told("good", 0, 1, 2), told("none", 3), told("leaderless", 0, 1, -1), told("being made", 5)])
+    assert (list(found), missing) == (["good"], ["none"])
+    assert [partition["leader"] for partition in found["good"]] == [1, 2]
+
+
+def test_a_topic_that_may_not_be_looked_at_is_not_missing() -> None:
+    with pytest.raises(TopicAuthorizationFailedError, match="topic hidden cannot be looked at"):
+        sort_topics([told("good", 0, 1), told("hidden", 29)])
