@@ -142,7 +142,7 @@ async def _prepare(cluster: KafkaCluster, admin: AIOKafkaAdminClient) -> Prepare
     found, missing = await _describe(admin, cluster.topics)
     if missing and not cluster.create_topics:
         raise UnfitLog(
-            f"Kafka at {cluster.bootstrap} has no topic {' and no topic '.join(missing)}: create what is missing, see docs/FORMATS.md"
+            f"Kafka at {cluster.bootstrap} has no topic {' and no topic '.join(missing)}: create what is missing, see docs/OPERATING.md"
         )
     if missing:
         await _create(cluster, admin, missing, brokers=len(about["brokers"]))

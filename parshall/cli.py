@@ -5,13 +5,14 @@ Must not know: what a command does. Each has a file of its own, imported only wh
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
 import click
 
 from parshall.errors import EXIT_CODES, INTERRUPTED, UNAVAILABLE, Stop
-from parshall.streams import WRITING_FAILED, give_up, say
+from parshall.streams import give_up, say
 
 COMMANDS = {  # name -> (where it is, what it does)
     "up": ("parshall.up:up", "Run everything in one process tree, nothing else needed."),
@@ -29,6 +30,8 @@ COMMANDS = {  # name -> (where it is, what it does)
     "size": ("parshall.size_command:size", "Say what a workload needs of every part, and what breaks first."),
     "key": ("parshall.key:key", "Make an API key."),
 }
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 HELP = f"""Parshall counts usage events exactly once and turns them into charges.
 
@@ -102,14 +105,14 @@ def main() -> None:
         sys.stderr.close()  # the reader of our output has seen enough
         sys.exit(1)
     except OSError as error:
-        sys.exit(_cannot_write(error) if error.errno in WRITING_FAILED and error.filename is None else _report_bug(error))
+        sys.exit(_cannot_write(error) if error.errno in NO_ROOM and error.filename is None else _report_bug(error))
     except Exception as error:
         sys.exit(_report_bug(error))
 
 
 def _cannot_write(error: OSError) -> int:
     give_up(sys.stdout)
-    say(f"Not everything could be written: {error.strerror}.")
+    say(f"Not everything could be written ({error.strerror}): make room, then run the same command again.")
     return UNAVAILABLE
 
 

@@ -6,14 +6,11 @@ Must not know: what is written.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from typing import TextIO
 
 import click
-
-WRITING_FAILED = (errno.EIO, errno.EPIPE, errno.ENOSPC, errno.EDQUOT)
 
 
 def announce(text: str) -> None:

@@ -1,19 +1,21 @@
 """A Kafka broker with ACLs that asks who is there: over TLS with a CA made for it, for a user and a password, or for a client certificate.
 
-Belongs here: certificates for tests, and the listeners. Must not know: what a test shows with them.
+Belongs here: certificates for tests, the listeners, and giving rights. Must not know: what a test shows with them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest
 
 from tests import services
 
@@ -51,6 +53,16 @@ class Certificates:
         assert done.returncode == 0, done.stderr
 
 
+class Right(NamedTuple):
+    """In the words of `kafka-acls.sh`."""
+
+    role: str  # whose
+    kind: str  # of the resource: topic, group
+    name: str  # of the resource
+    pattern: str  # literal, prefixed
+    operation: str
+
+
 class SecuredKafka:
     """The same broker at several ports."""
 
@@ -59,16 +71,27 @@ class SecuredKafka:
         self.certificates = certificates
         self.sasl_tls, self.sasl_plaintext, self.tls = (f"127.0.0.1:{ports[name]}" for name in ("SASLTLS", "SASLPLAIN", "MUTUAL"))
 
-    async def allow(self, user: str, kind: str, name: str, pattern: str, operation: str) -> None:
-        """As `kafka-acls.sh` does: the words are its own."""
-        acl = (_KINDS[kind], name, _PATTERNS[pattern], f"User:{user}", "*", _OPERATIONS[operation], _ALLOW)
+    async def allow(self, rights: Iterable[Right]) -> None:
+        """As `kafka-acls.sh` does; returns when they are in force."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.plaintext)
         await admin.start()
         try:
-            answer = await admin._send_request(CreateAclsRequest(*acl))
+            for right in rights:
+                acl = (
+                    _KINDS[right.kind],
+                    right.name,
+                    _PATTERNS[right.pattern],
+                    f"User:{right.role}",
+                    "*",
+                    _OPERATIONS[right.operation],
+                    _ALLOW,
+                )
+                answer = await admin._send_request(CreateAclsRequest(*acl))
+                assert [code for code, _ in answer.creation_responses] == [0], answer
+                while not (await admin._send_request(DescribeAclsRequest(*acl))).resources:
+                    await asyncio.sleep(0.01)
         finally:
             await admin.close()
-        assert [code for code, _ in answer.creation_responses] == [0], answer
 
 
 @contextmanager

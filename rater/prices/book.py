@@ -201,7 +201,11 @@ def _misfits_of(
     if bad is not None:
         wrong = f"months in {book.timezone} begin inside the {meter.window_s} s windows of meter {meter.name!r} ({bad.label} does)"
         problems.append(
-            BookProblem((*path, "meter"), wrong, "a time zone whose offset is a multiple of the window, or a meter with a smaller window")
+            BookProblem(
+                (*path, "meter"),
+                wrong,
+                "a time zone whose offset is a multiple of the window, or a meter of another name with a smaller window",
+            )
         )
     return problems
 

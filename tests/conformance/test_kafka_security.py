@@ -1,4 +1,5 @@
-"""A real Kafka that asks who is there: settings that get in, what is told when they do not; two installations that share a cluster."""
+"""A real Kafka that asks who is there: settings that get in, what is told when they do not, the rights that are needed; two installations
+that share a cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from parshall.wiring import make_counter_log, make_source
 from parshall.writer_log import opened_log
 from rater.source import SourceUnavailable
 from tests.conformance.counter_log_places import ALICE, BOB, Reader, numbers, record, records
-from tests.secured_kafka import PASSWORD, USER, SecuredKafka, secured_kafka
+from tests.secured_kafka import PASSWORD, USER, Right, SecuredKafka, secured_kafka
 
 PROJECT = Path(__file__).parents[2]
 METER = MeterDefinition("requests", "0" * 16, "sum", 0, 60, ())
@@ -260,9 +261,6 @@ async def test_commands_read_in_groups_that_begin_as_the_raters(secured: Secured
 
 # ---- ACLs
 
-# (role, kind of resource, name, pattern, operation)
-Right = tuple[str, str, str, str, str]
-
 
 def documented_rights() -> list[Right]:
     """What docs/OPERATING.md gives the users of the roles."""
@@ -274,7 +272,7 @@ def documented_rights() -> list[Right]:
             ((kind, name),) = [(word[2:], value) for word, value in options if word in ("--topic", "--group")]
             pattern = dict(options).get("--resource-pattern-type", "literal")
             role = principal.removeprefix("User:")
-            rights += [(role, kind, name, pattern, value) for word, value in options if word == "--operation"]
+            rights += [Right(role, kind, name, pattern, value) for word, value in options if word == "--operation"]
     return rights
 
 
@@ -310,28 +308,26 @@ def as_role(kafka: SecuredKafka, role: str, prefix: str) -> Settings:
 
 
 async def allow(kafka: SecuredKafka, rights: Iterable[Right], prefix: str) -> None:
-    """The topics exist then, and brokers have heard of the last of the rights."""
+    """The topics exist then, too."""
     async with opened_log(settings(way(kafka, "scram"), topic_prefix=prefix), None):
         pass
-    for role, kind, name, pattern, operation in rights:
-        await kafka.allow(role, kind, f"{prefix}{name}", pattern, operation)
-    await asyncio.sleep(0.2)
+    await kafka.allow(right._replace(name=f"{prefix}{right.name}") for right in rights)
 
 
 @pytest.mark.parametrize("role", WORK)
 async def test_the_documented_rights_are_enough(secured: SecuredKafka, topic_prefix: str, role: str) -> None:
-    await allow(secured, [right for right in RIGHTS if right[0] == role], topic_prefix)
+    await allow(secured, [right for right in RIGHTS if right.role == role], topic_prefix)
     await WORK[role](as_role(secured, role, topic_prefix))
 
 
-@pytest.mark.parametrize("lacking", RIGHTS, ids=lambda right: f"{right[0]}-{right[4]}-{right[2]}")
+@pytest.mark.parametrize("lacking", RIGHTS, ids=lambda right: f"{right.role}-{right.operation}-{right.name}")
 async def test_whoever_lacks_one_of_them_is_told_so(secured: SecuredKafka, topic_prefix: str, lacking: Right) -> None:
-    role, _, name, _, _ = lacking
-    await allow(secured, [right for right in RIGHTS if right[0] == role and right != lacking], topic_prefix)
+    role = lacking.role
+    await allow(secured, [right for right in RIGHTS if right.role == role and right != lacking], topic_prefix)
     with pytest.raises((Stop, UnfitLog, LogUnavailable, SourceUnavailable)) as caught:
         await WORK[role](as_role(secured, role, topic_prefix))
     told = f"Kafka at {secured.sasl_plaintext} does not permit it ("
-    assert told in str(caught.value) and f"{topic_prefix}{name}" in str(caught.value), str(caught.value)
+    assert told in str(caught.value) and f"{topic_prefix}{lacking.name}" in str(caught.value), str(caught.value)
     assert "docs/OPERATING.md" in str(caught.value)
     assert await nothing_is_left()
 

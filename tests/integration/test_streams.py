@@ -48,7 +48,7 @@ PRINTING = [
 @pytest.mark.parametrize("arguments", PRINTING, ids=lambda arguments: arguments[0])
 def test_a_full_disk_is_told_in_a_sentence(arguments: list[str], full: int) -> None:
     done = subprocess.run([*PARSHALL, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.stderr == "Not everything could be written: No space left on device.\n"
+    assert done.stderr == "Not everything could be written (No space left on device): make room, then run the same command again.\n"
     assert done.returncode == 3
 
 
