@@ -20,7 +20,7 @@ from buffer.counters import CounterKey, Deltas, MeterDefinition, count, pack
 from buffer.journal_records import Through
 from buffer.record import RecordEncoder
 from ingest.catalogue import read_catalogue
-from parshall.wiring import clock_us, late_s, make_books
+from parshall.wiring import clock_us, late_s, make_configured
 from rater.api import Api
 from rater.consume import Rater
 from rater.migrate import migrate
@@ -95,7 +95,7 @@ async def _rate(dsn: str, flushes: int) -> tuple[int, list[int]]:
     writer = os.urandom(16)
     next_n: dict[int, int] = {}
     log, ledger = InMemory(), Ledger(dsn)
-    rater = Rater(log, ledger, clock_us=clock_us, late_s=late_s(settings), books=make_books(settings))
+    rater = Rater(log, ledger, clock_us=clock_us, late_s=late_s(settings), configured=make_configured(settings))
     task = asyncio.ensure_future(rater.run())
     speeds = []
     for number in range(1, 2 + flushes):

@@ -37,7 +37,7 @@ from buffer.record import RecordEncoder
 from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES
 from ingest.catalogue import read_catalogue
 from ingest.decode import Decoder, Limits
-from parshall.wiring import late_s, make_books
+from parshall.wiring import late_s, make_configured
 from rater.consume import Rater
 from rater.migrate import migrate
 from rater.postgres import Ledger
@@ -204,7 +204,7 @@ async def _rate(what: str, log: Sequence[Received], ledger: Ledger, connection: 
     lsn = await connection.fetchval("SELECT pg_current_wal_lsn()")
     theirs_us, ours_ns, wall_ns = cpu_us(pid), time.process_time_ns(), time.perf_counter_ns()
     now_us = int(NOW.timestamp()) * 1_000_000
-    rater = Rater(InMemory(log), ledger, clock_us=lambda: now_us, late_s=late_s(settings), books=make_books(settings))
+    rater = Rater(InMemory(log), ledger, clock_us=lambda: now_us, late_s=late_s(settings), configured=make_configured(settings))
     task = asyncio.ensure_future(rater.run())
     while rater.counts.counters < counters:
         assert not task.done() and not rater.counts.parked and not rater.counts.failures, rater.counts

@@ -31,7 +31,7 @@ from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
 from parshall.processes import heed_signals, listen_to_hangup
-from parshall.rater_reload import RaterReload, ReloadAlone, meters_of
+from parshall.rater_reload import RaterReload, ReloadAlone
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import rated_ledger_routes, rated_routes
 from parshall.reload import LiveSettings, Origin, Refused, with_kept
@@ -39,9 +39,9 @@ from parshall.reload_routes import reload_routes
 from parshall.settings import Address, Settings
 from parshall.wiring import REAL, World, late_s, make_keys, make_rater
 from rater.api import Api
+from rater.configured import ConfigurationRefused
 from rater.consume import Rater
 from rater.postgres import open_pool
-from rater.rerate import BookRefused
 from rater.source import Source
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ def run(order: RaterOrder, world: World = REAL) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(order, world))
-    except (BookRefused, UnfitLog) as error:
+    except (ConfigurationRefused, UnfitLog) as error:
         log.error("the rater stops", reason=str(error))
         return REFUSED
     except Refused as error:
@@ -87,7 +87,7 @@ async def _run(order: RaterOrder, world: World) -> int:
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
-        edge = ReadEdge(make_keys(settings), meters_of(settings), world, rater)
+        edge = ReadEdge(make_keys(settings), rater.configured.meters, world, rater)
         reload = RaterReload(rater, edge)
         live = LiveSettings(order.origin, settings, world.background("files"), check=reload.check, follow=reload.follow)
         if order.address is not None:
@@ -153,7 +153,7 @@ def _with_kept(order: RaterOrder, world: World) -> Settings:
 class ReadEdge(Edge):
     """The HTTP edge of a node that takes no events."""
 
-    def __init__(self, keys: Keys, meters: tuple[MeterDefinition, ...], world: World, rater: Rater) -> None:
+    def __init__(self, keys: Keys, meters: Sequence[MeterDefinition], world: World, rater: Rater) -> None:
         """`meters`: so that one without usage yet is known too."""
         self.meters = meters
         super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: not_ready(rater))  # type: ignore[arg-type]

@@ -6,28 +6,28 @@ Belongs here: that, and the reload of a rater that no worker leads. Must not kno
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from buffer.counters import MeterDefinition
 from ingest.auth import Keys
-from ingest.catalogue import read_catalogue
 from ingest.sink import Unavailable
 from parshall.reload import LiveSettings, Refused, Reloaded
 from parshall.reload_routes import tell_outcome
 from parshall.settings import Settings
-from parshall.wiring import make_books, make_keys
+from parshall.wiring import make_configured, make_keys
+from rater.configured import ConfigurationRefused
 from rater.consume import Rater
 from rater.postgres import DatabaseFailed
-from rater.rerate import BookRefused
 
-_BOOKS_S = 10.0  # how long a reload waits to ask about price books
+_CHECK_S = 10.0  # how long a reload waits for what PostgreSQL knows of meters and price books
 
 
 class Reading(Protocol):
     """What answers for usage and charges, as far as it follows."""
 
     keys: Keys
-    meters: tuple[MeterDefinition, ...]
+    meters: Sequence[MeterDefinition]
 
 
 class RaterReload:
@@ -36,27 +36,21 @@ class RaterReload:
         self._edge = edge
 
     async def check(self, settings: Settings) -> None:
-        """Raises Refused or Unavailable. Books that stay as they are need no answer of PostgreSQL."""
+        """Raises Refused or Unavailable. Meters and books that stay as they are need no answer of PostgreSQL."""
         try:
-            async with asyncio.timeout(_BOOKS_S):
-                await self._rater.check_books([book for book in make_books(settings) if book not in self._rater.books])
+            async with asyncio.timeout(_CHECK_S):
+                await self._rater.check(make_configured(settings))
         except TimeoutError:
             reason = "The rater is charging months again, for new prices: ask once more when its log says that it has."
             raise Unavailable(reason, 30) from None
-        except BookRefused as refused:
-            raise Refused(f"price_books: {refused}") from None
+        except ConfigurationRefused as refused:
+            raise Refused(str(refused)) from None
         except DatabaseFailed as error:
-            raise Unavailable(f"PostgreSQL cannot say what it is charged with now: {error}", 5) from None
+            raise Unavailable(f"PostgreSQL cannot say what is counted and charged with what now: {error}", 5) from None
 
     async def follow(self, settings: Settings) -> None:
-        self._edge.keys, self._edge.meters = make_keys(settings), meters_of(settings)
-        if (books := make_books(settings)) != self._rater.books:
-            self._rater.use_books(books)
-
-
-def meters_of(settings: Settings) -> tuple[MeterDefinition, ...]:
-    """A rater need not be given any."""
-    return read_catalogue(settings.meters).definitions if settings.meters else ()
+        self._edge.keys, self._edge.meters = make_keys(settings), make_configured(settings).meters
+        self._rater.use(make_configured(settings))
 
 
 class ReloadAlone:

@@ -37,9 +37,10 @@ from ingest.writer import Writer, WriterLimits
 from parshall.data_folder import DataFolder
 from parshall.log_source import LogSource
 from parshall.settings import Settings
+from rater.configured import Configured
 from rater.consume import Rater
 from rater.postgres import Ledger
-from rater.prices.book import PriceBook, read_books
+from rater.prices.book import read_books
 from rater.source import Source
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def make_rater(settings: Settings, folder: DataFolder | None, world: World = REA
     assert settings.postgres.dsn is not None, "whoever starts a rater has found it a PostgreSQL"
     source = make_source(settings, folder, world)
     ledger = Ledger(settings.postgres.dsn)
-    rater = Rater(source, ledger, clock_us=world.clock_us, late_s=late_s(settings), books=make_books(settings))
+    rater = Rater(source, ledger, clock_us=world.clock_us, late_s=late_s(settings), configured=make_configured(settings))
     return rater, source, ledger
 
 
@@ -233,9 +234,9 @@ def make_source(settings: Settings, folder: DataFolder | None, world: World = RE
     return LogSource(KafkaSource(_cluster(settings), group))
 
 
-def make_books(settings: Settings) -> tuple[PriceBook, ...]:
+def make_configured(settings: Settings) -> Configured:
     meters = read_catalogue(settings.meters).definitions if settings.meters else None
-    return read_books(settings.price_books, meters)
+    return Configured(meters or (), read_books(settings.price_books, meters))
 
 
 def late_s(settings: Settings) -> int:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rater.configured import ConfigurationRefused, Configured
 from rater.postgres import DatabaseFailed, Ledger, Unstorable
 from rater.prices.book import PriceBook
 from rater.prices.money import plain
-from rater.rerate import BookRefused
 from rater.source import Received, Source, SourceUnavailable
 from rater.transaction import Applied
 
@@ -67,7 +67,7 @@ class Rater:
         *,
         clock_us: Callable[[], int],
         late_s: int,
-        books: Sequence[PriceBook] = (),
+        configured: Configured = Configured(),  # noqa: B008 - a NamedTuple does not change
         limits: RaterLimits = RaterLimits(),  # noqa: B008 - a NamedTuple does not change
     ) -> None:
         """`late_s`: how long after its time an event may still be accepted and arrive; until then its month is open."""
@@ -76,10 +76,10 @@ class Rater:
         self._ledger = ledger
         self._clock_us = clock_us
         self._late_s = late_s
-        self._books: Sequence[PriceBook] = books
+        self._configured = configured
         self._limits = limits
         self._opened = False
-        self._started = False  # with these books
+        self._started = False  # with this configuration
         self._must_rewind = False
         self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
         self._told_deleted: dict[str, int] = {}
@@ -88,7 +88,7 @@ class Rater:
         self._due_looked_at_s = 0.0
 
     async def run(self) -> None:
-        """Until cancelled. Raises BookRefused, or whatever is no passing failure of the database or the log."""
+        """Until cancelled. Raises ConfigurationRefused at the start, or whatever is no passing failure of the database or the log."""
         try:
             await self._run()
         finally:
@@ -106,48 +106,64 @@ class Rater:
                 self.counts.ready = True
                 self.counts.database_fails = False
                 backoff_s = self._limits.first_backoff_s
+            except ConfigurationRefused as error:  # it was fine when it was read
+                if not self._opened:
+                    raise
+                await self._back_off(f"{error}. Let the rater read its configuration again (`parshall reload`) once it is right", backoff_s)
+                backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
             except (DatabaseFailed, SourceUnavailable) as error:
-                self.counts.ready = False
-                self.counts.failures += 1
                 self.counts.database_fails = isinstance(error, DatabaseFailed)
-                self.counts.last_failure = f"PostgreSQL: {error}" if self.counts.database_fails else str(error)
-                self._must_rewind = True
-                log.warning("rating goes back to what is stored, in %s s: %s", backoff_s, self.counts.last_failure)
-                await asyncio.sleep(backoff_s)
+                await self._back_off(f"PostgreSQL: {error}" if self.counts.database_fails else str(error), backoff_s)
                 backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
 
-    @property
-    def books(self) -> Sequence[PriceBook]:
-        """In force, or about to be."""
-        return self._books
+    async def _back_off(self, failure: str, seconds: float) -> None:
+        self.counts.ready = False
+        self.counts.failures += 1
+        self.counts.last_failure = failure
+        self._must_rewind = True
+        log.warning("rating goes back to what is stored, in %s s: %s", seconds, failure)
+        await asyncio.sleep(seconds)
 
-    async def check_books(self, books: Iterable[PriceBook]) -> None:
-        """Raises BookRefused for one that cannot replace the one in force, or DatabaseFailed."""
+    @property
+    def configured(self) -> Configured:
+        """In force, or about to be."""
+        return self._configured
+
+    async def check(self, configured: Configured) -> None:
+        """Raises ConfigurationRefused for what cannot follow on what is in force, or DatabaseFailed."""
+        if configured == self._configured:
+            return
+        await self._ledger.check(configured)
+        await self._check_books(book for book in configured.books if book not in self._configured.books)
+
+    def use(self, configured: Configured) -> None:
+        """From the next step on, which charges again what its price books change. Check it before."""
+        if configured != self._configured:
+            self._configured = configured
+            self._started = False
+
+    async def _check_books(self, books: Iterable[PriceBook]) -> None:
         for book in books:
             await self._ledger.check_book(book)
 
-    def use_books(self, books: Sequence[PriceBook]) -> None:
-        """From the next step on, which charges again what they change. Check them before."""
-        self._books = books
-        self._started = False
-
     async def _start(self) -> None:
-        books = self._books
+        configured = self._configured
+        await self._ledger.expect(configured)
         if not self._opened:
-            await self.check_books(books)  # all of them first: one that is refused leaves every tenant as it was
-        for book in books:
+            await self._check_books(configured.books)  # all of them first: one that is refused leaves every tenant as it was
+        for book in configured.books:
             await self._put_book(book)
         self.counts.books_in_force = True
         if not self._opened:
             await self._source.open(self._positions)
             self._opened = True
         await self._apply_parked()
-        self._started = books is self._books  # others may have come meanwhile
+        self._started = configured is self._configured  # another may have come meanwhile
 
     async def _put_book(self, book: PriceBook) -> None:
         try:
             put = await self._ledger.put_book(book, now_s=self._clock_us() // 1_000_000, late_s=self._late_s)
-        except BookRefused as error:
+        except ConfigurationRefused as error:
             if not self._opened:
                 raise
             log.error("a price book is not used, and the one before stays in force: %s", error)  # it was fine when it was checked

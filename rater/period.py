@@ -27,6 +27,10 @@ class Period(NamedTuple):
         year, month = parse_label(self.label)
         return date(year, month, 1)
 
+    def begins_and_ends_with(self, window_s: int) -> bool:
+        """Whether each of those windows lies in it whole, or not at all."""
+        return self.start_s % window_s == self.end_s % window_s == 0
+
 
 def zone_named(name: str) -> ZoneInfo:
     """Raises ValueError with what is allowed."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, PostgresError, ProgramLimitExceededError
 
+from buffer.counters import MeterDefinition
 from rater.chain import ChainKey
+from rater.configured import Configured
 from rater.prices.book import PriceBook
 from rater.recharge import Recharge, recharge
 from rater.rerate import Difference, Put, check_book, check_charges, put_book
@@ -57,6 +59,7 @@ class Ledger:
         self._connect = connect
         self._connection: Connection | None = None
         self._known = Known()
+        self._configured = Configured()
         self._turn = asyncio.Lock()
 
     @property
@@ -69,10 +72,13 @@ class Ledger:
             return dict(await connection.fetch(CHAINS["positions_of"], log, list(streams)))
 
     async def apply(self, log: str, batch: Sequence[Received], refuse: str | None = None) -> Applied:
-        """Rate a polled batch. With `refuse` whatever would be applied is parked for that reason."""
+        """Rate a polled batch. With `refuse` whatever would be applied is parked for that reason.
+
+        Raises ConfigurationRefused when it brings a meter that the configuration contradicts.
+        """
         async with self._transaction() as connection:
             self._known.trim()
-            transaction = Transaction(connection, log, self._known)
+            transaction = Transaction(connection, log, self._known, self._configured)
             applied = await transaction.run(batch, refuse)
         transaction.learn()
         return applied
@@ -85,7 +91,7 @@ class Ledger:
     async def apply_parked(self, log: str, chain: ChainKey) -> Applied:
         """Some of what is parked in a chain and due; call again until nothing is."""
         async with self._transaction() as connection:
-            transaction = Transaction(connection, log, self._known)
+            transaction = Transaction(connection, log, self._known, self._configured)
             applied = await transaction.run_parked(chain)
         transaction.learn()
         return applied
@@ -114,14 +120,25 @@ class Ledger:
             return noted
 
     async def put_book(self, book: PriceBook, *, now_s: int, late_s: int) -> Put:
-        """Make a price book the one in force; months that it changes are charged again. Raises BookRefused."""
+        """Make a price book the one in force; months that it changes are charged again. Raises ConfigurationRefused."""
         async with self._transaction() as connection:
             return await put_book(connection, book, now_s=now_s, late_s=late_s)
 
     async def check_book(self, book: PriceBook) -> None:
-        """Raises BookRefused where `put_book` would."""
+        """Raises ConfigurationRefused where `put_book` would."""
         async with self._transaction() as connection:
             await check_book(connection, book)
+
+    async def check(self, configured: Configured) -> None:
+        """Raises ConfigurationRefused when it contradicts the meters that are counted."""
+        async with self._transaction() as connection:
+            configured.check([_definition(row) for row in await connection.fetch(USAGE["meters_known"])])
+
+    async def expect(self, configured: Configured) -> None:
+        """From now on what is rated is held against it. Raises what `check` does."""
+        await self.check(configured)
+        self._configured = configured
+        self._known = Known()  # what was learned under another configuration
 
     async def recharge(self, tenant: str, period: str, *, apply: bool) -> Recharge:
         """Charge a month by the book in force, final or not; or say what that would change. Raises NotCharged."""
@@ -181,6 +198,11 @@ class Ledger:
         self._known = Known()
         if connection is not None and not connection.is_closed():
             connection.terminate()
+
+
+def _definition(row: Sequence[Any]) -> MeterDefinition:
+    name, aggregation, scale, window_s, dimensions = row
+    return MeterDefinition(name, "", aggregation, scale, window_s, tuple(dimensions))
 
 
 def told(error: BaseException) -> str:

@@ -76,7 +76,8 @@ class PricedPeriod:
         self.label = label
         self.book = book
         self.decimal_places = book.book.decimal_places if book.book else 0
-        self.version: PriceVersion | None = book.book.version_for(month_labelled(label, book.zone)) if book.book else None
+        self._period = month_labelled(label, book.zone)
+        self.version: PriceVersion | None = book.book.version_for(self._period) if book.book else None
         self._lines: dict[Series, ChargeLine] = {}
 
     def __len__(self) -> int:
@@ -92,7 +93,8 @@ class PricedPeriod:
     def _line(self, series: Series) -> ChargeLine:
         meter = series.meter
         found = price_for(self.version, meter, series.dimensions)
-        position, price = found or (UNPRICED, None)
+        # Of a window with the beginning of a month inside it cannot be told what belongs to which: without a price that shows.
+        position, price = found if found and self._period.begins_and_ends_with(meter.window_s) else (UNPRICED, None)
         values = dict(zip(meter.dimensions, series.dimensions, strict=True))
         dimensions = {name: values[name] for name in (price.dimensions if price else ()) if name in values}
         key = name_digest(self.tenant, self.label, series.subject, meter.name, position, sorted(dimensions.items()))

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from buffer.counters import MeterDefinition
+from rater.configured import ConfigurationRefused
 from rater.fold import Series, name_digest
 from rater.period import Period, is_closed, month_labelled, months_between
 from rater.prices.book import PriceBook
@@ -20,10 +21,6 @@ from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
 from rater.transaction import CHARGES, USAGE, Connection, book_in_force, line_columns
 
 TIMEOUT_S = 3600  # a month of a large tenant takes longer than other statements may
-
-
-class BookRefused(Exception):
-    """A price book that cannot replace the one in force. The message is one sentence for the operator."""
 
 
 class ReRated(NamedTuple):
@@ -46,7 +43,8 @@ class Put(NamedTuple):
 async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_s: int) -> Put:
     """Make a book the one in force, within the caller's transaction. Open months that it prices differently are charged again.
 
-    A month that is closed keeps the book it was charged with; a month that was charged without any book gets this one.
+    A month that is closed keeps the book it was charged with; a month that was charged without any book gets this one. Raises
+    ConfigurationRefused.
     """
     await connection.execute(USAGE["tenants_add"], [book.tenant])
     tenant, before = await connection.fetchrow(CHARGES["tenant_lock_alone"], book.tenant)
@@ -80,7 +78,7 @@ async def _charge_all_again(connection: Connection, tenant: int, new: BookInForc
 
 
 async def check_book(connection: Connection, book: PriceBook) -> None:
-    """Raises BookRefused where `put_book` would."""
+    """Raises ConfigurationRefused where `put_book` would."""
     row = await connection.fetchrow(CHARGES["tenant_lock_alone"], book.tenant)
     if row is None or row["book"] is None:
         return
@@ -90,12 +88,12 @@ async def check_book(connection: Connection, book: PriceBook) -> None:
 
 
 def _same_months(old: BookInForce, book: PriceBook) -> None:
-    """Raises BookRefused."""
+    """Raises ConfigurationRefused."""
     assert old.book is not None, "months without a book are made anew when the first book comes"
     if old.book.timezone != book.timezone:
-        raise BookRefused(
-            f"tenant {book.tenant!r} has charges by months of {old.book.timezone}: the time zone of its price book cannot become "
-            f"{book.timezone}; allowed: timezone = {old.book.timezone!r}"
+        raise ConfigurationRefused(
+            f"price_books: tenant {book.tenant!r} has charges by months of {old.book.timezone}: the time zone of its price book cannot "
+            f"become {book.timezone}; allowed: timezone = {old.book.timezone!r}"
         )
 
 

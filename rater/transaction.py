@@ -23,6 +23,7 @@ from buffer.counters import MeterDefinition
 from buffer.record import CounterRecord, NoPlace, Undecodable, decode, read_place
 from rater.chain import Chain, ChainKey, Incoming, ToPark
 from rater.changed_meter import why_not_rated
+from rater.configured import Configured
 from rater.fold import KEPT_SERIES, Fold, Series, SeriesTable, unstorable
 from rater.prices.book import PriceBook
 from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
@@ -87,10 +88,11 @@ class Known:
 class Transaction:
     """Used once: `run`, commit, then `learn`."""
 
-    def __init__(self, connection: Connection, log_identity: str, known: Known) -> None:
+    def __init__(self, connection: Connection, log_identity: str, known: Known, configured: Configured) -> None:
         self._sql: Connection = connection
         self._log_identity = log_identity
         self._known = known
+        self._configured = configured
         self._fold = Fold(known.series)
         self._chains: dict[ChainKey, Chain] = {}
         self._accepted: list[Incoming] = []
@@ -104,7 +106,7 @@ class Transaction:
         self._lines = 0
 
     async def run(self, batch: Sequence[Received], refuse: str | None = None) -> Applied:
-        """`refuse`: a reason to park whatever would be applied."""
+        """`refuse`: a reason to park whatever would be applied. Raises ConfigurationRefused."""
         incoming = await self._place(batch)
         await self._lock_chains({record.chain for record in incoming})
         known = await self._known_hashes(incoming)
@@ -246,6 +248,7 @@ class Transaction:
                 row = await self._sql.fetchrow(USAGE["meter_named"], definition.name)
             number, name, aggregation, scale, window_s, dimensions = row
             stored = MeterDefinition(name, "", aggregation, scale, window_s, tuple(dimensions))
+            self._configured.check([stored])  # whoever stored it: nothing of it is charged before this
             found = self._new_meters[definition.name] = (number, stored)
         return found
 

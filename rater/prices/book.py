@@ -142,7 +142,7 @@ def read_books(raw: object, meters: Iterable[MeterDefinition] | None = None) -> 
     problems += _repeated_tenants(books)
     problems += _covered_prices(books)
     if meters is not None:
-        problems += _misfits(books, {meter.name: meter for meter in meters})
+        problems += _misfits(books, {meter.name: meter for meter in meters}, whole=True)
     if problems:
         raise BadBooks(problems)
     return tuple(book for _, book in books)
@@ -174,22 +174,28 @@ def _covered_prices(books: Sequence[tuple[int, PriceBook]]) -> list[BookProblem]
     return problems
 
 
-def _misfits(books: Sequence[tuple[int, PriceBook]], meters: Mapping[str, MeterDefinition]) -> list[BookProblem]:
+def misfits(books: Iterable[PriceBook], meters: Mapping[str, MeterDefinition]) -> list[BookProblem]:
+    """Prices that these meters cannot have. Of a meter that is not among them nothing is known."""
+    return _misfits(enumerate(books), meters, whole=False)
+
+
+def _misfits(books: Iterable[tuple[int, PriceBook]], meters: Mapping[str, MeterDefinition], *, whole: bool) -> list[BookProblem]:
+    """`whole`: there are no other meters."""
     problems = []
     for index, book in books:
         for number, version in enumerate(book.versions):
             for position, price in enumerate(version.prices):
                 path = (SECTION, index, "versions", number, "prices", position)
-                problems += _misfits_of(path, book, version, price, meters)
+                if (meter := meters.get(price.meter)) is not None:
+                    problems += _misfits_of(path, book, version, price, meter)
+                elif whole:
+                    problems.append(BookProblem((*path, "meter"), f"no meter is called {price.meter!r}", _listed(meters)))
     return problems
 
 
 def _misfits_of(
-    path: tuple[str | int, ...], book: PriceBook, version: PriceVersion, price: Price, meters: Mapping[str, MeterDefinition]
+    path: tuple[str | int, ...], book: PriceBook, version: PriceVersion, price: Price, meter: MeterDefinition
 ) -> list[BookProblem]:
-    meter = meters.get(price.meter)
-    if meter is None:
-        return [BookProblem((*path, "meter"), f"no meter is called {price.meter!r}", _listed(meters))]
     problems = []
     for field, names in (("dimensions", price.dimensions), ("where", tuple(price.where))):
         for name in names:

@@ -10,6 +10,9 @@ INSERT INTO meters (name, aggregation, scale, window_s, dimensions) VALUES ($1, 
 -- name: meter_named
 SELECT meter, name, aggregation, scale, window_s, dimensions FROM meters WHERE name = $1;
 
+-- name: meters_known
+SELECT name, aggregation, scale, window_s, dimensions FROM meters ORDER BY name;
+
 -- name: meter_hashes_add
 INSERT INTO meter_hashes (meter, hash) VALUES ($1, $2) ON CONFLICT DO NOTHING;
 

@@ -17,15 +17,16 @@ import asyncpg
 import pytest
 from xxhash import xxh3_128_hexdigest
 
+from buffer.counters import MeterDefinition
 from parshall.rater_process import not_ready
 from rater import api as api_module
 from rater import query
 from rater.api import Api
+from rater.configured import ConfigurationRefused, Configured
 from rater.consume import Rater, RaterLimits
 from rater.migrate import SchemaTooNew, migrate
 from rater.postgres import DatabaseFailed, Ledger
 from rater.prices.book import PriceBook, read_books
-from rater.rerate import BookRefused
 from rater.source import Positions, Received, SourceUnavailable
 from tests.integration.rating import (
     EGRESS,
@@ -165,7 +166,9 @@ async def run_until(rater: Rater, condition: Callable[[], bool] | Callable[[], A
             await task
 
 
-def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books: Sequence[PriceBook] = ()) -> Rater:
+def rater_of(
+    source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books: Sequence[PriceBook] = (), meters: Sequence[MeterDefinition] = ()
+) -> Rater:
     limits = RaterLimits(
         poll_records=7,
         poll_timeout_s=0.01,
@@ -175,7 +178,7 @@ def rater_of(source: ListSource, ledger: Ledger, *, now_s: int = JANUARY, books:
         first_backoff_s=0.01,
         last_backoff_s=0.05,
     )
-    return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, books=books, limits=limits)
+    return Rater(source, ledger, clock_us=lambda: now_s * 1_000_000, late_s=LATE_S, configured=Configured(meters, books), limits=limits)
 
 
 # Readiness.
@@ -780,8 +783,8 @@ async def test_one_book_that_is_refused_leaves_every_tenant_as_it_was(ledger: Le
     dear = [{"effective_from": "2025-01-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}]
     books = [book(versions=dear), PriceBook.model_validate({**other, "timezone": "America/New_York"})]
     second = Ledger(dsn)
-    with pytest.raises(BookRefused, match="'other' has charges by months of America/Chicago"):
-        await Rater(ListSource(), second, clock_us=lambda: JANUARY * 1_000_000, late_s=LATE_S, books=books).run()
+    with pytest.raises(ConfigurationRefused, match="'other' has charges by months of America/Chicago"):
+        await Rater(ListSource(), second, clock_us=lambda: JANUARY * 1_000_000, late_s=LATE_S, configured=Configured((), books)).run()
     await second.close()
     assert await total(pool, "2026-01") == "4.00"
 
@@ -789,12 +792,82 @@ async def test_one_book_that_is_refused_leaves_every_tenant_as_it_was(ledger: Le
 async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
     await ledger.apply(LOG, at(Writer(1).flush(some())))
-    with pytest.raises(BookRefused, match="cannot become Europe/Berlin; allowed: timezone = 'UTC'"):
+    with pytest.raises(ConfigurationRefused, match="cannot become Europe/Berlin; allowed: timezone = 'UTC'"):
         await ledger.put_book(book(timezone="Europe/Berlin", versions=[{"effective_from": "2026-01-01"}]), now_s=JANUARY, late_s=LATE_S)
     assert await ledger.put_book(book(decimal_places=3), now_s=JANUARY, late_s=LATE_S) == (
         [("demo", "2026-01", 3, Decimal("0.55"), Decimal("0.55"))],
         [],
     )
+
+
+# What is configured, held against what is counted.
+
+OTHER = [
+    (EGRESS._replace(window_s=900), "has window_s 900 in the catalogue and 3600 in all that is counted"),
+    (EGRESS._replace(aggregation="max"), "has aggregation 'max' in the catalogue and 'sum' in all that is counted"),
+    (EGRESS._replace(scale=2), "has scale 2 in the catalogue and 0 in all that is counted"),
+    (EGRESS._replace(dimensions=("region", "zone")), r"has dimensions \('region', 'zone'\) in the catalogue and \('region',\) in all"),
+]
+QUARTERS = EGRESS._replace(window_s=900)
+
+
+def priced(meter: str, **more: object) -> PriceBook:
+    """By the months of India, which begin half an hour after an hour does."""
+    version = {"effective_from": "2025-01-01", "prices": [{"meter": meter, "model": "per_unit", "unit_price": "2", **more}]}
+    return read_books([{**BOOK, "timezone": "Asia/Kolkata", "versions": [version]}])[0]
+
+
+@pytest.mark.parametrize(("other", "told"), OTHER, ids=[told.split()[1] for _, told in OTHER])
+async def test_a_catalogue_that_contradicts_what_is_counted_is_refused(ledger: Ledger, dsn: str, other: MeterDefinition, told: str) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    rater = rater_of(ListSource(), ledger, meters=METERS)
+    await rater.check(Configured(METERS))
+    await rater.check(Configured((EGRESS._replace(hash="f" * 16),)))  # another type of events, or another path to the value
+    await rater.check(Configured((other._replace(name="egress_2"),)))
+    with pytest.raises(ConfigurationRefused, match="meters: the meter 'egress_bytes' " + told):
+        await rater.check(Configured((other,)))
+    second = Ledger(dsn)
+    with pytest.raises(ConfigurationRefused, match=told):
+        await rater_of(ListSource(), second, meters=[other]).run()
+    await second.close()
+
+
+async def test_a_book_is_held_against_the_meters_that_are_counted(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    misfits = {
+        r"prices\[0\].meter: months in Asia/Kolkata begin inside the 3600 s windows": priced("egress_bytes"),
+        r"prices\[0\].dimensions: meter 'peak_connections' has no dimension 'zone'": priced("peak_connections", dimensions=["zone"]),
+    }
+    for told, misfit in misfits.items():
+        with pytest.raises(ConfigurationRefused, match=r"price_books\[0\].versions\[0\]." + told):
+            await rater_of(ListSource(), ledger, books=[misfit]).run()  # without a catalogue
+    assert await pool.fetchval("SELECT count(*) FROM price_books") == 0
+
+
+async def test_a_meter_that_comes_later_and_is_another_one_waits_for_the_right_configuration(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    source = ListSource()
+    rater = rater_of(source, ledger, books=[priced("egress_bytes")], meters=[QUARTERS])
+    await run_until(rater, lambda: rater.counts.ready)
+    source.add(Writer(1).flush(counts := some()))
+    await run_until(rater, lambda: rater.counts.failures > 2)
+    assert "the meter 'egress_bytes' has window_s 900 in the catalogue and 3600 in" in rater.counts.last_failure
+    assert "Asia/Kolkata begin inside the 3600 s windows of meter 'egress_bytes'" in rater.counts.last_failure, "everything at once"
+    assert await stored_usage(pool) == {}
+    right = Configured(METERS, [priced("calls")])
+    await rater.check(right)
+    rater.use(right)
+    await run_until(rater, lambda: rater.counts.records == 1)
+    assert await stored_usage(pool) == usage_by_hand(counts)
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_a_window_with_the_beginning_of_a_month_in_it_is_not_priced(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """A book that no rater is configured with any more is held against nothing, and a meter may come that it does not fit."""
+    await ledger.put_book(priced("egress_bytes"), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
+    assert (answer["total"], answer["unpriced"]) == ("0.00", True)
+    assert await ledger.check_charges("demo") == []
 
 
 async def total(pool: asyncpg.Pool, period: str) -> str:

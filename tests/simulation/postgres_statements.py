@@ -374,6 +374,11 @@ async def meter_named(work: Work, name: str) -> list[Any]:
 
 
 @statement
+async def meters_known(work: Work) -> list[Any]:
+    return [(name, row.aggregation, row.scale, row.window_s, list(row.dimensions)) for (name,), row in sorted(work.rows("meters"))]
+
+
+@statement
 async def meter_hashes_add(work: Work, meter: int, hash_hex: str) -> None:
     if await _add(work, "meter_hashes", (meter, hash_hex), ()):
         await _refer(work, "meters", meter)

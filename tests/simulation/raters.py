@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ingest.catalogue import Catalogue
+from rater.configured import Configured
 from rater.consume import Rater, RaterCounts, RaterLimits
 from rater.postgres import Ledger
 from rater.prices.book import PriceBook, read_books
@@ -119,7 +120,7 @@ class RaterNode:
             self._ledger,
             clock_us=raters.clock_us,
             late_s=raters.habits.max_age_s,
-            books=raters.books[raters.book],
+            configured=Configured((), raters.books[raters.book]),
             limits=RaterLimits(
                 poll_records=rng.choice((1, 7, 200)),
                 batch_bytes=rng.choice((1, 2000, 4 << 20)),
