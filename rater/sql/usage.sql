@@ -11,7 +11,7 @@ INSERT INTO meters (name, aggregation, scale, window_s, dimensions) VALUES ($1, 
 SELECT meter, name, aggregation, scale, window_s, dimensions FROM meters WHERE name = $1;
 
 -- name: meters_known
-SELECT name, aggregation, scale, window_s, dimensions FROM meters ORDER BY name;
+SELECT name, aggregation, scale, window_s, dimensions FROM meters ORDER BY meter;
 
 -- name: meter_hashes_add
 INSERT INTO meter_hashes (meter, hash) VALUES ($1, $2) ON CONFLICT DO NOTHING;

@@ -140,6 +140,7 @@ _ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "positions_store": _positions,
     "progress_store": lambda rng: ("log", rng.randint(1, 9), *_positions(rng)[1:]),
     "meters_turn": lambda rng: (),
+    "meters_known": lambda rng: (),
     "meters_add": lambda rng: (*_one(rng, ("m2", "m3", "m4")), "sum", 0, 3600, ["d"]),
     "meter_named": lambda rng: _one(rng, ("m1", "m3")),
     "meter_hashes_add": lambda rng: _one(rng, (1, 2), ("x", "y")),

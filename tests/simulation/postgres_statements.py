@@ -157,8 +157,7 @@ async def _change(work: Work, table: str, keys: Iterable[Key], changed: Any, *, 
     """UPDATE or DELETE of those that are there: `changed` makes the new row of the old, or the old one itself when it no longer matches."""
     done: list[Key] = []
     for key in [key for key in keys if work.row(table, key) is not None]:
-        await work.lock(table, key, mode)
-        old = work.row(table, key)
+        old = await _row_locked(work, table, key, mode)
         if old is not None and (new := changed(key, old)) is not old:
             work.put(table, key, new)
             done.append(key)
@@ -169,11 +168,19 @@ async def _locked(work: Work, table: str, keys: Iterable[Key], mode: int) -> lis
     """SELECT … FOR …, in this order."""
     found: list[tuple[Key, Any]] = []
     for key in [key for key in keys if work.row(table, key) is not None]:
-        await work.lock(table, key, mode)
-        row = work.row(table, key)
+        row = await _row_locked(work, table, key, mode)
         if row is not None:
             found.append((key, row))
     return found
+
+
+async def _row_locked(work: Work, table: str, key: Key, mode: int) -> Any:
+    """None: whoever was waited for has deleted it, and then there is nothing to hold."""
+    new_lock = await work.lock(table, key, mode)
+    row = work.row(table, key)
+    if row is None and new_lock:
+        work.unlock(table, key)
+    return row
 
 
 async def _upsert(work: Work, table: str, key: Key, new: Any, merged: Any) -> Any:
@@ -375,7 +382,8 @@ async def meter_named(work: Work, name: str) -> list[Any]:
 
 @statement
 async def meters_known(work: Work) -> list[Any]:
-    return [(name, row.aggregation, row.scale, row.window_s, list(row.dimensions)) for (name,), row in sorted(work.rows("meters"))]
+    rows = sorted((row.meter, name, row) for (name,), row in work.rows("meters"))
+    return [(name, row.aggregation, row.scale, row.window_s, list(row.dimensions)) for _, name, row in rows]
 
 
 @statement
