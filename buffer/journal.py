@@ -244,6 +244,25 @@ class Journal:
         return self._limits.max_bytes
 
     @property
+    def free_bytes(self) -> int:
+        """Of its disk, as it was seen last, without what was written since."""
+        return self._free_bytes - self._unchecked_bytes
+
+    @property
+    def least_free_bytes(self) -> int:
+        """What it leaves free."""
+        return self._limits.min_free_bytes
+
+    @property
+    def shortage(self) -> str | None:
+        """Why nothing more is taken, as far as that is known; None: something is. To tell, never to decide: that is `has_room`."""
+        if self._kept_bytes + self._queued_bytes > self._limits.max_bytes:
+            return f"it holds the {self._limits.max_bytes} bytes that it may (journal.max_bytes)"
+        if self.free_bytes - self._queued_bytes < self._limits.min_free_bytes:
+            return f"its disk has {self.free_bytes} bytes free, and {self._limits.min_free_bytes} are kept free (journal.min_free_bytes)"
+        return None
+
+    @property
     def newest_us(self) -> int:
         """The newest event time among the claims that are kept; 0: none is."""
         return max(segment.newest_us for segment in self._segments)

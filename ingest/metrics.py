@@ -156,7 +156,7 @@ SPECS: Sequence[Spec] = (
     Spec(
         "parshall_ready",
         GaugeMetricFamily,
-        "1 while requests can be served, of the tenants of some shard at least.",
+        "1 while requests can be served, of the tenants of some shard at least, and the journal has room.",
         (),
         _one(lambda snapshot: int(snapshot.ready)),
     ),
@@ -205,6 +205,20 @@ SPECS: Sequence[Spec] = (
         _one(lambda snapshot: snapshot.pending_events),
     ),
     Spec("parshall_journal_bytes", GaugeMetricFamily, "Bytes of the journal on disk.", (), _one(lambda snapshot: snapshot.journal_bytes)),
+    Spec(
+        "parshall_journal_free_bytes",
+        GaugeMetricFamily,
+        "Bytes that the journal's disk has free, as far as known.",
+        (),
+        _one(lambda snapshot: snapshot.journal_free_bytes),
+    ),
+    Spec(
+        "parshall_journal_least_free_bytes",
+        GaugeMetricFamily,
+        "Bytes that the journal keeps free on its disk: with fewer, requests are refused.",
+        (),
+        _one(lambda snapshot: snapshot.journal_least_free_bytes),
+    ),
     Spec(
         "parshall_journal_synced_sequence",
         GaugeMetricFamily,

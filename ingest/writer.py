@@ -105,6 +105,7 @@ class Writer:
         self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
         self.refused: dict[tuple[int, str], int] = {}  # requests by tenant and why
         self._refusals = 0
+        self._told_full = False
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -308,7 +309,7 @@ class Writer:
         if not self._fits_counters(tenant, counters):
             raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
         if not self.journal.has_room(room):
-            raise self._refusal(tenant, decoded, "journal", "The journal has no room left on its disk.", least_s=5)
+            raise self._refusal(tenant, decoded, "journal", self.journal_full() or "The journal has no room for so many events.", least_s=5)
         return lane
 
     def _fits_counters(self, tenant: int, more: int) -> bool:
@@ -332,11 +333,24 @@ class Writer:
     def _count_unanswered(self, tenant: int, events: int) -> None:
         self.unanswered[tenant] = self.unanswered.get(tenant, 0) + events
 
+    def journal_full(self) -> str | None:
+        """The sentence for whoever is refused because of it; None: there is room."""
+        return None if self.journal.shortage is None else f"The journal has no room left: {self.journal.shortage}."
+
+    def _tell_room(self) -> None:
+        full = self.journal_full()
+        if full is not None and not self._told_full:
+            log.error("requests are refused", reason=full)
+        elif full is None and self._told_full:
+            log.info("the journal has room again")
+        self._told_full = full is not None
+
     async def _sweep(self) -> None:
         """End requests past their deadline as a whole; what they were granted stays counted and comes back as duplicate."""
         while True:
             await asyncio.sleep(_SWEEP_S)
             now_s = self._now_s()
+            self._tell_room()
             self._call_when_idle(now_s)
             late = [request for request in self._open if request.deadline_s <= now_s]
             for request in late:

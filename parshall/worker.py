@@ -269,6 +269,8 @@ def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
     if draining:
         return ["This node is shutting down."]
     if parts.writer.serves:
+        if not parts.journal.has_room(0) and (full := parts.writer.journal_full()) is not None:  # where nobody sends it looks for room
+            return [full]
         return []
     lanes = parts.writer.lanes
     if len(lanes) == 1:
