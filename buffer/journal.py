@@ -246,7 +246,7 @@ class Journal:
     @property
     def free_bytes(self) -> int:
         """Of its disk, as it was seen last, without what was written since."""
-        return self._free_bytes - self._unchecked_bytes
+        return max(0, self._free_bytes - self._unchecked_bytes)
 
     @property
     def least_free_bytes(self) -> int:

@@ -32,6 +32,7 @@ from ingest.connection import make_server
 from ingest.http import Edge, HttpLimits, Route
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.snapshot import WriterSnapshot
+from ingest.writer import Writer
 from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
@@ -197,7 +198,7 @@ class Worker:
             make_keys(self._settings),
             http_limits(self._settings),
             clock_us=self._world.clock_us,
-            not_ready=lambda: _not_ready(parts, draining=self._stop.is_set()),
+            not_ready=lambda: not_ready(parts.writer, draining=self._stop.is_set()),
         )
         files = self._world.background("files")
         reload = WorkerReload(writer, edge, parts.catalogue.definitions, files)
@@ -205,7 +206,7 @@ class Worker:
             self._order.worker,
             writer.flusher,
             lambda: take_snapshot(self._order.worker, writer, edge),
-            lambda: _not_ready(parts, draining=self._stop.is_set()),
+            lambda: not_ready(parts.writer, draining=self._stop.is_set()),
             LiveSettings(self._order.origin, self._settings, files, check=reload.check, follow=reload.follow, settle=reload.settle),
         )
         workers = self._all_workers(local, files)
@@ -265,14 +266,13 @@ class Worker:
         self._on_ready()
 
 
-def _not_ready(parts: WorkerParts, *, draining: bool) -> Sequence[str]:
+def not_ready(writer: Writer, *, draining: bool) -> Sequence[str]:
     if draining:
         return ["This node is shutting down."]
-    if parts.writer.serves:
-        if not parts.journal.has_room(0) and (full := parts.writer.journal_full()) is not None:  # where nobody sends it looks for room
-            return [full]
-        return []
-    lanes = parts.writer.lanes
+    if writer.serves:
+        has_room = writer.journal.has_room(0)  # looks for some, also where nobody sends
+        return [full] if not has_room and (full := writer.journal_full()) else []
+    lanes = writer.lanes
     if len(lanes) == 1:
         return [f"The claims are not ready ({lanes[0].reason})."]
     return [f"The claims of shard {lane.shard} are not ready ({lane.reason})." for lane in lanes]

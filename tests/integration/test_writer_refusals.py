@@ -1,4 +1,4 @@
-"""The real writer, its journal, claims and log under one tenant's flood: who is refused, in which order the others are answered."""
+"""The real writer, its journal, claims and log, when it cannot take everything: who is refused, in which order the others are answered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from structlog.testing import capture_logs
+
+from buffer.disk import RealDisk
 from buffer.flush_tuner import FlushTuner
 from ingest.batch import Batch
 from ingest.decode import Decoder
@@ -17,7 +21,8 @@ from ingest.sink import Unavailable
 from ingest.writer import Writer
 from parshall.data_folder import DataFolder
 from parshall.settings import Settings
-from parshall.wiring import clock_us, make_decoder, make_writer, meter_numbers, read_catalogue
+from parshall.wiring import REAL, World, clock_us, make_decoder, make_writer, meter_numbers, read_catalogue
+from parshall.worker import not_ready
 
 FLOOD, TRICKLE = 1, 2
 EVENTS = 5_000  # two such requests do not fit in one call
@@ -35,7 +40,7 @@ class Running(NamedTuple):
 
 
 @asynccontextmanager
-async def running(folder: Path, **ingest: int) -> AsyncIterator[Running]:
+async def running(folder: Path, world: World = REAL, **ingest: int) -> AsyncIterator[Running]:
     settings = Settings.model_validate(
         {
             "ingest": ingest,
@@ -44,7 +49,7 @@ async def running(folder: Path, **ingest: int) -> AsyncIterator[Running]:
         }
     )
     data = DataFolder(str(folder / "data"))
-    writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
+    writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000), world)
     await writer.open()
     catalogue = read_catalogue(settings.meters)
     decoder = make_decoder(settings, catalogue, meter_numbers(catalogue, writer))
@@ -88,3 +93,31 @@ async def test_a_flood_that_waits_is_refused_and_the_next_tenant_is_not(tmp_path
         assert it.writer.refused == {(FLOOD, "waiting"): 6}
         assert it.writer.waiting_events == 0
         assert it.writer.unanswered == {FLOOD: 6 * EVENTS}
+
+
+class Disk(RealDisk):
+    free = 0
+
+    def free_bytes(self, directory: str) -> int:
+        return self.free
+
+
+async def test_without_room_for_the_journal_it_says_so_everywhere_until_there_is_some(tmp_path: Path) -> None:
+    disk = Disk()
+    why = "The journal has no room left: its disk has 0 bytes free, and 268435456 are kept free (journal.min_free_bytes)."
+    with capture_logs() as logs:
+        async with running(tmp_path, World(disk=disk)) as it:
+            until = asyncio.get_running_loop().time() + 30
+            with pytest.raises(Unavailable) as refused:
+                it.writer.submit(it.batch(TRICKLE, "a", 1), until)
+            assert str(refused.value) == why and not refused.value.overloaded
+            assert it.writer.serves and not_ready(it.writer, draining=False) == [why]
+            await asyncio.sleep(0.3)  # it is looked at ten times a second
+            disk.free = 1 << 30
+            async with asyncio.timeout(10):
+                while not_ready(it.writer, draining=False):  # and nobody sends meanwhile
+                    await asyncio.sleep(0.1)
+            assert (await it.writer.submit(it.batch(TRICKLE, "a", 1), until)).accepted == 1
+            await asyncio.sleep(0.3)
+    told = [(line["log_level"], line["event"], line.get("reason")) for line in logs if line["event"] != "flushed"]
+    assert told == [("error", "requests are refused", why), ("info", "the journal has room again", None)]
