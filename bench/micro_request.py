@@ -47,7 +47,7 @@ NO_FLUSH_MS = 3_600_000
 class Granting:
     """Claims, all of them granted."""
 
-    state, joined, accepted = State.OPEN, True, True
+    state, joined, accepted, clock_off_us = State.OPEN, True, True, None
 
     def __init__(self) -> None:
         self._executed = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -151,19 +152,46 @@ async def _prepare(cluster: KafkaCluster, admin: AIOKafkaAdminClient) -> Prepare
     if leaderless := [name for name in cluster.topics if name not in found]:
         raise LogUnavailable(f"Kafka at {cluster.bootstrap} has no leader for some partition of {' and of '.join(leaderless)}")
     objections = [objection for name in cluster.topics for objection in objections_to(cluster, found[name])]
+    if hindering := [objection for objection in objections if not objection.acceptable]:
+        raise UnfitLog(told_of(hindering if cluster.accept_unsafe else objections))
     if objections and not cluster.accept_unsafe:
-        raise UnfitLog(f"{objections[0]}, or accept that usage can get lost with kafka.accept_weak = true")
+        raise UnfitLog(f"{told_of(objections)}; or accept that usage can get lost, with kafka.accept_weak = true")
     if objections:
-        log.warning("this kafka can lose usage", because=objections[0], more_reasons=len(objections) - 1)
+        _warn_once(told_of(objections))
     return Prepared(cluster.identity(about["cluster_id"]), found[cluster.counters].partitions, found[cluster.writers].partitions)
 
 
-def objections_to(cluster: KafkaCluster, topic: Topic) -> list[str]:
-    """Why a topic cannot keep the promise, and what to change. Pure."""
-    objections = []
+class Objection(NamedTuple):
+    topic: str
+    fault: str
+    remedy: str
+    acceptable: bool  # by whoever accepts that usage can get lost; else not everything could even be written
 
-    def object_to(fault: str, remedy: str) -> None:
-        objections.append(f"topic {topic.name} {fault}: {remedy}")
+
+@cache
+def _warn_once(because: str) -> None:
+    """A process opens more than one log, and some of them again and again."""
+    log.warning("this kafka can lose usage", because=because)
+
+
+def told_of(objections: Sequence[Objection]) -> str:
+    """All of them, and what helps: one clause for the topics that have the same fault. Pure."""
+    topics: dict[tuple[str, str], list[str]] = {}
+    for topic, fault, remedy, _ in objections:
+        topics.setdefault((fault, remedy), []).append(topic)
+    return "; ".join(f"{_each(names)} {fault}: {remedy}" for (fault, remedy), names in topics.items())
+
+
+def _each(topics: Sequence[str]) -> str:
+    return f"topic {topics[0]}" if len(topics) == 1 else f"each of the topics {', '.join(topics)}"
+
+
+def objections_to(cluster: KafkaCluster, topic: Topic) -> list[Objection]:
+    """Why a topic cannot keep the promise, and what to change. Pure."""
+    objections: list[Objection] = []
+
+    def object_to(fault: str, remedy: str, *, acceptable: bool = True) -> None:
+        objections.append(Objection(topic.name, fault, remedy, acceptable))
 
     setting = topic.settings.get
     if topic.replicas < 2:
@@ -177,10 +205,11 @@ def objections_to(cluster: KafkaCluster, topic: Topic) -> list[str]:
             object_to("forgets writers", "set its cleanup.policy to compact")
         return objections
     if int(setting("max.message.bytes", str(_LARGEST_BATCH_BYTES))) < _LARGEST_BATCH_BYTES:
-        object_to("refuses large records", f"set its max.message.bytes to at least {_LARGEST_BATCH_BYTES}")
+        remedy = f"set its max.message.bytes to at least {_LARGEST_BATCH_BYTES}"
+        object_to("refuses large records", remedy, acceptable=False)
+    if "compact" in setting("cleanup.policy", ""):
+        object_to("is compacted, and takes no record without a key", "set its cleanup.policy to delete", acceptable=False)
     if topic.name == cluster.counters:
-        if setting("cleanup.policy") != "delete":
-            object_to("is compacted, which destroys counters", "set its cleanup.policy to delete")
         if 0 <= int(setting("retention.ms", "-1")) < cluster.retention_ms:
             object_to("may delete counters before they are rated", f"set its retention.ms to at least {cluster.retention_ms}")
         if int(setting("retention.bytes", "-1")) >= 0:

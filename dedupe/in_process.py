@@ -49,6 +49,7 @@ class InProcessClaims:
         self._most_claims = most_claims
         self._serving = False
         self.accepted = False
+        self.clock_off_us: int | None = None
         self._rebuilding = False
         self._session = 0
         self._known_in = ""

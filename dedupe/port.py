@@ -172,6 +172,10 @@ class Claims(Protocol):
     def state(self) -> State: ...
 
     @property
+    def clock_off_us(self) -> int | None:
+        """By how much our clock is ahead of the store's, less than 0: behind; None: not known, or the same clock."""
+
+    @property
     def accepted(self) -> bool:
         """Whether the store has once taken this journal for what it claims to be: no old copy, and the writer's newest opening."""
 

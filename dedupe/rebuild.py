@@ -55,7 +55,10 @@ def _stale(incarnation: str, what: str) -> str:
             "complete and knows nothing of this writer, whose journal has claims (missing); only if you are sure that the journal is "
             "the newest, set maxmemory-policy to noeviction and empty the store (FLUSHALL), so that all claims are made again."
         )
-    return f"This journal is an old copy: the claim store knows more of incarnation {incarnation} than the journal does ({what})."
+    return (
+        f"This journal is an old copy: the claim store knows more of incarnation {incarnation} than the journal does ({what}); put the "
+        "newest copy back. Where there is none, start with an empty data folder, and end this one's writer with `parshall writer lost`."
+    )
 
 
 def _text(value: object) -> str:

@@ -6,13 +6,16 @@ Belongs here: parsing (redis-py's parser, so its URLs mean what they mean everyw
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from dedupe.ordered_connection import Connect
+
+_REFUSAL = re.compile(r"WRONGPASS|NOAUTH|NOPERM|ERR .*(password|DB index)")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,23 @@ class RedisAddress:
     password: str | None = field(default=None, repr=False)
     db: int = 0
     name: str = "redis"  # for messages: never holds a password
+
+    @property
+    def introduction(self) -> Sequence[Sequence[bytes]]:
+        """The commands that say who we are, and which database it is about."""
+        commands: list[list[bytes]] = []
+        if self.password is not None:
+            user = [self.username.encode()] if self.username else []
+            commands.append([b"AUTH", *user, self.password.encode()])
+        if self.db:
+            commands.append([b"SELECT", b"%d" % self.db])
+        return commands
+
+    def not_let_in(self, told: str) -> str | None:
+        """The sentence for the operator, where what the server told of them means that our setting is wrong; None: it does not."""
+        if _REFUSAL.search(told) is None:
+            return None
+        return f"The Redis at {self.name} does not let us in ({told}): redis.url must hold its user, its password and a database it has."
 
     @classmethod
     def from_url(cls, url: str) -> RedisAddress:

@@ -21,7 +21,7 @@ from dedupe.ordered_connection import ConnectionEnded, OrderedConnection, pack
 from dedupe.port import Call, History, Identity, Refused, Reply, State, UnsuitableStore, Verdicts
 from dedupe.rebuild import StartOver, enter, refused
 from dedupe.redis_address import RedisAddress
-from dedupe.redis_eviction import QUESTION, SAFE_POLICY, check_policy, eviction_in
+from dedupe.redis_info import QUESTION, SAFE_POLICY, Info, check_policy, clocks_differ, read_info
 from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_arguments, context_of, load
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class RedisClaims:
         """`clearance`: what this shard shares with the others of its writer, where there are others."""
         self.reason = "not connected yet"
         self.joined = self.accepted = False
+        self.clock_off_us: int | None = None
+        self._told_clock = False
         self._address = address
         self._identity = identity
         self._clock_us = clock_us
@@ -127,18 +129,21 @@ class RedisClaims:
         )
 
     async def _prepare(self, connection: OrderedConnection) -> None:
-        """Who we are, which database, the scripts; and a look at the one setting that loses claims."""
+        """Who we are, which database, the scripts; and a look at the one setting that loses claims. Raises UnsuitableStore."""
         address = self._address
-        if address.password is not None:
-            user = [address.username.encode()] if address.username else []
-            await connection.ask(pack([b"AUTH", *user, address.password.encode()]))
-        if address.db:
-            await connection.ask(pack([b"SELECT", b"%d" % address.db]))
-        found = eviction_in(cast(bytes, await connection.ask(QUESTION)))
+        try:
+            for command in address.introduction:
+                await connection.ask(pack(command))
+            found = read_info(cast(bytes, await connection.ask(QUESTION)))
+        except ConnectionEnded as error:
+            if (why := address.not_let_in(str(error))) is not None:
+                raise UnsuitableStore(why) from None
+            raise
         if found.policy != SAFE_POLICY and found.evicted:
             await self._close_store(connection)
         check_policy(address.name, found.policy)
         self._evicted = found.evicted
+        self._compare_clocks(found)
         for script in self._scripts.values():
             await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
 
@@ -176,7 +181,7 @@ class RedisClaims:
         self._unanswered = deque(sorted(self._unanswered, key=lambda waiting: waiting[0].number))
         self._state, self.reason = State.OPEN, ""
         log.info("claims: open at %s", self._address.name)
-        self._look_for_eviction()  # before any call: what was evicted while we entered is told before the verdicts are
+        self._look_at_server()  # before any call: what was evicted while we entered is told before the verdicts are
         for call, _ in self._unanswered:
             self._transmit(call)
         if self._mark > self._marked:
@@ -184,27 +189,38 @@ class RedisClaims:
         while not connection.ended.done():
             await asyncio.wait((connection.ended,), timeout=LOOK_S)
             if not self._closing:
-                self._look_for_eviction()
+                self._look_at_server()
                 if not self._unanswered:
                     self._send_mark()
         connection.ended.result()
 
-    def _look_for_eviction(self) -> None:
+    def _look_at_server(self) -> None:
         connection = self._connection
         if connection is not None and not connection.ended.done():
-            connection.send(QUESTION, self._on_eviction)
+            connection.send(QUESTION, self._on_info)
 
-    def _on_eviction(self, reply: object) -> None:
+    def _on_info(self, reply: object) -> None:
         if not isinstance(reply, bytes):
             self._give_up(reply)
             return
         try:
-            found = eviction_in(reply)
+            found = read_info(reply)
             check_policy(self._address.name, found.policy)
             if found.evicted != self._evicted:  # less: somebody reset the count, and hello looks at what that hides
                 raise StartOver(f"it has evicted {found.evicted} keys, {self._evicted} of them before: claims may be among them")
         except (UnsuitableStore, StartOver) as error:
             self._end(error)
+            return
+        self._compare_clocks(found)
+
+    def _compare_clocks(self, found: Info) -> None:
+        if found.clock_us is None:
+            return
+        self.clock_off_us = self._clock_us() - found.clock_us  # the way of the answer is in it, which is far from a word's worth
+        told = clocks_differ(self._address.name, self.clock_off_us)
+        if told is not None and not self._told_clock:
+            log.warning("claims: %s", told)
+        self._told_clock = told is not None
 
     def _not_open(self, state: State, reason: str) -> None:
         self._state, self.reason = state, reason

@@ -170,6 +170,15 @@ SPECS: Sequence[Spec] = (
         ],
     ),
     Spec(
+        "parshall_clock_off_seconds",
+        GaugeMetricFamily,
+        "By how much this machine's clock is ahead of that of the shard's Redis; less than 0: behind.",
+        ("shard",),
+        lambda snapshot, _now_us: [
+            ((str(shard),), off_us / 1_000_000) for shard, off_us in enumerate(snapshot.clocks_off_us) if off_us is not None
+        ],
+    ),
+    Spec(
         "parshall_live_counters",
         GaugeMetricFamily,
         "Counters in memory, waiting for the next flush.",

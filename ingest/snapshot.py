@@ -44,6 +44,7 @@ class WriterSnapshot(Struct, kw_only=True):
     incarnation: str = ""
     ready: bool = False
     claims_states: list[str] = field(default_factory=list)  # of each shard: disconnected, rebuilding, open
+    clocks_off_us: list[int | None] = field(default_factory=list)  # by how much ours is ahead of each shard's; None: not known
     tenants: dict[str, TenantLedger] = field(default_factory=dict)
     live_counters: int = 0
     calls_in_flight: int = 0

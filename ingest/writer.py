@@ -217,7 +217,8 @@ class Writer:
                 if self.journal.writer not in writers and not self.journal.state.fresh:
                     raise CannotStart(
                         "The registry of writers (usage.writers) has lost entries, that of this journal among them: events could be "
-                        "counted twice. Restore the topic before you start."
+                        "counted twice. Restore the topic before you start; or, where this journal counts into another log, name that one "
+                        "(kafka.bootstrap, kafka.topic_prefix)."
                     )
                 # Before it registers: everybody would wait for the claims of a writer that is refused here.
                 self.agreed.learn(meters)
@@ -264,6 +265,8 @@ class Writer:
         what was counted in the others: that is flushed after half of the time, finished or not.
         """
         self._draining = True
+        if not any(lane.claims.accepted for lane in self.lanes):
+            return  # nothing was taken by this incarnation, and nothing of earlier ones may be flushed yet
         async with asyncio.timeout(most_s):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(most_s / 2):  # wait_for of Python 3.11 may swallow a cancellation

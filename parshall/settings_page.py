@@ -53,7 +53,7 @@ LISTS = """\
 # dimensions = ["region"]                    # one line of the bill for each combination; other dimensions are summed
 # where = { region = "eu" }                  # only this usage; without it, all
 # free = "1000000000"                        # units of each line that cost nothing
-# per = "1000000000"                         # the unit price is for so many units: a power of ten
+# per = "1000000000"                         # the unit price is for so many units: made of twos and fives
 # tiers = [ { up_to = "10000000000", unit_price = "0.09" }, { unit_price = "0.07" } ]
 """
 

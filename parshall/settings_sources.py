@@ -32,7 +32,7 @@ class Raw:
             if content is None:
                 with open(file, "rb") as opened:
                     content = opened.read()
-            text = content.decode()
+            text = content.decode("utf-8-sig")  # some editors begin a file with a mark that is no TOML
             self.values = tomllib.loads(text, parse_float=Decimal)
             self._lines = lines_of(text)
         except OSError as error:

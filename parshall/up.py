@@ -132,4 +132,4 @@ async def bring_schema_up(settings: Settings) -> None:
     except SchemaTooNew as error:
         raise Stop(f"PostgreSQL: {error}.", REFUSED) from error
     except DatabaseFailed as error:
-        raise Stop(f"PostgreSQL cannot be used: {error}. --postgres says which one it is.", UNAVAILABLE) from error
+        raise Stop(f"PostgreSQL cannot be used: {error}. postgres.dsn (or --postgres) says which one it is.", UNAVAILABLE) from error

@@ -92,7 +92,11 @@ async def open_worker(settings: Settings, folder: DataFolder, worker: int, flush
     # A flush makes room long before the bound on live counters refuses anybody.
     tuner = FlushTuner(flush_interval_ms, min(settings.flush.max_counters, max(1, settings.ingest.max_live_counters // 2)))
     writer, counter_log = await make_writer(settings, folder, folder.journal(worker), tuner, world, definitions=catalogue.definitions)
-    await writer.open()
+    try:
+        await writer.open()
+    except BaseException:
+        await counter_log.close()
+        raise
     return WorkerParts(writer.journal, counter_log, writer, tuner, catalogue)
 
 

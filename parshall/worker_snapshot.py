@@ -24,6 +24,7 @@ def take_snapshot(worker: int, writer: Writer, edge: Edge) -> WriterSnapshot:
         incarnation=writer.incarnation.hex(),
         ready=writer.serves and writer.journal.shortage is None,
         claims_states=[lane.claims.state.value for lane in writer.lanes],
+        clocks_off_us=[lane.claims.clock_off_us for lane in writer.lanes],
         tenants=_ledgers(writer, writer.tenants),
         live_counters=flusher.live_counters,
         calls_in_flight=writer.calls_in_flight,

@@ -103,6 +103,8 @@ class Rater:
                 if not self._started:
                     await self._start()
                 await self._step()
+                if not self.counts.ready and self.counts.failures:
+                    log.info("rating goes on")
                 self.counts.ready = True
                 self.counts.database_fails = False
                 backoff_s = self._limits.first_backoff_s

@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -38,9 +38,16 @@ async def migrate(dsn: str) -> None:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             await connection.run_sync(_upgrade)
     except (SQLAlchemyError, *FAILURES) as error:
-        raise DatabaseFailed(told(error)) from error
+        raise DatabaseFailed(told(_said_by_the_server(error))) from error
     finally:
         await engine.dispose()
+
+
+def _said_by_the_server(error: BaseException) -> BaseException:
+    """SQLAlchemy, and its adapter of asyncpg, put names of classes and links to their own pages around it."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig.__cause__ or error.orig
+    return error
 
 
 class SchemaTooNew(Exception):

@@ -236,13 +236,21 @@ def test_a_port_that_is_taken(data: Path, port: int) -> None:
 def test_a_postgresql_that_is_away(data: Path, port: int, dsn: str) -> None:
     code, said = refused("--listen", f"127.0.0.1:{port}", "--data", str(data), "--postgres", dsn)
     assert code == 3 and "defect" not in said and "secret" not in said
-    assert said.splitlines()[-1].startswith("PostgreSQL cannot be used: ") and said.endswith("--postgres says which one it is.")
+    assert said.splitlines()[-1].startswith("PostgreSQL cannot be used: ") and said.endswith(
+        "postgres.dsn (or --postgres) says which one it is."
+    )
 
 
 def test_a_rater_without_its_postgresql_or_its_database(database: str) -> None:
-    for dsn in ("postgresql://u@127.0.0.1:1/d", database.replace("/test", "/no_such_database_as_test")):
+    nowhere, nobody = database.replace("/test", "/no_such_database_as_test"), database.replace("parshall@", "nobody@")
+    for dsn, why in (
+        ("postgresql://u@127.0.0.1:1/d", "ConnectionRefusedError"),
+        (nowhere, 'InvalidCatalogNameError: database "no_such_database_as_test'),
+        (nobody, 'InvalidAuthorizationSpecificationError: role "nobody" does not exist'),
+    ):
         finished = run("rate", "--kafka", "127.0.0.1:1", "--postgres", dsn, "--listen", "127.0.0.1:0")
-        assert finished.returncode == 3 and finished.stderr.startswith("PostgreSQL cannot be used: "), finished.stderr
+        assert finished.returncode == 3 and finished.stderr.startswith(f"PostgreSQL cannot be used: {why}"), finished.stderr
+        assert len(finished.stderr.splitlines()) == 1, finished.stderr
 
 
 def test_a_second_one_on_the_same_data(starts: list[Up], data: Path, port: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import UnknownMemberIdError
 from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
@@ -387,8 +388,29 @@ async def test_a_cluster_that_can_lose_usage_is_refused(place: KafkaPlace) -> No
     async with opened(place.log()):
         pass  # makes the topics, on a single broker
     strict = KafkaCluster(place.cluster.bootstrap, place.cluster.prefix)
-    with pytest.raises(UnfitLog, match=r"usage\.counters keeps a single copy of each record: give it a replication factor of 3"):
+    with pytest.raises(UnfitLog) as refused:
         await KafkaLog(strict).open()
+    each = f"each of the topics {', '.join(strict.topics)}"
+    assert str(refused.value) == (
+        f"{each} keeps a single copy of each record: give it a replication factor of 3 (at least 2); "
+        f"{each} acknowledges records that only one broker has: set its min.insync.replicas to 2; "
+        "or accept that usage can get lost, with kafka.accept_weak = true"
+    )
+
+
+async def test_a_compacted_topic_takes_no_counters_whatever_is_accepted(place: KafkaPlace) -> None:
+    async with opened(place.log()):
+        pass
+    admin = AIOKafkaAdminClient(bootstrap_servers=place.cluster.bootstrap)
+    await admin.start()
+    try:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, place.cluster.counters, {"cleanup.policy": "compact"})])
+    finally:
+        await admin.close()
+    with pytest.raises(UnfitLog) as refused:
+        await place.log().open()
+    told = f"topic {place.cluster.counters} is compacted, and takes no record without a key: set its cleanup.policy to delete"
+    assert str(refused.value) == told
 
 
 async def test_topics_are_made_only_when_asked(place: KafkaPlace) -> None:

@@ -193,7 +193,8 @@ class AwaySource(ListSource):
         await super().open(positions)
 
 
-async def test_without_the_log_it_answers_all_the_same(ledger: Ledger, pool: asyncpg.Pool) -> None:
+async def test_without_the_log_it_answers_all_the_same(ledger: Ledger, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     source = AwaySource()
     rater = rater_of(source, ledger, books=[book()])
     assert not_ready(rater) == ["The rater is not ready."], "the books come first"
@@ -203,6 +204,7 @@ async def test_without_the_log_it_answers_all_the_same(ledger: Ledger, pool: asy
     source.away = False
     await run_until(rater, lambda: rater.counts.ready)
     assert not_ready(rater) == []
+    assert [record.getMessage() for record in caplog.records if record.name == "rater.consume"][-1] == "rating goes on"
 
 
 async def test_without_postgresql_it_does_not_and_names_it() -> None:

@@ -121,3 +121,18 @@ async def test_without_room_for_the_journal_it_says_so_everywhere_until_there_is
             await asyncio.sleep(0.3)
     told = [(line["log_level"], line["event"], line.get("reason")) for line in logs if line["event"] != "flushed"]
     assert told == [("error", "requests are refused", why), ("info", "the journal has room again", None)]
+
+
+async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"redis": {"url": "redis://127.0.0.1:1"}})
+    data = DataFolder(str(tmp_path / "data"))
+    writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
+    await writer.open()
+    serving = asyncio.create_task(writer.run())
+    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        await writer.drain(3600)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    await counter_log.close()
+    await writer.journal.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from buffer.kafka_cluster import KafkaCluster, Topic, objections_to, sort_topics
+from buffer.kafka_cluster import KafkaCluster, Topic, objections_to, sort_topics, told_of
 
 CLUSTER = KafkaCluster("broker:9092", prefix="p.")
 GOOD = {
@@ -54,6 +54,7 @@ def test_a_fit_topic(topic: Topic) -> None:
         (counters(retention__ms="0"), "retention.ms to at least 604800000"),
         (counters(retention__bytes="1000000000"), "retention.bytes to -1"),
         (counters(max__message__bytes="999999"), "max.message.bytes to at least"),
+        (Topic("p.usage.rejected", 1, 3, GOOD | {"cleanup.policy": "compact"}), "cleanup.policy to delete"),
         (writers(cleanup__policy="delete"), "cleanup.policy to compact"),
         (writers(cleanup__policy="compact,delete"), "cleanup.policy to compact"),
         (writers(min__insync__replicas="1"), "min.insync.replicas to 2"),
@@ -61,8 +62,23 @@ def test_a_fit_topic(topic: Topic) -> None:
 )
 def test_an_unfit_topic_is_told_what_to_change(topic: Topic, remedy: str) -> None:
     (objection,) = objections_to(CLUSTER, topic)
-    assert topic.name in objection
-    assert remedy in objection
+    assert objection.topic == topic.name
+    assert remedy in objection.remedy
+    cannot_be_written = remedy in ("cleanup.policy to delete", "max.message.bytes to at least")
+    assert objection.acceptable != cannot_be_written
+
+
+def test_topics_with_the_same_fault_are_told_of_together() -> None:
+    weak = [
+        objection
+        for topic in (counters(1, retention__bytes="5"), writers()._replace(replicas=1))
+        for objection in objections_to(CLUSTER, topic)
+    ]
+    assert told_of(weak) == (
+        "each of the topics p.usage.counters, p.usage.writers keeps a single copy of each record: "
+        "give it a replication factor of 3 (at least 2); "
+        "topic p.usage.counters may delete counters before they are rated: set its retention.bytes to -1"
+    )
 
 
 def told(name: str, code: int, *leaders: int) -> dict[str, object]:

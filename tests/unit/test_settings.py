@@ -215,6 +215,11 @@ def test_what_is_no_toml_is_told_with_its_line(tmp_path: Path, text: str, place:
     assert found.startswith(f"{place}: is not TOML: ")
 
 
+def test_the_mark_that_some_editors_begin_a_file_with_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_bytes(b'\xef\xbb\xbflisten = "127.0.0.1:1234"\r\n')
+    assert load_settings(str(tmp_path / "p.toml"), environment={}, options={}).listen == "127.0.0.1:1234"
+
+
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match=r"nothing\.toml: cannot be read: No such file"):
         load_settings(str(tmp_path / "nothing.toml"), environment={}, options={})
