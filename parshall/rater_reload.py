@@ -49,8 +49,9 @@ class RaterReload:
             raise Unavailable(f"PostgreSQL cannot say what is counted and charged with what now: {error}", 5) from None
 
     async def follow(self, settings: Settings) -> None:
-        self._edge.keys, self._edge.meters = make_keys(settings), make_configured(settings).meters
-        self._rater.use(make_configured(settings))
+        configured = make_configured(settings)
+        self._edge.keys, self._edge.meters = make_keys(settings), configured.meters
+        self._rater.use(configured)
 
 
 class ReloadAlone:

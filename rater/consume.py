@@ -111,6 +111,7 @@ class Rater:
             except ConfigurationRefused as error:  # it was fine when it was read
                 if not self._opened:
                     raise
+                self.counts.database_fails = False
                 await self._back_off(f"{error}. Let the rater read its configuration again (`parshall reload`) once it is right", backoff_s)
                 backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
             except (DatabaseFailed, SourceUnavailable) as error:
