@@ -7,6 +7,7 @@ Belongs here: filling Redis with claims by the shipped client and scripts, and r
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -102,6 +103,7 @@ async def fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL, 
     def clock_us() -> int:
         return time.time_ns() // 1000 - ago_us
 
+    logging.getLogger("dedupe").setLevel(logging.ERROR)  # that this clock is wrong is meant
     identity = Identity("bench", GENERATION_US, LIFETIME_US, layout=layout)
     claiming = RedisClaims(RedisAddress.from_url(url), identity=identity, clock_us=clock_us, entropy=os.urandom)
     serving = asyncio.ensure_future(claiming.run(NoHistory()))

@@ -1,0 +1,24 @@
+"""Benchmarks that drive parts of the service themselves still drive them as the service does: small runs, whose figures nobody looks at.
+
+The other benchmarks start the shipped process, or measure pure steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import micro_request, stalls
+from buffer.kafka_cluster import KafkaCluster
+from tests import services
+
+
+async def test_a_flush(kafka: services.Kafka, topic_prefix: str) -> None:
+    assert await stalls.flush(1000, KafkaCluster(kafka.address, topic_prefix, create_topics=True, accept_unsafe=True)) > 0
+
+
+async def test_a_generation_is_dropped() -> None:
+    assert await stalls.drop_in_process(8000) > 0
+
+
+async def test_requests_without_a_socket(tmp_path: Path) -> None:
+    assert len(await micro_request.measure(tmp_path, [micro_request.requests(20, 1), micro_request.requests(20, 100)])) == 2
