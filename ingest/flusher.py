@@ -61,7 +61,8 @@ class Flusher:
         self._next_flush = state.next_flush
         self._wake = asyncio.Event()
         # Set once the claim store has accepted the journal: an old copy of it, which nobody has found out yet, would number other bytes
-        # anew. A flush that was committed before has the bytes that it always had, and does not wait.
+        # anew. A flush that it holds as committed waits too: the disk that it was copied from may have lost it with its power, and has
+        # flushed other bytes under these numbers since.
         self.allowed = asyncio.Event()
         self._wanted: list[asyncio.Future[None]] = []  # callers of `now`
         self.last_flush_us = 0
@@ -130,10 +131,10 @@ class Flusher:
 
     async def run(self) -> None:
         """Flush for ever; cancelled between flushes or while producing, never needing more than the journal to go on."""
+        await self.allowed.wait()
         if self._outstanding is not None:
             await self._finish(self._outstanding.flush, self._outstanding.records, self._outstanding.rejected)
             self._outstanding = None
-        await self.allowed.wait()
         while True:
             await self._until_due()
             wanted, self._wanted = self._wanted, []

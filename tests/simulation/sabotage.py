@@ -480,6 +480,21 @@ def _flush_at_once() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _committed_flush_at_once() -> Iterator[None]:
+    """What a journal holds as committed goes out before the store has accepted the journal."""
+    run = Flusher.run
+
+    async def broken(self: Flusher) -> None:
+        if self._outstanding is not None:
+            await self._finish(self._outstanding.flush, self._outstanding.records, self._outstanding.rejected)
+            self._outstanding = None
+        await run(self)
+
+    with patch.object(Flusher, "run", broken):
+        yield
+
+
 def _old_copy_accepted() -> AbstractContextManager[None]:
     return _table("_stale_journal", lambda _: lambda *_: None)
 
@@ -808,6 +823,9 @@ SABOTAGES: dict[str, Sabotage] = {
     "an old copy of a journal is opened": Sabotage(_only(OPERATED, "old_copy_starts"), _old_copy_accepted),
     "a flush begins before the store has accepted the journal": Sabotage(
         _only(OPERATED, "old_copy_starts", "redis_pauses", at_a_step=0.0, outage_s=(1, 2, 3)), _flush_at_once
+    ),
+    "a flush that an old copy holds as committed is produced": Sabotage(
+        _only(FLUSHING, "old_copy_starts", "power_loss_at_a_disk_step"), _committed_flush_at_once
     ),
     "a flush is produced before it is synced": Sabotage(
         _only(FLUSHING, "power_loss", steps=(PRODUCED,), disk_s=(0.03, 0.1)), _produced_before_sync
