@@ -254,15 +254,6 @@ class Journal:
         return self._limits.min_free_bytes
 
     @property
-    def shortage(self) -> str | None:
-        """Why nothing more is taken, as far as that is known; None: something is. To tell, never to decide: that is `has_room`."""
-        if self._kept_bytes + self._queued_bytes > self._limits.max_bytes:
-            return f"it holds the {self._limits.max_bytes} bytes that it may (journal.max_bytes)"
-        if self.free_bytes - self._queued_bytes < self._limits.min_free_bytes:
-            return f"its disk has {self.free_bytes} bytes free, and {self._limits.min_free_bytes} are kept free (journal.min_free_bytes)"
-        return None
-
-    @property
     def newest_us(self) -> int:
         """The newest event time among the claims that are kept; 0: none is."""
         return max(segment.newest_us for segment in self._segments)
@@ -277,16 +268,21 @@ class Journal:
         """Accepted events by tenant that acknowledged flushes carried. To look at, not to change."""
         return self._standing.flushed
 
-    def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes fit below the journal's bound and into the free disk, as far as that is known. No system call."""
+    def shortage(self, size: int) -> str | None:
+        """Why `size` more bytes find no room below the journal's bound or on the free disk, as far as that is known; None: they do."""
         pending = self._queued_bytes + size
         if self._kept_bytes + pending > self._limits.max_bytes:
-            self._relieve()
-            return False
+            return f"it holds {self._kept_bytes} of the {self._limits.max_bytes} bytes that it may (journal.max_bytes)"
         if self._free_bytes - self._unchecked_bytes - pending < self._limits.min_free_bytes:
-            self._relieve()
-            return False
-        return True
+            return f"its disk has {self.free_bytes} bytes free, and {self._limits.min_free_bytes} are kept free (journal.min_free_bytes)"
+        return None
+
+    def has_room(self, size: int) -> bool:
+        """Whether there is no shortage; where there is one, it is looked for room. No system call."""
+        if self.shortage(size) is None:
+            return True
+        self._relieve()
+        return False
 
     def _relieve(self) -> None:
         """Nothing is appended while there is no room, so nothing would ever make room: look for it here, now and then."""
@@ -296,8 +292,13 @@ class Journal:
         self._relief_due_s = now_s + _RELIEF_S
         if disposable(self._segments, self._standing):
             self._roll()
-        self._check_free = True
-        self._wake()
+        self.look_at_disk()
+
+    def look_at_disk(self) -> None:
+        """Soon it is known how much is free: others may fill it."""
+        if not self._closed and not self.failed.done():
+            self._check_free = True
+            self._wake()
 
     # ---- waiting and reading
 

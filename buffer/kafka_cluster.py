@@ -152,10 +152,8 @@ async def _prepare(cluster: KafkaCluster, admin: AIOKafkaAdminClient) -> Prepare
     if leaderless := [name for name in cluster.topics if name not in found]:
         raise LogUnavailable(f"Kafka at {cluster.bootstrap} has no leader for some partition of {' and of '.join(leaderless)}")
     objections = [objection for name in cluster.topics for objection in objections_to(cluster, found[name])]
-    if hindering := [objection for objection in objections if not objection.acceptable]:
-        raise UnfitLog(told_of(hindering if cluster.accept_unsafe else objections))
-    if objections and not cluster.accept_unsafe:
-        raise UnfitLog(f"{told_of(objections)}; or accept that usage can get lost, with kafka.accept_weak = true")
+    if (why := why_unfit(objections, accept_unsafe=cluster.accept_unsafe)) is not None:
+        raise UnfitLog(why)
     if objections:
         _warn_once(told_of(objections))
     return Prepared(cluster.identity(about["cluster_id"]), found[cluster.counters].partitions, found[cluster.writers].partitions)
@@ -172,6 +170,16 @@ class Objection(NamedTuple):
 def _warn_once(because: str) -> None:
     """A process opens more than one log, and some of them again and again."""
     log.warning("this kafka can lose usage", because=because)
+
+
+def why_unfit(objections: Sequence[Objection], *, accept_unsafe: bool) -> str | None:
+    """None: it may be used. Pure."""
+    hindering = [objection for objection in objections if not objection.acceptable]
+    if accept_unsafe:
+        return told_of(hindering) if hindering else None
+    if objections and not hindering:
+        return f"{told_of(objections)}; or accept that usage can get lost, with kafka.accept_weak = true"
+    return told_of(objections) if objections else None
 
 
 def told_of(objections: Sequence[Objection]) -> str:
@@ -207,9 +215,9 @@ def objections_to(cluster: KafkaCluster, topic: Topic) -> list[Objection]:
     if int(setting("max.message.bytes", str(_LARGEST_BATCH_BYTES))) < _LARGEST_BATCH_BYTES:
         remedy = f"set its max.message.bytes to at least {_LARGEST_BATCH_BYTES}"
         object_to("refuses large records", remedy, acceptable=False)
-    if "compact" in setting("cleanup.policy", ""):
-        object_to("is compacted, and takes no record without a key", "set its cleanup.policy to delete", acceptable=False)
     if topic.name == cluster.counters:
+        if "compact" in setting("cleanup.policy", ""):
+            object_to("is compacted, and takes no record without a key", "set its cleanup.policy to delete", acceptable=False)
         if 0 <= int(setting("retention.ms", "-1")) < cluster.retention_ms:
             object_to("may delete counters before they are rated", f"set its retention.ms to at least {cluster.retention_ms}")
         if int(setting("retention.bytes", "-1")) >= 0:

@@ -15,7 +15,8 @@ from redis.asyncio.connection import SSLConnection, parse_url
 
 from dedupe.ordered_connection import Connect
 
-_REFUSAL = re.compile(r"WRONGPASS|NOAUTH|NOPERM|ERR .*(password|DB index)")
+_REFUSAL = re.compile(r"WRONGPASS|NOAUTH|ERR .*(password|DB index)")
+_NO_RIGHT = re.compile(r"NOPERM|ERR The user executing the script can't")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,13 @@ class RedisAddress:
 
     def not_let_in(self, told: str) -> str | None:
         """The sentence for the operator, where what the server told of them means that our setting is wrong; None: it does not."""
-        if _REFUSAL.search(told) is None:
-            return None
-        return f"The Redis at {self.name} does not let us in ({told}): redis.url must hold its user, its password and a database it has."
+        if _NO_RIGHT.search(told):
+            return f"The Redis at {self.name} does not permit it ({told}): its ACL must give the user what docs/OPERATING.md lists."
+        if _REFUSAL.search(told):
+            return (
+                f"The Redis at {self.name} does not let us in ({told}): redis.url must hold its user, its password and a database it has."
+            )
+        return None
 
     @classmethod
     def from_url(cls, url: str) -> RedisAddress:

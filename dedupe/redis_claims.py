@@ -94,7 +94,10 @@ class RedisClaims:
                 await self._enter(history)
                 await self._serve()
             except (ConnectionEnded, StartOver, OSError, TimeoutError) as error:
-                reason = f"{self._address.name}: {str(error) or type(error).__name__}"
+                not_let_in = self._address.not_let_in(str(error))
+                if not_let_in is not None and not self.accepted:
+                    raise UnsuitableStore(not_let_in) from None  # who was let in before tries again: a password may be being changed
+                reason = not_let_in or f"{self._address.name}: {str(error) or type(error).__name__}"
                 log.warning("claims: %s", reason)
             except UnsuitableStore as error:
                 if not self.accepted:
@@ -129,21 +132,15 @@ class RedisClaims:
         )
 
     async def _prepare(self, connection: OrderedConnection) -> None:
-        """Who we are, which database, the scripts; and a look at the one setting that loses claims. Raises UnsuitableStore."""
+        """Who we are, which database, the scripts; and a look at the one setting that loses claims."""
         address = self._address
-        try:
-            for command in address.introduction:
-                await connection.ask(pack(command))
-            found = read_info(cast(bytes, await connection.ask(QUESTION)))
-        except ConnectionEnded as error:
-            if (why := address.not_let_in(str(error))) is not None:
-                raise UnsuitableStore(why) from None
-            raise
+        for command in address.introduction:
+            await connection.ask(pack(command))
+        found = read_info(cast(bytes, await connection.ask(QUESTION)))
         if found.policy != SAFE_POLICY and found.evicted:
             await self._close_store(connection)
         check_policy(address.name, found.policy)
         self._evicted = found.evicted
-        self._compare_clocks(found)
         for script in self._scripts.values():
             await connection.ask(pack([b"SCRIPT", b"LOAD", script.text]))
 
@@ -235,6 +232,7 @@ class RedisClaims:
 
     def _drop_connection(self, reason: str) -> None:
         self.joined = False
+        self.clock_off_us = None
         self._not_open(State.DISCONNECTED, reason)
         connection, self._connection = self._connection, None
         if connection is not None:

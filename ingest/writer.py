@@ -44,6 +44,7 @@ log = structlog.get_logger()
 _ASK_AGAIN_S = 0.02  # a pending event waits for another writer's sync, or for a mark that comes within 50 ms
 _SWEEP_S = 0.1  # how late a deadline may be noticed
 _IDLE_CALL_S = 60.0  # the horizon comes with replies: without any, an idle or full journal would never let a segment go
+_DISK_S = 60.0  # how often it is looked how much of the journal's disk is free, whoever fills it
 _LOG_RETRY_S = 1.0
 _MOST_RAW_BYTES = 64 * 1024
 
@@ -105,7 +106,9 @@ class Writer:
         self.unanswered: dict[int, int] = {}  # events by tenant whose request was refused after it was decoded
         self.refused: dict[tuple[int, str], int] = {}  # requests by tenant and why
         self._refusals = 0
+        self._usual_room = _room_of(limits.events_per_call)
         self._told_full = False
+        self._disk_due_s = 0.0
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -312,7 +315,7 @@ class Writer:
         if not self._fits_counters(tenant, counters):
             raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
         if not self.journal.has_room(room):
-            raise self._refusal(tenant, decoded, "journal", self.journal_full() or "The journal has no room for so many events.", least_s=5)
+            raise self._refusal(tenant, decoded, "journal", f"The journal has no room left: {self.journal.shortage(room)}.", least_s=5)
         return lane
 
     def _fits_counters(self, tenant: int, more: int) -> bool:
@@ -337,8 +340,13 @@ class Writer:
         self.unanswered[tenant] = self.unanswered.get(tenant, 0) + events
 
     def journal_full(self) -> str | None:
-        """The sentence for whoever is refused because of it; None: there is room."""
-        return None if self.journal.shortage is None else f"The journal has no room left: {self.journal.shortage}."
+        """Why a call of the usual most events would find no room; None: it does."""
+        shortage = self.journal.shortage(self._usual_room)
+        return None if shortage is None else f"The journal has no room left: {shortage}."
+
+    def look_for_room(self) -> None:
+        """Requests make it look for some; where nobody sends, somebody else must."""
+        self.journal.has_room(self._usual_room)
 
     def _tell_room(self) -> None:
         full = self.journal_full()
@@ -353,6 +361,9 @@ class Writer:
         while True:
             await asyncio.sleep(_SWEEP_S)
             now_s = self._now_s()
+            if now_s >= self._disk_due_s:
+                self._disk_due_s = now_s + _DISK_S
+                self.journal.look_at_disk()
             self._tell_room()
             self._call_when_idle(now_s)
             late = [request for request in self._open if request.deadline_s <= now_s]
@@ -475,4 +486,8 @@ class Writer:
 
 def _room_for(batch: Batch) -> int:
     """A generous guess of the journal bytes of a batch: digests, deltas, and the same again when they are flushed."""
-    return 1024 + 512 * batch.received + 2 * sum([len(rejection.raw) for rejection in batch.rejections])
+    return _room_of(batch.received) + 2 * sum([len(rejection.raw) for rejection in batch.rejections])
+
+
+def _room_of(events: int) -> int:
+    return 1024 + 512 * events

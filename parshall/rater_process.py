@@ -83,12 +83,13 @@ def run(order: RaterOrder, world: World = REAL) -> int:
 async def _run(order: RaterOrder, world: World) -> int:
     stop = _stop_signal(order)
     settings = _with_kept(order, world)
+    assert settings.postgres.dsn is not None
     rater, source, ledger = make_rater(settings, order.folder, world)
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(ledger.close)
         cleanup.push_async_callback(source.close)
         edge = ReadEdge(make_keys(settings), rater.configured.meters, world, rater)
-        reload = RaterReload(rater, edge)
+        reload = RaterReload(rater, edge, settings.postgres.dsn)
         live = LiveSettings(order.origin, settings, world.background("files"), check=reload.check, follow=reload.follow)
         if order.address is not None:
             alone = ReloadAlone(live)

@@ -18,7 +18,7 @@ from parshall.settings import Settings
 from parshall.wiring import make_configured, make_keys
 from rater.configured import ConfigurationRefused
 from rater.consume import Rater
-from rater.postgres import DatabaseFailed
+from rater.postgres import DatabaseFailed, Ledger
 
 _CHECK_S = 10.0  # how long a reload waits for what PostgreSQL knows of meters and price books
 
@@ -31,15 +31,17 @@ class Reading(Protocol):
 
 
 class RaterReload:
-    def __init__(self, rater: Rater, edge: Reading) -> None:
+    def __init__(self, rater: Rater, edge: Reading, dsn: str) -> None:
         self._rater = rater
         self._edge = edge
+        self._dsn = dsn
 
     async def check(self, settings: Settings) -> None:
         """Raises Refused or Unavailable. Meters and books that stay as they are need no answer of PostgreSQL."""
+        ledger = Ledger(self._dsn)
         try:
             async with asyncio.timeout(_CHECK_S):
-                await self._rater.check(make_configured(settings))
+                await self._rater.check(make_configured(settings), ledger)
         except TimeoutError:
             reason = "The rater is charging months again, for new prices: ask once more when its log says that it has."
             raise Unavailable(reason, 30) from None
@@ -47,6 +49,8 @@ class RaterReload:
             raise Refused(str(refused)) from None
         except DatabaseFailed as error:
             raise Unavailable(f"PostgreSQL cannot say what is counted and charged with what now: {error}", 5) from None
+        finally:
+            await ledger.close()
 
     async def follow(self, settings: Settings) -> None:
         configured = make_configured(settings)

@@ -270,8 +270,8 @@ def not_ready(writer: Writer, *, draining: bool) -> Sequence[str]:
     if draining:
         return ["This node is shutting down."]
     if writer.serves:
-        has_room = writer.journal.has_room(0)  # looks for some, also where nobody sends
-        return [full] if not has_room and (full := writer.journal_full()) else []
+        writer.look_for_room()
+        return [full] if (full := writer.journal_full()) else []
     lanes = writer.lanes
     if len(lanes) == 1:
         return [f"The claims are not ready ({lanes[0].reason})."]

@@ -22,7 +22,7 @@ def take_snapshot(worker: int, writer: Writer, edge: Edge) -> WriterSnapshot:
         worker=worker,
         version=version(),
         incarnation=writer.incarnation.hex(),
-        ready=writer.serves and writer.journal.shortage is None,
+        ready=writer.serves and writer.journal_full() is None,
         claims_states=[lane.claims.state.value for lane in writer.lanes],
         clocks_off_us=[lane.claims.clock_off_us for lane in writer.lanes],
         tenants=_ledgers(writer, writer.tenants),

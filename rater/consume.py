@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from buffer.counters import MeterDefinition
 from rater.configured import ConfigurationRefused, Configured
 from rater.postgres import DatabaseFailed, Ledger, Unstorable
 from rater.prices.book import PriceBook
@@ -80,6 +81,8 @@ class Rater:
         self._limits = limits
         self._opened = False
         self._started = False  # with this configuration
+        self._put: Sequence[PriceBook] | None = None  # these books are in force since the start
+        self._contradicting: dict[str, MeterDefinition] = {}  # meters that came, and were not stored because of the configuration
         self._must_rewind = False
         self._goal: tuple[int, Mapping[str, int]] | None = None  # a time, and the ends of all streams at that time
         self._told_deleted: dict[str, int] = {}
@@ -96,7 +99,7 @@ class Rater:
 
     async def _run(self) -> None:
         backoff_s = self._limits.first_backoff_s
-        self._started = False
+        self._started, self._put = False, None
         while True:
             _end_if_told()
             try:
@@ -112,6 +115,7 @@ class Rater:
                 if not self._opened:
                     raise
                 self.counts.database_fails = False
+                self._contradicting |= {meter.name: meter for meter in error.counted}
                 await self._back_off(f"{error}. Let the rater read its configuration again (`parshall reload`) once it is right", backoff_s)
                 backoff_s = min(2 * backoff_s, self._limits.last_backoff_s)
             except (DatabaseFailed, SourceUnavailable) as error:
@@ -132,12 +136,16 @@ class Rater:
         """In force, or about to be."""
         return self._configured
 
-    async def check(self, configured: Configured) -> None:
-        """Raises ConfigurationRefused for what cannot follow on what is in force, or DatabaseFailed."""
+    async def check(self, configured: Configured, ledger: Ledger) -> None:
+        """Raises ConfigurationRefused for what cannot follow on what is in force, or DatabaseFailed.
+
+        `ledger`: one of the caller's own. That of the rater would hide from it that its connection had ended.
+        """
+        configured.check(self._contradicting.values())
         if configured == self._configured:
             return
-        await self._ledger.check(configured)
-        await self._check_books(book for book in configured.books if book not in self._configured.books)
+        await ledger.check(configured)
+        await _check_books(ledger, (book for book in configured.books if book not in self._configured.books))
 
     def use(self, configured: Configured) -> None:
         """From the next step on, which charges again what its price books change. Check it before."""
@@ -145,17 +153,15 @@ class Rater:
             self._configured = configured
             self._started = False
 
-    async def _check_books(self, books: Iterable[PriceBook]) -> None:
-        for book in books:
-            await self._ledger.check_book(book)
-
     async def _start(self) -> None:
         configured = self._configured
         await self._ledger.expect(configured)
         if not self._opened:
-            await self._check_books(configured.books)  # all of them first: one that is refused leaves every tenant as it was
-        for book in configured.books:
-            await self._put_book(book)
+            await _check_books(self._ledger, configured.books)  # all of them first: one that is refused leaves every tenant as it was
+        if self._put != configured.books:
+            for book in configured.books:
+                await self._put_book(book)
+            self._put = configured.books
         self.counts.books_in_force = True
         if not self._opened:
             await self._source.open(self._positions)
@@ -260,6 +266,11 @@ class Rater:
                 log.error("%s: counters before %s were deleted unrated: send them again with `parshall resend`", stream, start)
         self._told_deleted |= gone
         return at_us, {stream: end for stream, end in ends.items() if stream not in gone}
+
+
+async def _check_books(ledger: Ledger, books: Iterable[PriceBook]) -> None:
+    for book in books:
+        await ledger.check_book(book)
 
 
 def _end_if_told() -> None:

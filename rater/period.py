@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -68,6 +69,7 @@ def is_closed(end_s: int, now_s: int, late_s: int) -> bool:
     return now_s >= end_s + late_s
 
 
+@lru_cache(4096)
 def misfit(zone: ZoneInfo, window_s: int, first_year: int, last_year: int) -> Period | None:
     """The first month in those years that begins inside a window, or None: the window serves the zone."""
     for year in range(first_year, last_year + 1):

@@ -132,13 +132,13 @@ class Ledger:
     async def check(self, configured: Configured) -> None:
         """Raises ConfigurationRefused when it contradicts the meters that are counted."""
         async with self._transaction() as connection:
-            configured.check([_definition(row) for row in await connection.fetch(USAGE["meters_known"])])
+            rows = await connection.fetch(USAGE["meters_known"])
+        configured.check([_definition(row) for row in rows])
 
     async def expect(self, configured: Configured) -> None:
         """From now on what is rated is held against it. Raises what `check` does."""
         await self.check(configured)
         self._configured = configured
-        self._known = Known()  # what was learned under another configuration
 
     async def recharge(self, tenant: str, period: str, *, apply: bool) -> Recharge:
         """Charge a month by the book in force, final or not; or say what that would change. Raises NotCharged."""

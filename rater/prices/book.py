@@ -210,7 +210,7 @@ def _misfits_of(
             BookProblem(
                 (*path, "meter"),
                 wrong,
-                "a time zone whose offset is a multiple of the window, or a meter of another name with a smaller window",
+                "a time zone whose offset is a multiple of the window, a meter of another name with a smaller window, or no price for this",
             )
         )
     return problems

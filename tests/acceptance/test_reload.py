@@ -197,7 +197,7 @@ async def test_a_customer_comes_while_others_send(service: Service, own_kafka: s
     assert [row["value"] for row in rows] == [str(CONNECTIONS * 6)]
 
     service.change(LOGINS, LOGINS + 'window = "15m"\n')  # by which its prices and their time zone would be judged
-    why = "the meter 'logins' has window_s 900 in the catalogue and 3600 in all that is counted under that name"
+    why = "the meter 'logins' has window_s 900 in the catalogue and 3600 in the counters of that name"
     code, said = await asyncio.to_thread(service.reload, service.rate)
     assert code == 1 and why in said, said
     refused = run("rate", "--config", str(service.file), "--listen", "127.0.0.1:0")

@@ -805,10 +805,13 @@ async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
 # What is configured, held against what is counted.
 
 OTHER = [
-    (EGRESS._replace(window_s=900), "has window_s 900 in the catalogue and 3600 in all that is counted"),
-    (EGRESS._replace(aggregation="max"), "has aggregation 'max' in the catalogue and 'sum' in all that is counted"),
-    (EGRESS._replace(scale=2), "has scale 2 in the catalogue and 0 in all that is counted"),
-    (EGRESS._replace(dimensions=("region", "zone")), r"has dimensions \('region', 'zone'\) in the catalogue and \('region',\) in all"),
+    (EGRESS._replace(window_s=900), "has window_s 900 in the catalogue and 3600 in the counters of that name"),
+    (EGRESS._replace(aggregation="max"), "has aggregation 'max' in the catalogue and 'sum' in the counters of that name"),
+    (EGRESS._replace(scale=2), "has scale 2 in the catalogue and 0 in the counters of that name"),
+    (
+        EGRESS._replace(dimensions=("region", "zone")),
+        r"has dimensions \('region', 'zone'\) in the catalogue and \('region',\) in the counters",
+    ),
 ]
 QUARTERS = EGRESS._replace(window_s=900)
 
@@ -823,14 +826,14 @@ def priced(meter: str, **more: object) -> PriceBook:
 async def test_a_catalogue_that_contradicts_what_is_counted_is_refused(ledger: Ledger, dsn: str, other: MeterDefinition, told: str) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     rater = rater_of(ListSource(), ledger, meters=METERS)
-    await rater.check(Configured(METERS))
-    await rater.check(Configured((EGRESS._replace(hash="f" * 16),)))  # another type of events, or another path to the value
-    await rater.check(Configured((other._replace(name="egress_2"),)))
+    await rater.check(Configured(METERS), ledger)
+    await rater.check(Configured((EGRESS._replace(hash="f" * 16),)), ledger)  # another type of events, or another path to the value
+    await rater.check(Configured((other._replace(name="egress_2"),)), ledger)
     with pytest.raises(ConfigurationRefused, match="meters: the meter 'egress_bytes' " + told):
-        await rater.check(Configured((other,)))
+        await rater.check(Configured((other,)), ledger)
     second = Ledger(dsn)
     with pytest.raises(ConfigurationRefused, match=told):
-        await rater_of(ListSource(), second, meters=[other]).run()
+        await asyncio.wait_for(rater_of(ListSource(), second, meters=[other]).run(), 30)
     await second.close()
 
 
@@ -842,7 +845,7 @@ async def test_a_book_is_held_against_the_meters_that_are_counted(ledger: Ledger
     }
     for told, misfit in misfits.items():
         with pytest.raises(ConfigurationRefused, match=r"price_books\[0\].versions\[0\]." + told):
-            await rater_of(ListSource(), ledger, books=[misfit]).run()  # without a catalogue
+            await asyncio.wait_for(rater_of(ListSource(), ledger, books=[misfit]).run(), 30)  # without a catalogue
     assert await pool.fetchval("SELECT count(*) FROM price_books") == 0
 
 
@@ -855,8 +858,11 @@ async def test_a_meter_that_comes_later_and_is_another_one_waits_for_the_right_c
     assert "the meter 'egress_bytes' has window_s 900 in the catalogue and 3600 in" in rater.counts.last_failure
     assert "Asia/Kolkata begin inside the 3600 s windows of meter 'egress_bytes'" in rater.counts.last_failure, "everything at once"
     assert await stored_usage(pool) == {}
+    for wrong in (rater.configured, Configured([EGRESS._replace(window_s=60)]), Configured([], [priced("egress_bytes")])):
+        with pytest.raises(ConfigurationRefused, match="egress_bytes"):  # nothing of the meter is stored, and yet it is known what came
+            await rater.check(wrong, ledger)
     right = Configured(METERS, [priced("calls")])
-    await rater.check(right)
+    await rater.check(right, ledger)
     rater.use(right)
     await run_until(rater, lambda: rater.counts.records == 1)
     assert await stored_usage(pool) == usage_by_hand(counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from parshall.wiring import REAL, World, clock_us, make_decoder, make_writer, me
 from parshall.worker import not_ready
 
 FLOOD, TRICKLE = 1, 2
+SMALL_JOURNAL = 8 << 20  # smaller than settings may make it
 EVENTS = 5_000  # two such requests do not fit in one call
 
 
@@ -32,15 +34,15 @@ class Running(NamedTuple):
     writer: Writer
     decoder: Decoder
 
-    def batch(self, tenant: int, name: str, events: int) -> Batch:
+    def batch(self, tenant: int, name: str, events: int, subjects: int = 1) -> Batch:
         time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        shared = {"specversion": "1.0", "type": "hit", "source": "s", "subject": "c", "time": time}
-        body = json.dumps([{**shared, "id": f"{name}-{n}"} for n in range(events)]).encode()
+        shared = {"specversion": "1.0", "type": "hit", "source": "s", "time": time}
+        body = json.dumps([{**shared, "id": f"{name}-{n}", "subject": f"customer {n % subjects}"} for n in range(events)]).encode()
         return self.decoder.decode_batch(tenant, body, clock_us())
 
 
 @asynccontextmanager
-async def running(folder: Path, world: World = REAL, **ingest: int) -> AsyncIterator[Running]:
+async def running(folder: Path, world: World = REAL, journal_bytes: int = 1 << 30, **ingest: int) -> AsyncIterator[Running]:
     settings = Settings.model_validate(
         {
             "ingest": ingest,
@@ -48,6 +50,7 @@ async def running(folder: Path, world: World = REAL, **ingest: int) -> AsyncIter
             "meters": [{"name": "hits", "event_type": "hit", "aggregation": "count"}],
         }
     )
+    settings = settings.model_copy(update={"journal": settings.journal.model_copy(update={"max_bytes": journal_bytes})})
     data = DataFolder(str(folder / "data"))
     writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000), world)
     await writer.open()
@@ -121,6 +124,25 @@ async def test_without_room_for_the_journal_it_says_so_everywhere_until_there_is
             await asyncio.sleep(0.3)
     told = [(line["log_level"], line["event"], line.get("reason")) for line in logs if line["event"] != "flushed"]
     assert told == [("error", "requests are refused", why), ("info", "the journal has room again", None)]
+
+
+async def test_a_journal_that_has_grown_to_its_bound_says_so_before_it_is_quite_there(tmp_path: Path) -> None:
+    """What refuses a batch is the room that it needs, which is more than what is left by then."""
+    with capture_logs() as logs:
+        async with running(tmp_path, journal_bytes=SMALL_JOURNAL) as it:
+            until = asyncio.get_running_loop().time() + 60
+            number = 0
+            with pytest.raises(Unavailable) as refused:
+                while True:
+                    number += 1
+                    await it.writer.submit(it.batch(FLOOD, str(number), EVENTS, subjects=EVENTS), until)
+            assert it.writer.journal.kept_bytes < SMALL_JOURNAL
+            why = rf"The journal has no room left: it holds \d+ of the {SMALL_JOURNAL} bytes that it may \(journal.max_bytes\)\."
+            assert re.fullmatch(why, str(refused.value))
+            (reason,) = not_ready(it.writer, draining=False)
+            assert re.fullmatch(why, reason)
+            await asyncio.sleep(0.3)
+    assert any(line["event"] == "requests are refused" and re.fullmatch(why, line["reason"]) for line in logs)
 
 
 async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:

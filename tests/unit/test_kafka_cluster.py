@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from buffer.kafka_cluster import KafkaCluster, Topic, objections_to, sort_topics, told_of
+from buffer.kafka_cluster import KafkaCluster, Topic, objections_to, sort_topics, told_of, why_unfit
 
 CLUSTER = KafkaCluster("broker:9092", prefix="p.")
 GOOD = {
@@ -36,6 +36,7 @@ def writers(**settings: str) -> Topic:
         writers(),
         writers(retention__ms="1", max__message__bytes="1000"),
         Topic("p.usage.rejected", 1, 3, GOOD | {"retention.ms": "1", "retention.bytes": "5"}),
+        Topic("p.usage.rejected", 1, 3, GOOD | {"cleanup.policy": "compact"}),
     ],
 )
 def test_a_fit_topic(topic: Topic) -> None:
@@ -54,7 +55,6 @@ def test_a_fit_topic(topic: Topic) -> None:
         (counters(retention__ms="0"), "retention.ms to at least 604800000"),
         (counters(retention__bytes="1000000000"), "retention.bytes to -1"),
         (counters(max__message__bytes="999999"), "max.message.bytes to at least"),
-        (Topic("p.usage.rejected", 1, 3, GOOD | {"cleanup.policy": "compact"}), "cleanup.policy to delete"),
         (writers(cleanup__policy="delete"), "cleanup.policy to compact"),
         (writers(cleanup__policy="compact,delete"), "cleanup.policy to compact"),
         (writers(min__insync__replicas="1"), "min.insync.replicas to 2"),
@@ -79,6 +79,15 @@ def test_topics_with_the_same_fault_are_told_of_together() -> None:
         "give it a replication factor of 3 (at least 2); "
         "topic p.usage.counters may delete counters before they are rated: set its retention.bytes to -1"
     )
+
+
+def test_what_can_be_accepted_is_not_told_again_where_it_is() -> None:
+    weak, unwritable = objections_to(CLUSTER, counters(1)), objections_to(CLUSTER, counters(cleanup__policy="compact"))
+    assert why_unfit([], accept_unsafe=False) is None
+    assert why_unfit(weak, accept_unsafe=False) == f"{told_of(weak)}; or accept that usage can get lost, with kafka.accept_weak = true"
+    assert why_unfit(weak, accept_unsafe=True) is None
+    assert why_unfit(weak + unwritable, accept_unsafe=False) == told_of(weak + unwritable)
+    assert why_unfit(weak + unwritable, accept_unsafe=True) == told_of(unwritable)
 
 
 def told(name: str, code: int, *leaders: int) -> dict[str, object]:
