@@ -32,8 +32,9 @@ class JournalHistory:
         *,
         shard: int = 0,
         shards: int = 1,
+        announcing: asyncio.Lock | None = None,
     ) -> None:
-        """`registry`: as it was read when this writer joined it."""
+        """`registry`: as it was read when this writer joined it. `announcing`: what the shards of a writer share."""
         self._journal = journal
         self._log = log
         self._incarnation = incarnation
@@ -41,6 +42,7 @@ class JournalHistory:
         self._shards = shards
         self._closed = journal.state.closed_in(shard, shards)
         self._registered: set[bytes] = {journal.writer}  # seen in the registry, which never forgets
+        self._announcing = announcing or asyncio.Lock()
         self._announced = b""  # the branch that this opening has told the registry
         self.mark = 0
         self.horizon_us = journal.state.horizon_in(shard, shards)
@@ -69,7 +71,8 @@ class JournalHistory:
             await self._journal.drain()
         while branch != self._announced:  # an opening before may have died between the journal and the registry
             try:
-                await self._log.announce(self.writer, [self._journal.branch(shard) for shard in range(self._shards)])
+                async with self._announcing:  # one entry tells of all shards: what one of them read before must not come last
+                    await self._log.announce(self.writer, [self._journal.branch(shard) for shard in range(self._shards)])
                 self._announced = branch
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))

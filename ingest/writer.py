@@ -178,8 +178,11 @@ class Writer:
         await self._connect_log()
         registry = await self._register()
         incarnation = self._entropy(16)
+        announcing, shards = asyncio.Lock(), len(self.lanes)
         for lane in self.lanes:
-            lane.begin(JournalHistory(self.journal, self._log, incarnation, registry, shard=lane.shard, shards=len(self.lanes)))
+            lane.begin(
+                JournalHistory(self.journal, self._log, incarnation, registry, shard=lane.shard, shards=shards, announcing=announcing)
+            )
         self.journal.append(Opened(incarnation, self._clock_us(), len(self.lanes)))
         await self.journal.drain()  # before its first claim: a reused incarnation would make old void claims look committed
         self.incarnation = incarnation

@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 import click
 
 from parshall.errors import FAILED, UNAVAILABLE, USAGE, Stop
+from parshall.streams import say
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEMO_KEY = "demo-key"  # `parshall up` without a configuration accepts it, on the loopback only
@@ -59,7 +60,7 @@ def ask_each(urls: Sequence[str], each_address: bool, ask_one: Callable[[str], s
             if len(nodes) == 1:
                 raise
             failed = stop
-            click.echo(stop.message, err=True)
+            say(stop.message)
         else:
             click.echo(said if len(nodes) == 1 else "\n".join(f"{node}: {line}" for line in said.splitlines()))
     if failed is not None:

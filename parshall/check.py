@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from parshall.errors import EXIT_CODES, FAILED, Stop
+from parshall.streams import say
 
 if TYPE_CHECKING:
     from parshall.settings import Settings
@@ -46,7 +47,7 @@ def read_settings(file: str | None, options: dict[str, object], *, defaults: dic
     from parshall.settings import BadSettings, load_settings, near_misses
 
     for name, meant in near_misses(os.environ):
-        click.echo(f"{name} is no setting and is ignored; did you mean {meant}?", err=True)
+        say(f"{name} is no setting and is ignored; did you mean {meant}?")
     try:
         return load_settings(file, environment=os.environ, options=options, defaults=defaults)
     except BadSettings as bad:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
+import signal
 import sys
 
 import click
 
 from parshall.errors import EXIT_CODES, INTERRUPTED, UNAVAILABLE, Stop
-from parshall.streams import give_up, say
+from parshall.streams import give_up, open_missing, say
 
 COMMANDS = {  # name -> (where it is, what it does)
     "up": ("parshall.up:up", "Run everything in one process tree, nothing else needed."),
@@ -87,19 +89,21 @@ def _version(context: click.Context, _option: click.Parameter, wanted: bool) -> 
 
 
 def main() -> None:
-    """The console script. Whatever happens, a person reads sentences and a script reads an exit code."""
+    """Whatever happens, a person reads sentences and a script reads an exit code."""
+    open_missing()
+    _heed_signals()
     try:
         sys.exit(parshall.main(prog_name="parshall", standalone_mode=False) or 0)
     except Stop as stop:
-        click.echo(stop.message, err=True)
+        say(stop.message)
         sys.exit(stop.code)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
-        error.show()
+        _show(error)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        say("Interrupted.")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has seen enough
@@ -108,6 +112,22 @@ def main() -> None:
         sys.exit(_cannot_write(error) if error.errno in NO_ROOM and error.filename is None else _report_bug(error))
     except Exception as error:
         sys.exit(_report_bug(error))
+
+
+def _heed_signals() -> None:
+    """Ctrl-C is heard from here on (`__main__.py`); and who is the first process of a container must ask to be ended by SIGTERM at all,
+    until a service heeds it in its own way."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+
+
+def _show(error: click.ClickException) -> None:
+    try:
+        error.show()
+    except OSError:
+        give_up(sys.stderr)
 
 
 def _cannot_write(error: OSError) -> int:
@@ -123,5 +143,5 @@ def _report_bug(error: Exception) -> int:
 
     with tempfile.NamedTemporaryFile("w", prefix="parshall-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    click.echo(f"Parshall has a defect: {type(error).__name__}: {error}. Please report it together with {file.name}.", err=True)
+    say(f"Parshall has a defect: {type(error).__name__}: {error}. Please report it together with {file.name}.")
     return 1

@@ -26,8 +26,15 @@ _ENDING_S = 45.0  # how long for the rest of one whose supervisor is gone
 
 
 class DataFolder:
+    """Made by whoever starts a service in it; a command that reads in it makes nothing."""
+
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
+        self.run = self._short_folder("run", "worker-00.sock")
+        self._sockets = self._short_folder("postgres/run", ".s.PGSQL.5432")
+
+    def make(self) -> DataFolder:
+        """What is not there yet. Raises Stop where this user cannot write."""
         try:
             # Where root must run PostgreSQL as somebody else, that one must get through; every folder below is closed.
             os.makedirs(self.path, mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
@@ -39,8 +46,7 @@ class DataFolder:
             ) from error
         if not os.access(f"{self.path}/run", os.W_OK | os.X_OK):
             raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
-        self.run = self._short_folder("run", "worker-00.sock")
-        self._sockets = self._short_folder("postgres/run", ".s.PGSQL.5432")
+        return self
 
     def journal(self, worker: int) -> str:
         return f"{self.path}/writers/{worker}"

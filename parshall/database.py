@@ -26,6 +26,9 @@ def dsn_given(command: str, config: str | None, given: Mapping[str, Any]) -> str
         return settings.postgres.dsn
     if not os.path.isdir(f"{settings.data}/postgres"):
         raise Stop(f"There is no PostgreSQL in {settings.data}: --postgres, --config or --data says where it is.", USAGE)
-    dsn = find_postgres(settings, DataFolder(settings.data))[1].postgres.dsn
+    folder = DataFolder(settings.data)
+    if not os.path.exists(f"{folder.postgres_sockets}/.s.PGSQL.5432"):
+        raise Stop(f"The PostgreSQL in {settings.data} does not run: start `parshall up` there, or say with --postgres which one.", USAGE)
+    dsn = find_postgres(settings, folder)[1].postgres.dsn
     assert dsn is not None
     return dsn

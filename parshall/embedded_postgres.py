@@ -22,9 +22,14 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote
+
+import structlog
+
+log = structlog.get_logger()
 
 MAJOR_VERSION = "18"
 USER = "parshall"
@@ -37,6 +42,13 @@ _POLL_S = 0.02
 _START_S = 60.0  # recovery after a crash can take a while
 _STOP_S = 30.0
 _LOG_BYTES = 4 << 20
+# Whoever starts a server here holds the data folder, so an earlier one has lost who started it, and was told to end by that. Where that
+# reached it while it began anew after a crash of one of its processes, it waits for ever (PostgreSQL 18.4).
+_TO_THE_LAST_ONE: Sequence[tuple[signal.Signals | None, float]] = (
+    (None, _STOP_S / 2),
+    (signal.SIGQUIT, _STOP_S / 3),
+    (signal.SIGKILL, _STOP_S / 6),
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: a child between fork and exec should not load anything
 
@@ -113,14 +125,26 @@ class EmbeddedPostgres:
             lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise EmbeddedPostgresError(f"Cannot open {self._directory}/lock: {error.strerror}. Who owns this folder?") from error
-        for _ in range(int(_STOP_S / _POLL_S)):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for number, patience_s in _TO_THE_LAST_ONE:
+            last = self._last_server()
+            if number is not None and last is not None:
+                log.warning("an earlier PostgreSQL does not end by itself", process=last, signal=number.name)
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(last, number)
+            if await _locked(lock, patience_s):
                 return lock
-            except BlockingIOError:
-                await asyncio.sleep(_POLL_S)
         os.close(lock)
-        raise EmbeddedPostgresError(f"Another PostgreSQL still runs on {self._data}; stop the service that started it.")
+        who = "A process of an earlier PostgreSQL" if last is None else f"An earlier PostgreSQL (process {last})"
+        raise EmbeddedPostgresError(f"{who} still runs on {self._data} and cannot be ended.")
+
+    def _last_server(self) -> int | None:
+        """The process that holds the folder, if it is a PostgreSQL on it and no other that was given its number since."""
+        pid = _pid_file(self._data)
+        try:
+            command = b"" if pid is None else Path(f"/proc/{pid.number}/cmdline").read_bytes()
+        except OSError:
+            return None
+        return pid.number if pid is not None and {b"-D", os.fsencode(self._data)} <= set(command.split(b"\0")) else None
 
     def _turn_log(self) -> None:
         if os.path.exists(self._log) and os.path.getsize(self._log) > _LOG_BYTES:
@@ -328,6 +352,16 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+async def _locked(lock: int, patience_s: float) -> bool:
+    for _ in range(int(patience_s / _POLL_S)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            await asyncio.sleep(_POLL_S)
+    return False
 
 
 async def _ended(process: subprocess.Popen[bytes], patience_s: float) -> None:

@@ -130,7 +130,7 @@ def _stop_signal(order: RaterOrder) -> asyncio.Event:
 
     def signalled() -> None:
         if stop.is_set():
-            os._exit(FAILED)
+            os._exit(OK)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -18,6 +18,7 @@ import click
 
 from parshall.errors import EXIT_CODES, FAILED, OK, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options, settings_given
+from parshall.streams import say
 
 if TYPE_CHECKING:
     from buffer.counter_log import CounterLog, Record
@@ -140,7 +141,7 @@ def _tell(sent: dict[Chain, list[int]], wanted: Wanted, *, dry_run: bool) -> int
         return OK
     click.echo(f"{total} records sent again." if total else "Nothing to send: the log has every record that the journals keep.")
     if not total and not wanted.anything:
-        click.echo("No journal here keeps a record that was named.", err=True)
+        say("No journal here keeps a record that was named.")
         return FAILED
     return OK
 

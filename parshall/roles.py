@@ -73,7 +73,7 @@ def take_data_folder(settings: Settings) -> tuple[DataFolder, int]:
     itself, so what an earlier run had read again is forgotten."""
     from parshall.data_folder import DataFolder
 
-    folder = DataFolder(settings.data)
+    folder = DataFolder(settings.data).make()
     lock = folder.lock(f"listening on {settings.listen}", say)
     refuse_fewer_workers(folder, settings.ingest.workers)
     refuse_other_tenants(folder, settings)

@@ -14,6 +14,7 @@ import click
 
 from parshall.admin_client import key_option, key_or_demo, url_option
 from parshall.errors import EXIT_CODES, FAILED, INTERRUPTED, OK, USAGE, Stop
+from parshall.streams import say
 
 if TYPE_CHECKING:
     from parshall.send_answers import Reject
@@ -87,7 +88,7 @@ def _report(sender: Sender, rejected: RejectFiles, as_json: bool, stop: Stop | N
     else:
         click.echo(sender.summary.as_table(rejected.paths))
     if stop is not None:
-        click.echo(stop.message, err=True)
+        say(stop.message)
 
 
 def _leave(code: int) -> None:
@@ -172,7 +173,7 @@ class Progress:
 
     def waiting(self, why: str) -> None:
         if why and not self._shown and why.partition(";")[0] != self._last_said:
-            click.echo(f"waiting: {why}", err=True)
+            say(f"waiting: {why}")
             self._last_said = why.partition(";")[0]
         if why and self._shown:
             self._bar.label = why[:60]

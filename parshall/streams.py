@@ -13,6 +13,17 @@ from typing import TextIO
 import click
 
 
+def open_missing() -> None:
+    """Standard streams that whoever started us has closed go nowhere. What is opened later would take their descriptors, and a child
+    would be given it as one of them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+
+
 def announce(text: str) -> None:
     """On standard output: what a service tells whoever started it. It runs on, whether or not that arrives."""
     try:

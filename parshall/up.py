@@ -5,9 +5,11 @@ Belongs here: the options, what is checked before anything starts, the demo tena
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 DEMO_TENANT = "demo"
 DEMO_KEY = "demo-key"
 INTERVAL_MS = 1000
+_RECOVERY_S = 60.0  # how long a PostgreSQL may need after a crash
 
 HELP = f"""Run all of Parshall in one process tree, with nothing else installed.
 
@@ -123,13 +126,19 @@ def find_postgres(settings: Settings, folder: DataFolder) -> tuple[EmbeddedPostg
 
 async def bring_schema_up(settings: Settings) -> None:
     from parshall.errors import REFUSED
-    from rater.migrate import SchemaTooNew, migrate
+    from rater.migrate import DatabaseStarts, SchemaTooNew, migrate
     from rater.postgres import DatabaseFailed
 
     assert settings.postgres.dsn is not None
-    try:
-        await migrate(settings.postgres.dsn)
-    except SchemaTooNew as error:
-        raise Stop(f"PostgreSQL: {error}.", REFUSED) from error
-    except DatabaseFailed as error:
-        raise Stop(f"PostgreSQL cannot be used: {error}. postgres.dsn (or --postgres) says which one it is.", UNAVAILABLE) from error
+    until_s = time.monotonic() + _RECOVERY_S
+    while True:
+        try:
+            return await migrate(settings.postgres.dsn)
+        except SchemaTooNew as error:
+            raise Stop(f"PostgreSQL: {error}.", REFUSED) from error
+        except DatabaseStarts as error:
+            if time.monotonic() > until_s:
+                raise Stop(f"PostgreSQL does not come up: {error}.", UNAVAILABLE) from error
+            await asyncio.sleep(0.2)
+        except DatabaseFailed as error:
+            raise Stop(f"PostgreSQL cannot be used: {error}. postgres.dsn (or --postgres) says which one it is.", UNAVAILABLE) from error

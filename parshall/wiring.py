@@ -125,7 +125,11 @@ async def make_writer(
     )
     check_meters(journal.state.meters, definitions)
     counter_log = make_counter_log(settings, folder, world)
-    await _connect(counter_log)
+    try:
+        await _connect(counter_log)
+    except BaseException:
+        await counter_log.close()
+        raise
     writer = Writer(
         journal,
         make_shards(settings, counter_log.identity, world),

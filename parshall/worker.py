@@ -185,7 +185,7 @@ class Worker:
 
     def _signalled(self) -> None:
         if self._stop.is_set():
-            os._exit(FAILED)  # somebody cannot wait; the journal has everything that was answered
+            os._exit(OK)  # somebody cannot wait; the journal has everything that was answered
         self._stop.set()
 
     # ---- serving

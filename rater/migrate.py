@@ -38,7 +38,9 @@ async def migrate(dsn: str) -> None:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             await connection.run_sync(_upgrade)
     except (SQLAlchemyError, *FAILURES) as error:
-        raise DatabaseFailed(told(_said_by_the_server(error))) from error
+        said = _said_by_the_server(error)
+        kind = DatabaseStarts if isinstance(said, asyncpg.CannotConnectNowError) else DatabaseFailed
+        raise kind(told(said)) from error
     finally:
         await engine.dispose()
 
@@ -48,6 +50,10 @@ def _said_by_the_server(error: BaseException) -> BaseException:
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig.__cause__ or error.orig
     return error
+
+
+class DatabaseStarts(DatabaseFailed):
+    """It is being started, recovers, or is being stopped: it may soon be there."""
 
 
 class SchemaTooNew(Exception):

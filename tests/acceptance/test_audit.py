@@ -123,7 +123,7 @@ async def start(folder: Path, options: Sequence[str] = (), dsn: str = "") -> Ser
     try:
         await role.wait_ready()
         if not dsn:
-            place = DataFolder(str(folder / "data"))
+            place = DataFolder(str(folder / "data")).make()
             dsn = EmbeddedPostgres(place.postgres, place.postgres_sockets).dsn
         told = [word for word in options if word not in ("--workers", "2")]
         redis = told.index("--redis") if "--redis" in told else len(told)

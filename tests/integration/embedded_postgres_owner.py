@@ -14,8 +14,13 @@ import concurrent.futures.thread  # noqa: F401 - now, while its file can be read
 import os
 import sys
 
+from parshall import embedded_postgres
 from parshall.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from parshall.logs import configure_logs
 from parshall.processes import ended
+
+# As in earnest, only sooner.
+embedded_postgres._TO_THE_LAST_ONE = [(number, patience_s / 5) for number, patience_s in embedded_postgres._TO_THE_LAST_ONE]
 
 
 async def main(folder: str) -> None:
@@ -38,6 +43,7 @@ async def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    configure_logs("owner")  # not where it answers
     if len(sys.argv) > 2:
         os.setgroups([])
         os.setgid(int(sys.argv[2]))

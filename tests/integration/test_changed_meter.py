@@ -71,7 +71,7 @@ async def end(folder: DataFolder) -> None:
 
 @asynccontextmanager
 async def started(tmp_path: Path, peak: str, folder: str = "data") -> AsyncIterator[WorkerParts]:
-    data = DataFolder(str(tmp_path / folder))
+    data = DataFolder(str(tmp_path / folder)).make()
     try:
         parts = await open_worker(settings_with(tmp_path, peak), data, 0, 1000)
         meter_numbers(parts.catalogue, parts.writer)
@@ -125,7 +125,7 @@ async def test_what_may_change_under_a_name(tmp_path: Path) -> None:
 @pytest.fixture(params=["local", "kafka"])
 def shared_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type]:
     """One log behind the data folders `data` and `beside`; which kind it is."""
-    DataFolder(str(tmp_path / "data"))
+    DataFolder(str(tmp_path / "data")).make()
     if request.param == "local":
         (tmp_path / "beside").mkdir()
         os.symlink(tmp_path / "data" / "log", tmp_path / "beside" / "log")

@@ -34,7 +34,7 @@ def bind(path: str) -> None:
 
 def test_sockets_have_room_for_their_address(tmp_path: Path, long_path: Path) -> None:
     for data in (tmp_path / "d", long_path):
-        folder = DataFolder(str(data))
+        folder = DataFolder(str(data)).make()
         assert len(folder.control_socket(63)) <= LONGEST_SOCKET_PATH
         bind(folder.control_socket(63))
         os.makedirs(folder.postgres_sockets, exist_ok=True)
@@ -61,14 +61,14 @@ def test_a_folder_for_sockets_that_others_can_enter_is_refused(long_path: Path) 
 
 
 def test_nobody_else_can_look_into_it(tmp_path: Path) -> None:
-    folder = DataFolder(str(tmp_path / "d"))
+    folder = DataFolder(str(tmp_path / "d")).make()
     for name in ("run", "writers", "log"):
         assert os.stat(f"{folder.path}/{name}").st_mode & 0o077 == 0
     assert os.stat(folder.path).st_mode & 0o066 == 0
 
 
 def test_the_lock_is_held_until_the_last_process_that_inherited_it_is_gone(tmp_path: Path) -> None:
-    folder = DataFolder(str(tmp_path / "d"))
+    folder = DataFolder(str(tmp_path / "d")).make()
     lock = folder.lock("listening on somewhere", print)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
     os.close(lock)
@@ -83,7 +83,7 @@ def test_the_lock_is_held_until_the_last_process_that_inherited_it_is_gone(tmp_p
 
 
 def test_a_lock_that_stays_held_is_told_with_its_holder(tmp_path: Path) -> None:
-    folder = DataFolder(str(tmp_path / "d"))
+    folder = DataFolder(str(tmp_path / "d")).make()
     lock = folder.lock("listening on 127.0.0.1:1", print)
     with pytest.raises(Stop, match=rf"in use by a running Parshall \(process {os.getpid()}, listening on 127.0.0.1:1\)"):
         folder.lock("again", lambda _text: None)
@@ -91,7 +91,7 @@ def test_a_lock_that_stays_held_is_told_with_its_holder(tmp_path: Path) -> None:
 
 
 def test_fewer_workers_than_journals_are_refused(tmp_path: Path) -> None:
-    folder = DataFolder(str(tmp_path / "d"))
+    folder = DataFolder(str(tmp_path / "d")).make()
     refuse_fewer_workers(folder, 1)
     for worker in range(3):
         os.makedirs(folder.journal(worker))

@@ -144,6 +144,21 @@ async def test_it_ends_with_its_owner_and_the_next_owner_goes_on_twice(owner: Ow
         assert await query(owner, "select count(*) from kept") == number + 1
 
 
+async def test_an_earlier_server_that_does_not_end_is_ended(owner: Owner) -> None:
+    """Stopped here; PostgreSQL itself may wait for ever where its owner ends while it begins anew after a crash."""
+    await remember(owner, Decimal(1))
+    before = owner.postgres_pid
+    os.kill(before, signal.SIGSTOP)
+    await owner.kill()
+    if owner.way == "as root without namespaces":  # of another namespace than that one, whose processes it may not end
+        told = f"refused An earlier PostgreSQL (process {before}) still runs on {owner.folder}/postgres/data and cannot be ended."
+        assert await owner.start() == told
+        os.kill(before, signal.SIGKILL)
+    assert await owner.start() == "started"
+    await gone(before)
+    assert await query(owner, "select count(*) from kept") == 1
+
+
 async def test_server_and_owner_killed_together_twice(owner: Owner) -> None:
     """The second time the number of the killed process belongs to another one, as soon happens in a container."""
     pid_file = owner.folder / "postgres/data/postmaster.pid"

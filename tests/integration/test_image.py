@@ -51,5 +51,5 @@ def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_wheel_brings_the_command(wheel: zipfile.ZipFile) -> None:
-    assert wheel.read("parshall-0.1.0.dist-info/entry_points.txt").decode().split("\n")[1] == "parshall = parshall.cli:main"
+    assert wheel.read("parshall-0.1.0.dist-info/entry_points.txt").decode().split("\n")[1] == "parshall = parshall.__main__:main"
     assert "parshall-0.1.0.dist-info/licenses/LICENSE" in wheel.namelist()

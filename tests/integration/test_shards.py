@@ -69,7 +69,7 @@ async def running(folder: Path, servers: Sequence[Redis]) -> AsyncIterator[Runni
             "meters": [{"name": "hits", "event_type": "hit", "aggregation": "count"}],
         }
     )
-    data = DataFolder(str(folder / "data"))
+    data = DataFolder(str(folder / "data")).make()
     writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
     await writer.open()
     catalogue = read_catalogue(settings.meters)

@@ -86,3 +86,68 @@ def until_all_answers(url: str, process: subprocess.Popen[bytes]) -> None:
             pass
         time.sleep(0.05)
     raise AssertionError(f"it ended with {process.returncode}")
+
+
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}
+
+
+@pytest.mark.parametrize("closed", CLOSED.values(), ids=CLOSED)
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["check", "--defaults"], 0),
+        (["audit", "--data", "/nowhere"], 2),
+        (["flush", "show", "--url", "http://127.0.0.1:1"], 3),
+        (["no"], 2),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else str(given),
+)
+def test_a_stream_that_is_closed_changes_no_exit_code(arguments: list[str], code: int, closed: str, tmp_path: Path) -> None:
+    command = f'exec "$@" {closed}'
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["bash", "-c", command, "-", *PARSHALL, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == code, done.stderr
+    assert not list(tmp_path.iterdir()), "no defect was reported"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["audit", "--data", "/nowhere"], 2), (["flush", "show", "--url", "http://127.0.0.1:1"], 3), (["no"], 2)]
+)
+def test_a_sentence_that_arrives_nowhere_changes_no_exit_code(arguments: list[str], code: int, full: int) -> None:
+    assert subprocess.run([*PARSHALL, *arguments], stdout=subprocess.DEVNULL, stderr=full).returncode == code
+
+
+@pytest.mark.parametrize("closed", CLOSED.values(), ids=CLOSED)
+def test_a_service_runs_without_a_stream_and_its_workers_hold_the_folder(closed: str, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [*PARSHALL, "up", "--data", str(tmp_path / "data"), "--listen", url.removeprefix("http://")]
+    process = subprocess.Popen(["bash", "-c", f'exec "$@" {closed}', "-", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until_all_answers(url, process)
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        ours = [pid for pid in children if b"parshall." in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(ours) == 2  # a worker and the rater
+        for pid in ours:
+            assert str(tmp_path / "data" / "lock") in [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
+def test_whoever_is_the_first_process_of_a_container_is_ended_while_it_starts() -> None:
+    """To such a process the kernel gives no signal that it has not asked for."""
+    script = "import os, signal; from parshall import cli; os.getpid = lambda: 1; cli._heed_signals(); signal.raise_signal(signal.SIGTERM)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 143
+
+
+def test_a_command_that_reads_makes_no_folder(tmp_path: Path) -> None:
+    for command in (["audit"], ["held", "list"], ["writer", "list", "--redis", "redis://127.0.0.1:1"]):
+        assert subprocess.run([*PARSHALL, *command, "--data", str(tmp_path)], capture_output=True).returncode == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "postgres").mkdir()
+    done = subprocess.run([*PARSHALL, "held", "list", "--data", str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"The PostgreSQL in {tmp_path} does not run: start `parshall up` there, or say with --postgres which one.\n",
+    )

@@ -51,7 +51,7 @@ async def running(folder: Path, world: World = REAL, journal_bytes: int = 1 << 3
         }
     )
     settings = settings.model_copy(update={"journal": settings.journal.model_copy(update={"max_bytes": journal_bytes})})
-    data = DataFolder(str(folder / "data"))
+    data = DataFolder(str(folder / "data")).make()
     writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000), world)
     await writer.open()
     catalogue = read_catalogue(settings.meters)
@@ -147,7 +147,7 @@ async def test_a_journal_that_has_grown_to_its_bound_says_so_before_it_is_quite_
 
 async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:
     settings = Settings.model_validate({"redis": {"url": "redis://127.0.0.1:1"}})
-    data = DataFolder(str(tmp_path / "data"))
+    data = DataFolder(str(tmp_path / "data")).make()
     writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
     await writer.open()
     serving = asyncio.create_task(writer.run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 from buffer.counter_log import Retired
 from buffer.journal import Journal
@@ -50,5 +51,31 @@ def test_the_horizon_of_a_writer_retired_meanwhile_is_published() -> None:
         shared.registry[b"l" * 16] = Retired(456, "its disk is gone")
         await history.members()
         assert (history.horizon_us, history.lost_horizon_us) == (123, 456)
+
+    _in_a_world(check)
+
+
+def test_what_a_shard_announces_does_not_undo_what_another_has_announced_meanwhile() -> None:
+    """One entry tells of all shards: the one that was begun first and takes longest must not be the last. Else a new writer that is led to
+    an old primary believes it (found by the simulation, seed 2888)."""
+
+    class SlowAtFirst(SimulatedLog):
+        takes_s = 1.0
+
+        async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+            takes_s, self.takes_s = self.takes_s, 0.0
+            await asyncio.sleep(takes_s)
+            await super().announce(writer, branches)
+
+    async def check(journal: Journal, shared: SharedLog, _: SimulatedLog) -> None:
+        log, announcing = SlowAtFirst(shared, journal.writer, Steps()), asyncio.Lock()
+        one, other = (
+            JournalHistory(journal, log, b"i" * 16, dict(shared.registry), shard=shard, shards=2, announcing=announcing)
+            for shard in range(2)
+        )
+        first = asyncio.create_task(one.enter(b"branch of shard 0"))
+        await asyncio.sleep(0.5)
+        await asyncio.gather(first, other.enter(b"branch of shard 1"))
+        assert shared.announced[journal.writer] == (b"branch of shard 0", b"branch of shard 1")
 
     _in_a_world(check)
