@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import redis as redis_py
@@ -40,6 +42,7 @@ from dedupe.redis_claims import RedisClaims
 from tests.services import Redis, redis_server, valkey_server
 
 HOUR_US = 3_600_000_000
+PROJECT = Path(__file__).parents[2]
 NOW_US = 1_700_000_000_000_000
 IDENTITY = Identity("log", HOUR_US, 3 * HOUR_US)
 ELSEWHERE = b"elsewhere".rjust(16)  # a branch of some other store
@@ -700,6 +703,35 @@ async def test_whoever_is_not_let_in_stops_and_is_told_by_which_setting(in_redis
     with pytest.raises(UnsuitableStore, match=why) as refused:
         await asyncio.wait_for(claims.run(Journal()), 10)
     assert "right" not in str(refused.value) and "wrong@" not in str(refused.value)
+
+
+def rights_in_the_docs() -> list[str]:
+    (command,) = re.findall(r"^redis-cli (ACL SETUSER parshall .*)$", (PROJECT / "docs" / "OPERATING.md").read_text(), re.MULTILINE)
+    return shlex.split(command.replace("$PASSWORD", "secret"))
+
+
+def claims_of_parshall(server: Redis) -> RedisClaims:
+    address = RedisAddress.from_url(f"redis://parshall:secret@127.0.0.1:{server.port}/0")
+    return RedisClaims(address, identity=IDENTITY, clock_us=lambda: NOW_US, entropy=os.urandom)
+
+
+async def test_the_rights_in_the_docs_suffice_also_to_claim_everything_again(in_redis: InRedis) -> None:
+    in_redis.server.ask(*rights_in_the_docs())
+    journal, claims = Journal(), claims_of_parshall(in_redis.server)
+    async with running(claims, journal):
+        assert await codes(claims, call(1, section("a"))) == b""
+        journal.kept.append(Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:]))
+        in_redis.server.ask("FLUSHALL")
+        assert await codes(claims, call(2, section("a", "b"))) == b"dg"
+        await claims.close(2)
+
+
+@pytest.mark.parametrize("lacking", ["~parshall:*", "+@read", "+@write", "+@scripting", "+info"])
+async def test_each_of_them_is_needed_and_its_lack_is_told(in_redis: InRedis, lacking: str) -> None:
+    """But for the clock, which is asked for first when something is claimed."""
+    in_redis.server.ask(*[right for right in rights_in_the_docs() if right != lacking])
+    with pytest.raises(UnsuitableStore, match=r"does not permit it .*: its ACL must give the user what docs/OPERATING.md lists"):
+        await asyncio.wait_for(claims_of_parshall(in_redis.server).run(Journal()), 10)
 
 
 class Load:
