@@ -169,8 +169,8 @@ def _why_no_postgres(error: Exception, folder: DataFolder, *, embedded: bool) ->
 
 def _journals(folder: DataFolder, more: Iterable[str]) -> list[str]:
     below = f"{folder.path}/writers"
-    mine = [f"{below}/{name}" for name in sorted(os.listdir(below)) if os.path.isdir(f"{below}/{name}")]
-    found = {os.path.realpath(directory): directory for directory in (*mine, *more)}
+    mine = [f"{below}/{name}" for name in sorted(os.listdir(below))] if os.path.isdir(below) else []
+    found = {os.path.realpath(directory): directory for directory in (*mine, *more) if os.path.isdir(directory)}
     return list(found.values())
 
 
