@@ -102,11 +102,12 @@ def _only_to_read(settings: Settings) -> Settings:
 async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str]) -> Verdict:
     from parshall.audit_records import Difference
     from parshall.audit_rules import LogSide, compare
+    from parshall.data_folder import journals_below
 
     rated, counted = await _read_rated(settings, folder)
     log = LogSide(wanted=rated.wanted)
     log.writers = await _read_registry(settings, folder)
-    directories = _journals(folder, more_journals)
+    directories = journals_below(folder.path, more_journals)
     journals = await asyncio.to_thread(lambda: [_read_journal(settings, directory, rated.wanted) for directory in directories])
     await _read_log(settings, folder, log)
     for key in rated.wanted:
@@ -165,13 +166,6 @@ def _why_no_postgres(error: Exception, folder: DataFolder, *, embedded: bool) ->
     if isinstance(error.__cause__, OSError):
         return f"PostgreSQL runs only while `parshall up` does: start that on {folder.path}, and audit again while it runs."
     return f"PostgreSQL cannot be read: {error}."
-
-
-def _journals(folder: DataFolder, more: Iterable[str]) -> list[str]:
-    below = f"{folder.path}/writers"
-    mine = [f"{below}/{name}" for name in sorted(os.listdir(below))] if os.path.isdir(below) else []
-    found = {os.path.realpath(directory): directory for directory in (*mine, *more) if os.path.isdir(directory)}
-    return list(found.values())
 
 
 def _read_journal(settings: Settings, directory: str, wanted: frozenset[RecordKey]) -> JournalSide:

@@ -15,7 +15,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from parshall.embedded_postgres import NOBODY
 from parshall.errors import UNAVAILABLE, USAGE, Stop
@@ -123,6 +123,13 @@ class DataFolder:
         pid, _, about = holder.partition(" ")
         who = f"a running Parshall (process {pid}, {about})" if running else "the rest of a Parshall that was killed"
         return f"The data folder {self.path} is in use by {who}. Stop that one, or choose another folder with --data."
+
+
+def journals_below(data: str, more: Iterable[str]) -> list[str]:
+    """The folders of all journals in a data folder, and of others that are named, each once."""
+    below = f"{data}/writers"
+    mine = [f"{below}/{name}" for name in sorted(os.listdir(below))] if os.path.isdir(below) else []
+    return list({os.path.realpath(directory): directory for directory in (*mine, *more) if os.path.isdir(directory)}.values())
 
 
 def _try_lock(descriptor: int) -> bool:

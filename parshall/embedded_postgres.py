@@ -135,7 +135,7 @@ class EmbeddedPostgres:
                 return lock
         os.close(lock)
         who = "A process of an earlier PostgreSQL" if last is None else f"An earlier PostgreSQL (process {last})"
-        raise EmbeddedPostgresError(f"{who} still runs on {self._data} and cannot be ended.")
+        raise EmbeddedPostgresError(f"{who} still runs on {self._data}, and this user cannot end it: end it, or choose another --data.")
 
     def _last_server(self) -> int | None:
         """The process that holds the folder, if it is a PostgreSQL on it and no other that was given its number since."""

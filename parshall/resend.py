@@ -124,9 +124,9 @@ def _journals(data: str, more: Sequence[str]) -> list[str]:
     for directory in more:
         if not os.path.isdir(directory):
             raise Stop(f"There is no journal in {directory}.", USAGE)
-    below = f"{data}/writers"
-    mine = [f"{below}/{name}" for name in sorted(os.listdir(below))] if os.path.isdir(below) else []
-    found = list({os.path.realpath(directory): directory for directory in (*mine, *more) if os.path.isdir(directory)}.values())
+    from parshall.data_folder import journals_below
+
+    found = journals_below(data, more)
     if not found:
         raise Stop(f"There is no journal below {data}: --data or --journal says where they are.", USAGE)
     return found

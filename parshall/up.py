@@ -138,7 +138,7 @@ async def bring_schema_up(settings: Settings) -> None:
             raise Stop(f"PostgreSQL: {error}.", REFUSED) from error
         except DatabaseStarts as error:
             if time.monotonic() > until_s:
-                raise Stop(f"PostgreSQL does not come up: {error}.", UNAVAILABLE) from error
+                raise Stop(f"PostgreSQL does not come up: {error}; its own log says why.", UNAVAILABLE) from error
             await asyncio.sleep(0.2)
         except DatabaseFailed as error:
             raise Stop(f"PostgreSQL cannot be used: {error}. postgres.dsn (or --postgres) says which one it is.", UNAVAILABLE) from error

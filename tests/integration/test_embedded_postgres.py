@@ -151,7 +151,8 @@ async def test_an_earlier_server_that_does_not_end_is_ended(owner: Owner) -> Non
     os.kill(before, signal.SIGSTOP)
     await owner.kill()
     if owner.way == "as root without namespaces":  # of another namespace than that one, whose processes it may not end
-        told = f"refused An earlier PostgreSQL (process {before}) still runs on {owner.folder}/postgres/data and cannot be ended."
+        told = f"refused An earlier PostgreSQL (process {before}) still runs on {owner.folder}/postgres/data, and this user "
+        told += "cannot end it: end it, or choose another --data."
         assert await owner.start() == told
         os.kill(before, signal.SIGKILL)
     assert await owner.start() == "started"
