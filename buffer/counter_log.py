@@ -34,11 +34,18 @@ class Retired(NamedTuple):
     lost: str | None = None  # the disk is gone: one sentence that says what was lost with it
 
 
+class Announced(NamedTuple):
+    """Which branch of each claim store a writer entered last, by shard; nothing for a store that it never entered."""
+
+    at: int  # of two announcements of a writer the one with the higher number counts, whichever arrived later
+    branches: tuple[bytes, ...]
+
+
 class Registry(NamedTuple):
     """The registry of writers (`usage.writers`) at one moment."""
 
     writers: dict[bytes, Retired | None]  # every one that was ever registered; None while it is a member
-    branches: dict[bytes, tuple[bytes, ...]]  # what each announced last; one that never did is absent
+    announced: dict[bytes, Announced]  # what each announced last; one that never did is absent
     meters: dict[str, MeterDefinition]  # by name, without their hashes: what may never change of each, whoever counts it
 
 
@@ -73,8 +80,8 @@ class CounterLog(Protocol):
     async def retire(self, writer: bytes, retired: Retired) -> None:
         """The writer is a member no more, durably; who was retired stays retired."""
 
-    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
-        """Tell everybody, durably, which branch of each claim store the writer entered last; nothing for a store it never entered."""
+    async def announce(self, writer: bytes, announced: Announced) -> None:
+        """Tell everybody, durably. Raises LogUnavailable: it may have been told, or be told later yet, which undoes nothing newer."""
 
     async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
         """Keep in the registry, durably, what may never change of each, unless its name is known: who came first stays.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
+from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
 from buffer.registration import add_entry, branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key
@@ -76,8 +76,8 @@ class KafkaLog:
         if (await self.registry()).writers.get(writer) is None:
             await self._write_entries({member_key(writer): encode_member(retired)})
 
-    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
-        await self._write_entries({branches_key(writer): encode_branches(branches)})
+    async def announce(self, writer: bytes, announced: Announced) -> None:
+        await self._write_entries({branches_key(writer): encode_branches(announced)})
 
     async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
         """Of those who write at once the first one counts: each reads after its own entry, so all see the same first one.

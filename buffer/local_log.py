@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
+from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.disk import AppendFile, Background, Disk, Lock
 from buffer.local_frames import COMMIT_BYTES, HEADER_BYTES, SEGMENT_HEADER, commit_frame, record_body, record_frame, scan
@@ -87,8 +87,8 @@ class LocalLog:
     async def retire(self, writer: bytes, retired: Retired) -> None:
         await self._durably(self._retire, writer, retired)
 
-    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
-        await self._durably(self._write_entry, branches_key(writer), encode_branches(branches))
+    async def announce(self, writer: bytes, announced: Announced) -> None:
+        await self._durably(self._announce, writer, announced)
 
     async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
         return await _in_turn(self._layout, self._background, self._define, meters)
@@ -146,6 +146,11 @@ class LocalLog:
     def _retire(self, writer: bytes, retired: Retired) -> None:
         if self._read_registry().writers.get(writer) is None:
             self._write_entry(member_key(writer), encode_member(retired))
+
+    def _announce(self, writer: bytes, announced: Announced) -> None:
+        known = self._read_registry().announced.get(writer)
+        if known is None or announced.at >= known.at:
+            self._write_entry(branches_key(writer), encode_branches(announced))
 
     def _define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
         """One process at a time, so the first one's entry is there for the next."""

@@ -2,18 +2,18 @@
 
 Pure. `WRITER` says whether it is a member, `WRITER.branches` which branch of each claim store it entered last. They are apart because
 somebody else may retire a writer, which its own announcement must not undo. `meter:NAME` says what may never change of a meter: how it
-merges, its scale, window and dimensions. Must not know: where the registry lies.
+merges, its scale, window and dimensions. An entry whose outcome was unknown may arrive at any later time, so the order of arrival decides
+nothing about a writer. Must not know: where the registry lies.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from buffer.counter_log import Registry, Retired
+from buffer.counter_log import Announced, Registry, Retired
 from buffer.counters import MeterDefinition
 
 _BRANCHES = ".branches"
@@ -30,6 +30,7 @@ class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
 class _Branches(msgspec.Struct, forbid_unknown_fields=True):
     v: int
     branches: list[str]  # hexadecimal, in the order of the shards
+    at: int = 0  # an announcement of a build that gave them no order comes before all others
 
 
 class _Meter(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,8 +57,8 @@ def encode_member(retired: Retired | None) -> bytes:
     return msgspec.json.encode(_Registration(1, None) if retired is None else _Registration(1, *retired))
 
 
-def encode_branches(branches: Sequence[bytes]) -> bytes:
-    return msgspec.json.encode(_Branches(1, [branch.hex() for branch in branches]))
+def encode_branches(announced: Announced) -> bytes:
+    return msgspec.json.encode(_Branches(1, [branch.hex() for branch in announced.branches], announced.at))
 
 
 def encode_meter(meter: MeterDefinition) -> bytes:
@@ -65,7 +66,8 @@ def encode_meter(meter: MeterDefinition) -> bytes:
 
 
 def add_entry(registry: Registry, key: str, value: bytes) -> None:
-    """Oldest first: of a writer the last entry of a key counts, of a meter the first. Raises ValueError: these bytes are none.
+    """Oldest first. Who was retired stays retired; of a writer's announcements the one with the highest number counts, of several with
+    one number the last; of a meter's entries the first. Raises ValueError: these bytes are none.
 
     A key of an unknown kind is refused as well. Whoever skipped the retirement of a writer, or its branches, would count events twice; a
     build cannot know that what a newer one wrote is harmless.
@@ -89,7 +91,17 @@ def _add_of_a_writer(registry: Registry, key: str, value: bytes) -> None:
         raise ValueError("a kind of entry that this build does not know; a newer one may have written it")
     writer = bytes.fromhex(named[1])
     if named[2]:
-        registry.branches[writer] = tuple(map(bytes.fromhex, msgspec.json.decode(value, type=_Branches).branches))
+        _add_branches(registry, writer, msgspec.json.decode(value, type=_Branches))
     else:
-        read = msgspec.json.decode(value, type=_Registration)
+        _add_member(registry, writer, msgspec.json.decode(value, type=_Registration))
+
+
+def _add_branches(registry: Registry, writer: bytes, read: _Branches) -> None:
+    known = registry.announced.get(writer)
+    if known is None or read.at >= known.at:
+        registry.announced[writer] = Announced(read.at, tuple(map(bytes.fromhex, read.branches)))
+
+
+def _add_member(registry: Registry, writer: bytes, read: _Registration) -> None:
+    if registry.writers.get(writer) is None:
         registry.writers[writer] = None if read.retired_us is None else Retired(read.retired_us, read.lost)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
-from buffer.counter_log import CounterLog, LogUnavailable, Retired
+from buffer.counter_log import Announced, CounterLog, LogUnavailable, Retired
 from buffer.journal import Journal
 from buffer.journal_records import Entering
 from dedupe.port import Claimed, shard_of
@@ -66,17 +66,23 @@ class JournalHistory:
         return self._journal.branch(self._shard)
 
     async def enter(self, branch: bytes) -> None:
-        if branch != self.branch:
-            self._journal.append(Entering(branch, self._shard))
-            await self._journal.drain()
         while branch != self._announced:  # an opening before may have died between the journal and the registry
+            self._announced = b""
             try:
-                async with self._announcing:  # one entry tells of all shards: what one of them read before must not come last
-                    await self._log.announce(self.writer, [self._journal.branch(shard) for shard in range(self._shards)])
+                async with self._announcing:
+                    await self._announce(branch)
                 self._announced = branch
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
                 await asyncio.sleep(_RETRY_S)
+
+    async def _announce(self, branch: bytes) -> None:
+        """One entry tells of all shards, so they come one by one: what is announced is on disk then, and has the journal's order."""
+        if branch != self.branch:
+            self._journal.append(Entering(branch, self._shard))
+        await self._journal.drain()
+        branches = tuple(self._journal.branch(shard) for shard in range(self._shards))
+        await self._log.announce(self.writer, Announced(self._journal.synced, branches))
 
     async def drain(self) -> None:
         await self._journal.drain()
@@ -94,22 +100,22 @@ class JournalHistory:
         """
         while True:
             try:
-                writers, announced, _ = await self._log.registry()
+                registry = await self._log.registry()
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
             else:
-                missing = self._registered - writers.keys()
+                missing = self._registered - registry.writers.keys()
                 if not missing:
-                    self._learn(writers)
-                    members = [writer for writer, retired in writers.items() if retired is None]
-                    return {writer: self._of_this_shard(announced.get(writer, ())) for writer in members}
+                    self._learn(registry.writers)
+                    members = [writer for writer, retired in registry.writers.items() if retired is None]
+                    return {writer: self._of_this_shard(registry.announced.get(writer)) for writer in members}
                 names = sorted(writer.hex() for writer in missing)
                 log.error("the registry of writers (usage.writers) has lost entries: restore the topic", missing=names)
             await asyncio.sleep(_RETRY_S)
 
-    def _of_this_shard(self, branches: Sequence[bytes]) -> bytes:
+    def _of_this_shard(self, announced: Announced | None) -> bytes:
         """In another set of shards everybody enters anew, and what was entered before says nothing of this one."""
-        return branches[self._shard] if len(branches) == self._shards else b""
+        return announced.branches[self._shard] if announced is not None and len(announced.branches) == self._shards else b""
 
     def _learn(self, registry: Mapping[bytes, Retired | None]) -> None:
         """A writer may have been retired since; what it counted up to its horizon is known to nobody else."""

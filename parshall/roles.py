@@ -6,12 +6,13 @@ Belongs here: from settings to a running tree, and its end. Must not know: which
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from parshall.errors import REFUSED, USAGE, Stop
+from parshall.errors import REFUSED, UNAVAILABLE, USAGE, Stop
 from parshall.streams import say
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {  # option -> (setting, how
     "--postgres": ("postgres.dsn", {"metavar": "DSN", "help": "Keep usage and charges there, as in postgresql://user@host/database."}),
 }
 
+_LEAST_OPEN_FILES = 256  # of a process, connections not counted; with fewer one part or another fails at some later moment
 WORKER_SLACK_S = 10  # beyond its own patience
 
 
@@ -55,6 +57,19 @@ def demand(settings: Settings, role: str, wanted: Mapping[str, tuple[object, str
     missing = [f"{what} ({how})" for what, (value, how) in wanted.items() if not value]
     if missing:
         raise Stop(f"`parshall {role}` needs {', '.join(missing)}.", USAGE)
+    _demand_open_files(role)
+
+
+def _demand_open_files(role: str) -> None:
+    """As many as no connection needs; ingest asks for those when it knows how many connections it may have (worker.py)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < _LEAST_OPEN_FILES:
+        raise Stop(
+            f"This process may have {hard} files open, and `parshall {role}` needs {_LEAST_OPEN_FILES}: raise the limit (`ulimit -n`).",
+            UNAVAILABLE,
+        )
+    if soft != resource.RLIM_INFINITY and soft < _LEAST_OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_LEAST_OPEN_FILES, hard))
 
 
 def refuse_fewer_workers(folder: DataFolder, workers: int) -> None:

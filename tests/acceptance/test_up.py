@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -251,6 +252,20 @@ def test_a_rater_without_its_postgresql_or_its_database(database: str) -> None:
         finished = run("rate", "--kafka", "127.0.0.1:1", "--postgres", dsn, "--listen", "127.0.0.1:0")
         assert finished.returncode == 3 and finished.stderr.startswith(f"PostgreSQL cannot be used: {why}"), finished.stderr
         assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_a_limit_of_open_files_that_is_too_low(data: Path) -> None:
+    command = f"ulimit -n 255; exec {shlex.join([*PARSHALL, 'up', '--data', str(data)])}"
+    ended = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    sentence = "This process may have 255 files open, and `parshall up` needs 256: raise the limit (`ulimit -n`)."
+    assert ended.stderr.splitlines() == [sentence]
+    assert not data.exists()
+
+
+def test_a_soft_limit_of_open_files_is_raised(starts: list[Up], data: Path, port: int) -> None:
+    starts.append(Up(data, port, below="ulimit -Sn 20"))
+    assert starts[-1].interrupt() == 0
 
 
 def test_a_second_one_on_the_same_data(starts: list[Up], data: Path, port: int) -> None:

@@ -26,9 +26,22 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE":
 class Up:
     """One start of `parshall up`."""
 
-    def __init__(self, data: Path, port: int, *options: str) -> None:
+    def __init__(self, data: Path, port: int, *options: str, below: str = "true") -> None:
+        """`below`: what a shell does before it becomes the command, such as setting limits."""
         self.url = f"http://127.0.0.1:{port}"
-        command = [*PARSHALL, "up", "--listen", f"127.0.0.1:{port}", "--data", str(data), *options]
+        command = [
+            "bash",
+            "-c",
+            f'{below}; exec "$@"',
+            "bash",
+            *PARSHALL,
+            "up",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--data",
+            str(data),
+            *options,
+        ]
         self.log = data.parent / "stderr"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=ENVIRONMENT, cwd="/", text=True, stdout=subprocess.PIPE, stderr=log)

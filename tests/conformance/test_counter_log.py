@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from buffer.counter_log import CounterLog, Rejected, Retired
+from buffer.counter_log import Announced, CounterLog, Rejected, Retired
 from buffer.counters import MeterDefinition
 from tests.conformance.counter_log_places import (
     ALICE,
@@ -205,21 +205,32 @@ async def test_the_registry_keeps_members_and_retired(place: Place) -> None:
         assert (await log.registry()).writers == {ALICE: Retired(1_700_000_000_000_000), BOB: Retired(7, "its disk is gone")}
 
 
+IN_A = Announced(5, (b"a" * 16,))
+
+
 async def test_the_registry_keeps_what_writers_announce(place: Place) -> None:
     """Apart from whether they are members: whoever announces does not undo that he was retired."""
     async with opened(place.log()) as log:
-        assert (await log.registry()).branches == {}
+        assert (await log.registry()).announced == {}
         await log.register(ALICE)
-        await log.announce(ALICE, [b"a" * 16])
+        await log.announce(ALICE, IN_A)
         async with opened(place.log()) as other:
             await other.register(BOB)
-            await other.announce(BOB, [b"", b"b" * 16])
-            assert (await other.registry()).branches == {ALICE: (b"a" * 16,), BOB: (b"", b"b" * 16)}
+            await other.announce(BOB, Announced(7, (b"", b"b" * 16)))
+            assert (await other.registry()).announced == {ALICE: IN_A, BOB: (7, (b"", b"b" * 16))}
             await other.retire(ALICE, Retired(9))
-        await log.announce(ALICE, [b"c" * 16])
+        await log.announce(ALICE, Announced(6, (b"c" * 16,)))
     async with opened(place.log()) as log:
-        assert (await log.registry()).branches == {ALICE: (b"c" * 16,), BOB: (b"", b"b" * 16)}
+        assert (await log.registry()).announced == {ALICE: (6, (b"c" * 16,)), BOB: (7, (b"", b"b" * 16))}
         assert (await log.registry()).writers == {ALICE: Retired(9), BOB: None}
+
+
+async def test_what_was_announced_before_and_arrives_later_undoes_nothing(place: Place) -> None:
+    """As does a copy of it that a broker kept while it stood still."""
+    async with opened(place.log()) as log:
+        for announced in (IN_A, IN_A._replace(at=12, branches=(b"b" * 16,)), IN_A):
+            await log.announce(ALICE, announced)
+        assert (await log.registry()).announced == {ALICE: (12, (b"b" * 16,))}
 
 
 EGRESS = MeterDefinition("egress_bytes", "0" * 16, "sum", 6, 3600, ("region", "zone"))
@@ -236,10 +247,10 @@ async def test_the_registry_keeps_what_may_never_change_of_meters(place: Place) 
             assert await other.define([EGRESS._replace(scale=0), PEAK]) == kept
         assert await log.define([PEAK._replace(hash="2" * 16)]) == kept
         await log.register(ALICE)
-        await log.announce(ALICE, [b"a" * 16])
+        await log.announce(ALICE, IN_A)
         assert not await log.has_data()
     async with opened(place.log()) as log:
-        assert await log.registry() == ({ALICE: None}, {ALICE: (b"a" * 16,)}, kept)
+        assert await log.registry() == ({ALICE: None}, {ALICE: IN_A}, kept)
 
 
 async def test_of_meters_that_are_defined_at_once_one_counts_and_all_are_told_which(place: Place) -> None:

@@ -12,8 +12,9 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from buffer.counter_log import LogUnavailable, Record, Registry, Rejected, Retired
+from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired
 from buffer.counters import MeterDefinition
+from buffer.registration import add_entry, branches_key, encode_branches
 from tests.simulation.steps import Steps
 from tests.simulation.topic import Topic
 
@@ -28,8 +29,8 @@ class SharedLog:
         self.rejected: list[Rejected] = []
         self.registry: dict[bytes, Retired | None] = {}
         self.registry_lost: dict[bytes, Retired | None] = {}  # what is in the backup while the registry is lost
-        self.announced: dict[bytes, tuple[bytes, ...]] = {}
-        self.announced_lost: dict[bytes, tuple[bytes, ...]] = {}
+        self.announced: dict[bytes, list[Announced]] = {}  # in order of arrival
+        self.announced_lost: dict[bytes, list[Announced]] = {}
         self.meters: dict[str, MeterDefinition] = {}
         self.meters_lost: dict[str, MeterDefinition] = {}
         self.unreachable_until_s = 0.0
@@ -40,8 +41,8 @@ class SharedLog:
     def lose_registry(self) -> None:
         self.registry_lost.update(self.registry)
         self.registry.clear()
-        self.announced_lost.update(self.announced)
-        self.announced.clear()
+        self.announced_lost = _one_after_the_other(self.announced_lost, self.announced)
+        self.announced = {}
         self.meters_lost = self.meters | self.meters_lost
         self.meters = {}
 
@@ -50,7 +51,7 @@ class SharedLog:
             if self.registry.get(writer) is None:  # who was retired meanwhile stays so
                 self.registry[writer] = retired
         self.registry_lost.clear()
-        self.announced = self.announced_lost | self.announced
+        self.announced = _one_after_the_other(self.announced_lost, self.announced)
         self.announced_lost = {}
         self.meters |= self.meters_lost
         self.meters_lost = {}
@@ -70,6 +71,12 @@ class SharedLog:
         self.ledger.apply(writer, record)
         if self.topic is not None:
             self.topic.append(writer, record)
+
+
+def _one_after_the_other(
+    first: Mapping[bytes, Sequence[Announced]], then: Mapping[bytes, Sequence[Announced]]
+) -> dict[bytes, list[Announced]]:
+    return {writer: [*first.get(writer, ()), *then.get(writer, ())] for writer in {**first, **then}}
 
 
 class SimulatedLog:
@@ -129,9 +136,19 @@ class SimulatedLog:
         if self._shared.registry.get(writer) is None:
             self._shared.registry[writer] = retired
 
-    async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+    async def announce(self, writer: bytes, announced: Announced) -> None:
         await self._reach()
-        self._shared.announced[writer] = tuple(branches)
+        shared = self._shared
+        tell = shared.announced.setdefault(writer, []).append
+        if shared.rng.random() >= shared.unknown_outcomes:
+            tell(announced)
+            return
+        fate = shared.rng.random()
+        if fate < 0.4:
+            tell(announced)
+        elif fate < 0.7:
+            asyncio.get_running_loop().call_later(shared.rng.uniform(0, 15), tell, announced)
+        raise LogUnavailable("the outcome is unknown")
 
     async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
         """In one step, without a draw: whoever asks has just read the registry."""
@@ -143,7 +160,11 @@ class SimulatedLog:
 
     async def registry(self) -> Registry:
         await self._reach()
-        return Registry(dict(self._shared.registry), dict(self._shared.announced), dict(self._shared.meters))
+        registry = Registry(dict(self._shared.registry), {}, dict(self._shared.meters))
+        for writer, arrived in self._shared.announced.items():
+            for announced in arrived:
+                add_entry(registry, branches_key(writer), encode_branches(announced))
+        return registry
 
     async def has_data(self) -> bool:
         await self._reach()

@@ -290,15 +290,30 @@ def older_redis_answers(world: World, _: Node) -> None:
 def newcomer_at_older_redis(world: World, _: Node) -> None:
     """Some time after a failover a new writer starts, and its connections alone end at the old primary, which was never told."""
 
-    def arrive(redis: SimulatedRedis) -> None:
-        if len(world.nodes) < _MOST_WRITERS:
-            node = world.new_writer()
-            if redis.lead_astray(node.steps):
-                world.struck("newcomer_at_older_redis")
-            node.start()
-            _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
+    _some_time_after_a_failover(world, lambda redis: _new_writer_at_older(world, redis, "newcomer_at_older_redis"))
 
+
+@waiting_fault
+def announcements_arrive_late(world: World, _: Node) -> None:
+    """Copies of what writers told the registry before a failover, sent once and again to a broker that stood still, arrive long after it.
+    Then a new writer is led to the old primary: it asks the registry where the others are."""
+
+    def arrive(redis: SimulatedRedis) -> None:
+        for writer, announced in told:
+            world.log.announced[writer].append(announced)
+        _new_writer_at_older(world, redis, "announcements_arrive_late")
+
+    told = [(writer, arrived[-1]) for writer, arrived in world.log.announced.items() if arrived]
     _some_time_after_a_failover(world, arrive)
+
+
+def _new_writer_at_older(world: World, redis: SimulatedRedis, fault: str) -> None:
+    if len(world.nodes) < _MOST_WRITERS:
+        node = world.new_writer()
+        if redis.lead_astray(node.steps):
+            world.struck(fault)
+        node.start()
+        _later(world, 0.1, world.rng.choice(world.habits.outage_s), redis.come_back)
 
 
 @fault

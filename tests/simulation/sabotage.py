@@ -14,9 +14,10 @@ from unittest.mock import patch
 
 import buffer.journal as journal
 import buffer.journal_segments as journal_segments
+import buffer.registration as registration
 import ingest.calls as calls
 import parshall.writer_loss as writer_loss
-from buffer.counter_log import Record, Retired
+from buffer.counter_log import Record, Registry, Retired
 from buffer.journal_records import CallRecord, Entering, FlushCommit, JournalRecord, Through
 from buffer.journal_segments import SegmentFacts, Tail
 from buffer.journal_state import Replayed, Standing
@@ -509,7 +510,7 @@ def _any_registry() -> Iterator[None]:
 
     async def broken_members(self: JournalHistory) -> dict[bytes, bytes]:
         registry = await self._log.registry()
-        return {writer: self._of_this_shard(registry.branches.get(writer, ())) for writer, gone in registry.writers.items() if gone is None}
+        return {writer: self._of_this_shard(registry.announced.get(writer)) for writer, gone in registry.writers.items() if gone is None}
 
     with patch.object(Writer, "_register", broken_register), patch.object(JournalHistory, "members", broken_members):
         yield
@@ -756,6 +757,17 @@ def _branch_forgotten() -> Iterator[None]:
         yield
 
 
+def _last_announcement_counts() -> AbstractContextManager[None]:
+    """Of what a writer told the registry, what arrived last, also when it was told long before."""
+    add = registration._add_branches
+
+    def broken(registry: Registry, writer: bytes, read: Any) -> None:
+        registry.announced.pop(writer, None)
+        add(registry, writer, read)
+
+    return patch.object(registration, "_add_branches", broken)
+
+
 _NO_CLOCK = _only(HOURS, "writer_clock_jumps")
 _REDIS_LOST = _only(CROWDED, "redis_restarts_empty", "redis_fails_over")
 _REDIS_FAILS_OVER = _only(CROWDED, "redis_fails_over")
@@ -803,6 +815,10 @@ SABOTAGES: dict[str, Sabotage] = {
     "an older store is entered": Sabotage(_only(CROWDED, "older_redis_answers"), _older_store_entered),
     "a new writer believes an older store": Sabotage(
         _only(OPERATED, "newcomer_at_older_redis", outage_s=(3, 5), between_s=(0.3, 1, 3)), _newcomers_believe
+    ),
+    "of two announcements the later arrival counts": Sabotage(
+        _only(OPERATED, "announcements_arrive_late", outage_s=(3, 5), between_s=(0.3, 1, 3)),
+        _last_announcement_counts,
     ),
     "who joined an older store and went on is taken for joined": Sabotage(
         _only(CROWDED, "older_redis_answers", outage_s=(1, 2, 3)), _joined_is_joined

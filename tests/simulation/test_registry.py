@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Sequence
 
-from buffer.counter_log import Retired
+from buffer.counter_log import Announced, Retired
 from buffer.journal import Journal
 from ingest.history import JournalHistory
 from tests.journal_driver import opened
@@ -62,10 +62,10 @@ def test_what_a_shard_announces_does_not_undo_what_another_has_announced_meanwhi
     class SlowAtFirst(SimulatedLog):
         takes_s = 1.0
 
-        async def announce(self, writer: bytes, branches: Sequence[bytes]) -> None:
+        async def announce(self, writer: bytes, announced: Announced) -> None:
             takes_s, self.takes_s = self.takes_s, 0.0
             await asyncio.sleep(takes_s)
-            await super().announce(writer, branches)
+            await super().announce(writer, announced)
 
     async def check(journal: Journal, shared: SharedLog, _: SimulatedLog) -> None:
         log, announcing = SlowAtFirst(shared, journal.writer, Steps()), asyncio.Lock()
@@ -76,6 +76,36 @@ def test_what_a_shard_announces_does_not_undo_what_another_has_announced_meanwhi
         first = asyncio.create_task(one.enter(b"branch of shard 0"))
         await asyncio.sleep(0.5)
         await asyncio.gather(first, other.enter(b"branch of shard 1"))
-        assert shared.announced[journal.writer] == (b"branch of shard 0", b"branch of shard 1")
+        assert [announced.branches for announced in shared.announced[journal.writer]] == [
+            (b"branch of shard 0", b""),
+            (b"branch of shard 0", b"branch of shard 1"),
+        ]
+        assert [announced.at for announced in shared.announced[journal.writer]] == [journal.synced - 1, journal.synced]
+
+    _in_a_world(check)
+
+
+def test_who_goes_back_to_a_branch_announces_it_again() -> None:
+    """What it told of the other one, and was interrupted in telling, may have arrived or arrive yet."""
+
+    class Interrupted(SimulatedLog):
+        interrupted = False
+
+        async def announce(self, writer: bytes, announced: Announced) -> None:
+            await super().announce(writer, announced)
+            if self.interrupted:
+                await asyncio.sleep(60)
+
+    async def check(journal: Journal, shared: SharedLog, _: SimulatedLog) -> None:
+        log = Interrupted(shared, journal.writer, Steps())
+        history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
+        await history.enter(b"a" * 16)
+        log.interrupted = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(history.enter(b"b" * 16), 1)
+        log.interrupted = False
+        await history.enter(b"a" * 16)
+        assert (await log.registry()).announced[journal.writer].branches == (b"a" * 16,)
+        assert [announced.branches for announced in shared.announced[journal.writer]] == [(b"a" * 16,), (b"b" * 16,), (b"a" * 16,)]
 
     _in_a_world(check)

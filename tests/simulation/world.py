@@ -191,6 +191,8 @@ class World:
                 assert not node.refused, f"{node.name} cannot be drained: {node.refused}"
                 await asyncio.sleep(0.1)
         await self.flush_all()
+        while not all(node.ready for node in self.staying):  # one that started meanwhile may have made all others join again
+            await asyncio.sleep(0.1)
 
     def _repair(self) -> None:
         for redis in self.shards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from buffer.counter_log import Registry, Retired
+from buffer.counter_log import Announced, Registry, Retired
 from buffer.counters import MeterDefinition
 from buffer.registration import (
     add_entry,
@@ -28,16 +28,28 @@ def read(*entries: tuple[str, bytes]) -> Registry:
     return registry
 
 
-def test_of_a_writer_the_last_entry_counts_and_of_a_meter_the_first() -> None:
+def test_who_was_retired_stays_retired_of_announcements_the_highest_counts_and_of_a_meter_the_first() -> None:
     registry = read(
         (member_key(ALICE), encode_member(None)),
         (meter_key("peak"), encode_meter(PEAK)),
-        (branches_key(ALICE), encode_branches([b"a" * 16])),
+        (branches_key(ALICE), encode_branches(Announced(3, (b"a" * 16,)))),
         (member_key(ALICE), encode_member(Retired(7))),
         (meter_key("peak"), encode_meter(OTHER)),
-        (branches_key(ALICE), encode_branches([b"b" * 16])),
+        (branches_key(ALICE), encode_branches(Announced(10, (b"b" * 16,)))),
+        (branches_key(ALICE), encode_branches(Announced(9, (b"a" * 16,)))),
+        (member_key(ALICE), encode_member(None)),
+        (member_key(ALICE), encode_member(Retired(8))),
     )
-    assert registry == ({ALICE: Retired(7)}, {ALICE: (b"b" * 16,)}, {"peak": PEAK._replace(hash="")})
+    assert registry == ({ALICE: Retired(7)}, {ALICE: Announced(10, (b"b" * 16,))}, {"peak": PEAK._replace(hash="")})
+
+
+def test_an_announcement_of_a_build_that_gave_them_no_order_comes_before_all_others() -> None:
+    """Of two such the last counts."""
+    older = [(branches_key(ALICE), b'{"v":1,"branches":["%s"]}' % (letter * 32)) for letter in (b"a", b"b")]
+    assert read(*older).announced == {ALICE: (0, (b"\xbb" * 16,))}
+    newer = branches_key(ALICE), encode_branches(Announced(1, (b"\xcc" * 16,)))
+    assert read(newer, *older).announced == {ALICE: (1, (b"\xcc" * 16,))}
+    assert newer[1] == b'{"v":1,"branches":["%s"],"at":1}' % (b"c" * 32)
 
 
 def test_a_meter_as_it_is_stored() -> None:
