@@ -3,8 +3,9 @@
 Belongs here: the constants, each with its command and its margin; docs/PERFORMANCE.md shows them all, "What capacity is reckoned with".
 Must not know: how capacity is computed (sizing.py).
 
-All were taken on two shared virtual cores (Intel Xeon, Python 3.11). Where the published report (bench/report/published) has a figure, it
-is that one. The margin is added on top, for what the measurement cannot know: your data, your machine, the next version.
+All were taken on two shared virtual cores (the report: AMD EPYC, Debian's Python 3.11; the others: Intel Xeon). Where the published report
+(bench/report/published) has a figure, it is that one. The margin is added on top, for what the measurement cannot know: your data, your
+machine, the next version.
 """
 
 from __future__ import annotations
@@ -57,30 +58,30 @@ CURL = "curl -w '%{size_request} %{size_header} %{size_download}'"
 
 class Constants(NamedTuple):
     # The writer: CPU of the whole process, HTTP, claims, journal and flush included, 300 live counters.
-    writer_1: Cost = Cost(77_500, "ns/event", 25, WHOLE, "writer, 1 event a request")
-    writer_10: Cost = Cost(15_500, "ns/event", 25, GROWTH, "writer, 10 events a request")
-    writer_100: Cost = Cost(4_100, "ns/event", 25, WHOLE, "writer, 100 events a request")
-    writer_1000: Cost = Cost(2_260, "ns/event", 25, WHOLE, "writer, 1000 events a request and more")
-    # 5.9 us where nearly every event is its own counter, 2.26 where 1000 events meet 300: 3.64 us for 1.3 more counters an event.
-    writer_delta: Cost = Cost(2_800, "ns/delta", 25, WHOLE, "writer, a counter of a request that no other event of it shares")
-    writer_flush: Cost = Cost(1_700, "ns/counter", 25, FLUSH, "writer, a counter merged, encoded and produced")
+    writer_1: Cost = Cost(47_000, "ns/event", 25, WHOLE, "writer, 1 event a request")
+    writer_10: Cost = Cost(9_500, "ns/event", 25, GROWTH, "writer, 10 events a request")
+    writer_100: Cost = Cost(3_200, "ns/event", 25, WHOLE, "writer, 100 events a request")
+    writer_1000: Cost = Cost(2_000, "ns/event", 25, WHOLE, "writer, 1000 events a request and more")
+    # 4.9 us where nearly every event is its own counter, 2.0 where 1000 events meet 300: 2.9 us for 1.3 more counters an event.
+    writer_delta: Cost = Cost(2_300, "ns/delta", 25, WHOLE, "writer, a counter of a request that no other event of it shares")
+    writer_flush: Cost = Cost(1_400, "ns/counter", 25, FLUSH, "writer, a counter merged, encoded and produced")
     counter_memory: Cost = Cost(313, "B/counter", 25, MEMORY, "writer, memory of a live counter")
     counter_json: Cost = Cost(85, "B/counter", 25, SIZES, "a counter in a record, before compression")
     writer_memory: Cost = Cost(68_100_000, "B", 50, PS, "writer, memory without counters and requests: an idle worker of `parshall up`")
     # The least of the rounds.
-    replay: Speed = Speed(2_620_000, "events/s", 25, RESTART, "writer, opening its journal")
+    replay: Speed = Speed(3_050_000, "events/s", 25, RESTART, "writer, opening its journal")
     # Claims. A primary runs scripts on one core.
-    redis_cpu: Cost = Cost(3_250, "ns/claim", 25, CLAIMS, "Redis 7, CPU a claim, 10 million there, two generations")
-    # 7.0 us where an event is a request, 2.1 where 1000 share one.
-    redis_request: Cost = Cost(4_900, "ns/request", 25, WHOLE, "Redis 7, CPU a request without its claims")
+    redis_cpu: Cost = Cost(3_300, "ns/claim", 25, CLAIMS, "Redis 7, CPU a claim, 10 million there, two generations")
+    # 7.0 us where an event is a request, 1.7 where 1000 share one.
+    redis_request: Cost = Cost(5_300, "ns/request", 25, WHOLE, "Redis 7, CPU a request without its claims")
     redis_look: Cost = Cost(490, "ns/claim", 50, LOOKS, "Redis 7, CPU a claim, each generation beyond two")
     # A Valkey with jemalloc, as its own image and Debian have it: 50 to 90 %, by how many claims and in which layout; the dearest is taken.
     valkey_percent: Cost = Cost(90, "% of Redis 7", 0, SERVERS, "Valkey 9, CPU")
     redis_claim: Cost = Cost(85, "B/claim", 15, REBUILD, "Redis 7, memory")
     valkey_claim: Cost = Cost(56, "B/claim", 15, SERVERS, "Valkey 9, memory")
     packed_claim: Cost = Cost(31, "B/claim", 15, REBUILD, "Redis 7 or Valkey 9, memory, packed")
-    # 10.1 and 3.25 us, 10 million there.
-    packed_percent: Cost = Cost(311, "% of hashed", 0, CLAIMS, "Redis 7, CPU a claim, packed")
+    # 9.55 and 3.3 us, 10 million there.
+    packed_percent: Cost = Cost(290, "% of hashed", 0, CLAIMS, "Redis 7, CPU a claim, packed")
     redis_rebuild: Speed = Speed(280_000, "claims/s", 25, REBUILD, "Redis 7, claiming everything again")
     # REDIS_SERVER=/path/to/valkey-server; as fast as Redis where both were measured in turn, so its figure.
     valkey_rebuild: Speed = Speed(280_000, "claims/s", 25, REBUILD, "Valkey 9, claiming everything again")
@@ -93,7 +94,7 @@ class Constants(NamedTuple):
     kafka_counter: Cost = Cost(16, "B/counter", 50, SIZES, "Kafka, a counter, compressed by zstd")
     record: Cost = Cost(450, "B/record", 15, SIZES, "Kafka, journal and PostgreSQL, a record without its counters")
     # The rater and PostgreSQL.
-    rater: Speed = Speed(20_100, "counters/s", 25, RATING, "a rater process, waiting for PostgreSQL included")
+    rater: Speed = Speed(21_200, "counters/s", 25, RATING, "a rater process, waiting for PostgreSQL included")
     postgres_counter: Cost = Cost(18_300, "ns/counter", 25, SIZES, "PostgreSQL, CPU")
     postgres_wal: Cost = Cost(940, "B/counter", 25, SIZES, "PostgreSQL, write-ahead log")
     postgres_record: Cost = Cost(40, "B/counter", 50, SIZES, "PostgreSQL, a counter in the table of records")
