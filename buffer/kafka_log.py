@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
-from buffer.registration import add_entry, branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key
+from buffer.registration import branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key, overtaken, registry_of
 
 # A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
 _BATCH_BYTES = 300_000
@@ -78,23 +78,28 @@ class KafkaLog:
 
     async def announce(self, writer: bytes, announced: Announced) -> None:
         await self._write_entries({branches_key(writer): encode_branches(announced)})
+        await self._put_right()
 
     async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
         """Of those who write at once the first one counts: each reads after its own entry, so all see the same first one.
 
-        Compaction keeps the last entry of a key, so whoever came later writes the first one's entry behind its own. Who dies between the
-        two, or whose entry arrives after it has given up, leaves its own as the last one; so does a segment of the topic that ends between
-        them. Once that is compacted away, the later one counts: writers that count as the first one said do not start again, and before
-        they do, the rater still holds records that contradict those before them.
+        Should it be compacted away before it is put right, the later one counts: writers that count as the first one said do not start
+        again, and before they do, the rater still holds records that contradict those before them.
         """
         await self._write_entries({meter_key(meter.name): encode_meter(meter) for meter in meters})
+        return (await self._put_right()).meters
+
+    async def _put_right(self) -> Registry:
+        """Compaction keeps the last entry of a key, and that is not always the one that counts: one that arrived late, a meter's second.
+
+        So whoever writes to the registry writes what counts once more behind such a one, whosever it is. What arrives after that waits for
+        the next who writes; a segment of the topic that ends in between is compacted meanwhile.
+        """
         entries = await self._entries()
-        known = self._registry_of(entries).meters
-        first, last = dict(reversed(entries)), dict(entries)
-        keys = [meter_key(meter.name) for meter in meters]
-        if overtaken := {key: first[key] for key in keys if first.get(key) != last.get(key)}:
-            await self._write_entries(overtaken)
-        return known
+        registry = self._registry_of(entries)
+        if again := overtaken(entries):
+            await self._write_entries(again)
+        return registry
 
     async def _write_entries(self, entries: Mapping[str, bytes]) -> None:
         messages = [_Message(key.encode(), value, []) for key, value in entries.items()]
@@ -109,13 +114,10 @@ class KafkaLog:
         return [(key.decode(errors="backslashreplace"), value) for key, value in found]
 
     def _registry_of(self, entries: Iterable[tuple[str, bytes]]) -> Registry:
-        registry = Registry({}, {}, {})
-        for key, value in entries:
-            try:
-                add_entry(registry, key, value)
-            except ValueError as error:
-                raise UnfitLog(f"topic {self._cluster.writers} has a record that registers nothing ({key!r}, {error})") from error
-        return registry
+        try:
+            return registry_of(entries)
+        except ValueError as error:
+            raise UnfitLog(f"topic {self._cluster.writers} has a record that registers nothing ({error})") from error
 
     async def has_data(self) -> bool:
         return await self._cluster.within_deadline("looking for counters", self._any_counter())

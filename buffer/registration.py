@@ -9,6 +9,7 @@ nothing about a writer. Must not know: where the registry lies.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -79,6 +80,27 @@ def add_entry(registry: Registry, key: str, value: bytes) -> None:
             _add_of_a_writer(registry, key, value)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from error
+
+
+def registry_of(entries: Iterable[tuple[str, bytes]]) -> Registry:
+    """Oldest first. Raises ValueError, naming the key, where one is none."""
+    registry = Registry({}, {}, {})
+    for key, value in entries:
+        try:
+            add_entry(registry, key, value)
+        except ValueError as error:
+            raise ValueError(f"{key!r}, {error}") from error
+    return registry
+
+
+def overtaken(entries: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
+    """What is forgotten if each key keeps its last entry alone, as in a compacted topic: to be written once more, behind the others."""
+    counts, kept = registry_of(entries), registry_of(dict(entries).items())
+    return {
+        **{member_key(writer): encode_member(one) for writer, one in counts.writers.items() if one != kept.writers[writer]},
+        **{branches_key(writer): encode_branches(one) for writer, one in counts.announced.items() if one != kept.announced[writer]},
+        **{meter_key(name): encode_meter(one) for name, one in counts.meters.items() if one != kept.meters[name]},
+    }
 
 
 def _add_meter(registry: Registry, name: str, read: _Meter) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from buffer.counter_log import CounterLog, LogUnavailable, Rejected, Retired
+from buffer.counter_log import CounterLog, LogUnavailable, Registry, Rejected, Retired
 from buffer.counters import MeterDefinition, count
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
@@ -209,32 +209,41 @@ class Writer:
         """Returns the registry."""
         while True:
             try:
-                writers, _, meters = await self._log.registry()
-                if not writers and await self._log.has_data():
+                registry = await self._log.registry()
+                if not registry.writers and await self._log.has_data():
                     raise CannotStart(
                         "The registry of writers (usage.writers) is empty although counter records exist: events could be counted twice. "
                         "Restore the topic before you start."
                     )
-                mine = writers.get(self.journal.writer)
-                if mine is not None:
-                    raise CannotStart(
-                        f"The writer {self.journal.writer.hex()} of this journal was retired: start with an empty data directory."
-                    )
-                if self.journal.writer not in writers and not self.journal.state.fresh:
-                    raise CannotStart(
-                        "The registry of writers (usage.writers) has lost entries, that of this journal among them: events could be "
-                        "counted twice. Restore the topic before you start; or, where this journal counts into another log, name that one "
-                        "(kafka.bootstrap, kafka.topic_prefix)."
-                    )
+                self._check_registered(registry)
                 # Before it registers: everybody would wait for the claims of a writer that is refused here.
-                self.agreed.learn(meters)
+                self.agreed.learn(registry.meters)
                 await self.agreed.settle(self._definitions)
-                if self.journal.writer not in writers:
+                if self.journal.writer not in registry.writers:
                     await self._log.register(self.journal.writer)
-                return writers
+                return registry.writers
             except LogUnavailable as error:
                 log.warning("waiting for the registry of writers", error=str(error))
                 await asyncio.sleep(_LOG_RETRY_S)
+
+    def _check_registered(self, registry: Registry) -> None:
+        """Raises CannotStart where the registry contradicts the journal."""
+        writer, synced = self.journal.writer, self.journal.synced
+        if registry.writers.get(writer) is not None:
+            raise CannotStart(f"The writer {writer.hex()} of this journal was retired: start with an empty data directory.")
+        if writer not in registry.writers and not self.journal.state.fresh:
+            raise CannotStart(
+                "The registry of writers (usage.writers) has lost entries, that of this journal among them: events could be "
+                "counted twice. Restore the topic before you start; or, where this journal counts into another log, name that one "
+                "(kafka.bootstrap, kafka.topic_prefix)."
+            )
+        announced = registry.announced.get(writer)
+        if announced is not None and announced.at > synced:
+            raise CannotStart(
+                f"This journal is an old copy: it ends with record {synced}, and the registry of writers (usage.writers) knows that record "
+                f"{announced.at} was on the disk; put the newest copy back. Where there is none, start with an empty data folder, and end "
+                "this one's writer with `parshall writer lost`."
+            )
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what must stop the process: a failed journal, a claim store that forbids going on."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from parshall.errors import REFUSED, UNAVAILABLE, USAGE, Stop
+from parshall.errors import REFUSED, USAGE, Stop
 from parshall.streams import say
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _demand_open_files(role: str) -> None:
     if hard != resource.RLIM_INFINITY and hard < _LEAST_OPEN_FILES:
         raise Stop(
             f"This process may have {hard} files open, and `parshall {role}` needs {_LEAST_OPEN_FILES}: raise the limit (`ulimit -n`).",
-            UNAVAILABLE,
+            USAGE,
         )
     if soft != resource.RLIM_INFINITY and soft < _LEAST_OPEN_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_LEAST_OPEN_FILES, hard))

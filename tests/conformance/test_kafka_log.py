@@ -14,17 +14,18 @@ from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
 
 from buffer import kafka_source
-from buffer.counter_log import CounterLog, LogUnavailable, Record, UnfitLog
+from buffer.counter_log import Announced, CounterLog, LogUnavailable, Record, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
+from buffer.registration import branches_key, encode_branches, encode_member, member_key, registry_of
 from parshall.log_source import LogSource
 from rater.consume import Rater
 from rater.migrate import migrate
 from rater.postgres import Ledger
 from rater.source import Received, SourceUnavailable
 from tests import services
-from tests.conformance.counter_log_places import PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
+from tests.conformance.counter_log_places import ALICE, BOB, PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
 from tests.integration.rating import REQUESTS, Writer
 
 DEADLINE_MS = 1500
@@ -449,3 +450,20 @@ async def test_whoever_defines_a_meter_second_leaves_the_first_entry_as_the_last
         }
         values = [value for key, value in await log._read_registry() if key == b"meter:peak"]
         assert [b'"max"' in value for value in values] == [True, False, True]
+
+
+async def test_what_arrived_late_is_not_what_compaction_keeps_once_somebody_announces(place: KafkaPlace) -> None:
+    """Copies that a broker kept while it stood still: of an announcement, and of a registration after the writer was retired."""
+    old, new, others = (Announced(at, (bytes([at]) * 16,)) for at in (5, 9, 7))
+    async with opened(place.log()) as log, opened(place.log()) as other:
+        assert isinstance(log, KafkaLog)
+        await log.register(ALICE)
+        await log.announce(ALICE, new)
+        await log.retire(ALICE, Retired(3))
+        await log._write_entries({member_key(ALICE): encode_member(None), branches_key(ALICE): encode_branches(old)})
+        await other.announce(BOB, others)
+        kept = registry_of(dict(await log._entries()).items())
+        assert kept == await log.registry() == ({ALICE: Retired(3)}, {ALICE: new, BOB: others}, {})
+        entries = await log._entries()
+        await other.announce(BOB, others)
+        assert len(await log._entries()) == len(entries) + 1  # nothing else was to be put right

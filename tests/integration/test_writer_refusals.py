@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from buffer.disk import RealDisk
 from buffer.flush_tuner import FlushTuner
+from ingest.agreed_meters import CannotStart
 from ingest.batch import Batch
 from ingest.decode import Decoder
 from ingest.sink import Unavailable
@@ -158,3 +160,24 @@ async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:
     await asyncio.gather(serving, return_exceptions=True)
     await counter_log.close()
     await writer.journal.close()
+
+
+async def test_an_old_copy_of_the_journal_is_not_opened(tmp_path: Path) -> None:
+    """Also where no Redis remembers: its claims would be those of that day. What it told the registry since gives it away."""
+    journal, copy, newest = tmp_path / "data" / "writers" / "0", tmp_path / "copy", tmp_path / "newest"
+    for _ in range(2):
+        shutil.copytree(journal, copy, dirs_exist_ok=True) if journal.exists() else None
+        async with running(tmp_path) as service:
+            await service.writer.submit(service.batch(TRICKLE, "e", 1), asyncio.get_running_loop().time() + 10)
+    journal.rename(newest)
+    shutil.copytree(copy, journal)
+    with pytest.raises(
+        CannotStart, match=r"This journal is an old copy: it ends with record \d+, and the registry of writers \(usage.writers\) knows"
+    ):
+        async with running(tmp_path):
+            pass
+    shutil.rmtree(journal)
+    newest.rename(journal)
+    async with running(tmp_path) as service:
+        outcome = await service.writer.submit(service.batch(TRICKLE, "e", 1), asyncio.get_running_loop().time() + 10)
+        assert (outcome.accepted, outcome.duplicate) == (0, 1)

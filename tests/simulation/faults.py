@@ -300,7 +300,7 @@ def announcements_arrive_late(world: World, _: Node) -> None:
 
     def arrive(redis: SimulatedRedis) -> None:
         for writer, announced in told:
-            world.log.announced[writer].append(announced)
+            world.log.announced.setdefault(writer, []).append(announced)
         _new_writer_at_older(world, redis, "announcements_arrive_late")
 
     told = [(writer, arrived[-1]) for writer, arrived in world.log.announced.items() if arrived]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 
 from buffer.counter_log import Announced, Retired
 from buffer.journal import Journal
+from buffer.journal_records import Entering, Opened
 from ingest.history import JournalHistory
 from tests.journal_driver import opened
 from tests.lossy_disk import LossyDisk
@@ -107,5 +109,30 @@ def test_who_goes_back_to_a_branch_announces_it_again() -> None:
         await history.enter(b"a" * 16)
         assert (await log.registry()).announced[journal.writer].branches == (b"a" * 16,)
         assert [announced.branches for announced in shared.announced[journal.writer]] == [(b"a" * 16,), (b"b" * 16,), (b"a" * 16,)]
+
+    _in_a_world(check)
+
+
+def test_announcements_are_in_order_across_a_loss_of_power() -> None:
+    """What was not synced yet is gone then, and its sequence numbers come again: so they are in no announcement."""
+
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        rng, disk = random.Random(2), LossyDisk()
+        for number in range(30):
+            journal = await opened(disk, rng)  # of segments of a few records each
+            journal.append(Opened(rng.randbytes(16), 0, 2))
+            announcing = asyncio.Lock()
+            for shard in range(2):
+                history = JournalHistory(journal, log, b"i" * 16, {}, shard=shard, shards=2, announcing=announcing)
+                await history.enter(b"%015d%d" % (number, shard) if rng.random() < 0.8 else history.branch or b"first branch %3d" % shard)
+            for _ in range(rng.randrange(4)):
+                journal.append(Entering(rng.randbytes(16), rng.randrange(2)))  # not to be announced
+            if rng.random() < 0.5:
+                await asyncio.sleep(0)  # they are being written
+            disk.crash(rng)
+        told = shared.announced[journal.writer]
+        assert len(told) == 60
+        for one, following in itertools.pairwise(told):
+            assert one.at < following.at or one == following, (one, following)
 
     _in_a_world(check)

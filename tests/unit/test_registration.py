@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from buffer.counter_log import Announced, Registry, Retired
 from buffer.counters import MeterDefinition
@@ -14,6 +16,7 @@ from buffer.registration import (
     encode_meter,
     member_key,
     meter_key,
+    overtaken,
 )
 
 ALICE = bytes(range(16))
@@ -50,6 +53,25 @@ def test_an_announcement_of_a_build_that_gave_them_no_order_comes_before_all_oth
     newer = branches_key(ALICE), encode_branches(Announced(1, (b"\xcc" * 16,)))
     assert read(newer, *older).announced == {ALICE: (1, (b"\xcc" * 16,))}
     assert newer[1] == b'{"v":1,"branches":["%s"],"at":1}' % (b"c" * 32)
+
+
+_ENTRIES = st.one_of(
+    st.tuples(st.just(member_key(ALICE)), st.builds(encode_member, st.none() | st.builds(Retired, st.integers(1, 3)))),
+    st.tuples(
+        st.sampled_from((branches_key(ALICE), branches_key(b"b" * 16))),
+        st.builds(encode_branches, st.builds(Announced, st.integers(0, 3), st.tuples(st.sampled_from((b"x" * 16, b"y" * 16))))),
+    ),
+    st.tuples(st.just(meter_key("peak")), st.builds(encode_meter, st.sampled_from((PEAK, OTHER)))),
+)
+
+
+@given(st.lists(_ENTRIES))
+def test_compaction_keeps_what_counts_once_it_was_put_right(entries: list[tuple[str, bytes]]) -> None:
+    again = overtaken(entries)
+    registry = read(*entries, *again.items())
+    assert registry == read(*entries) == read(*dict([*entries, *again.items()]).items())
+    assert overtaken([*entries, *again.items()]) == {}
+    assert all(dict(entries)[key] != value for key, value in again.items())
 
 
 def test_a_meter_as_it_is_stored() -> None:
