@@ -1,5 +1,8 @@
 """Is any event counted twice: one identity granted by two calls, in one journal or in two?
 
+An identity whose claim has gone may be granted again, to an event that is newer: then the horizon, which a claim's generation raises when
+it goes, has reached the first one's time, and nothing at that time can be counted any more. So that is no event counted twice.
+
 Pure but for the journals that it is handed. Belongs here: finding a digest that occurs twice among very many, in little memory. Must not
 know: files, what else is audited.
 
@@ -28,6 +31,12 @@ class Grant(NamedTuple):
     directory: str
     incarnation: str
     call: int
+    newest_us: int  # event time that it granted
+    horizon_us: int  # that it was answered with
+
+    def may_follow(self, other: Grant) -> bool:
+        """Whether the other one's claims may have gone before it."""
+        return self.horizon_us >= other.newest_us
 
     def __str__(self) -> str:
         return f"call {self.call} of incarnation {self.incarnation} in {self.directory}"
@@ -37,14 +46,14 @@ def granted_twice(journals: Iterable[Journal], journal_bytes: int, tenants: Call
     """`journal_bytes`: of all journals together, about."""
     journals = list(journals)
     suspects = _suspects(journals, _bits_for(journal_bytes // _JOURNAL_BYTES_A_DIGEST))
-    first: dict[Identity, Grant] = {}
+    last: dict[Identity, Grant] = {}
     for identity, grant in _grants(journals) if suspects else ():
         if identity not in suspects:
             continue
-        earlier = first.get(identity)
-        if earlier is None:
-            first[identity] = grant
-        else:
+        earlier = last.get(identity)
+        if earlier is None or grant.may_follow(earlier):
+            last[identity] = grant
+        elif not earlier.may_follow(grant):  # of another journal, which was read before
             tenant, digest = identity
             what = f"an event of tenant {tenants(tenant)} (digest {digest.hex()}) is counted twice: by {earlier}, and by {grant}"
             yield Difference(what, "copy both journals, and report it; the usage of one of the two calls is too much")
@@ -79,7 +88,7 @@ def _grants(journals: Iterable[Journal]) -> Iterator[tuple[Identity, Grant]]:
                 case Opened():
                     incarnation = record.incarnation.hex()
                 case CallRecord():
-                    grant = Grant(directory, incarnation, record.number)
+                    grant = Grant(directory, incarnation, record.number, record.newest_us, record.horizon_us)
                     for tenant, digests, _ in record.claims:
                         for at in range(0, len(digests), _DIGEST_BYTES):
                             yield (tenant, digests[at : at + _DIGEST_BYTES]), grant

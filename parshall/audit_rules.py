@@ -14,7 +14,7 @@ Each thing that is wrong is named once, where it is; the sums of a tenant are na
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +27,10 @@ Chain = tuple[str, int]  # (writer, partition)
 Position = tuple[str, str, int]  # (log, stream, position after the record)
 
 _BYTES_IN_JOURNAL = "its bytes are in the journal {directory}: keep that folder as it is until they are in the log again"
+_GONE = (
+    "what was in there is not charged: look for a backup of the log, or of the journal's folder, and find out how the log lost it "
+    "(retention, an unclean leader election)"
+)
 _COPY_FIRST = "stop the rater and copy PostgreSQL before anything is changed"
 
 
@@ -176,11 +180,24 @@ class _Records:
             self.acknowledged |= {(writer, partition): n for partition, n in side.last_acknowledged.items()}
         stores = (self.journalled, log.records, log.unsound, rated.records)
         keys = {*rated.wanted, *(key for store in stores for key in store)}
+        keys |= self._in_no_store(keys)
         self.of_writer: dict[str, list[RecordKey]] = defaultdict(list)
         for key in keys:
             self.of_writer[key[0]].append(key)
         self.problems = {key: problem for key in keys if (problem := self._problem(key)) is not None}
         self._add_parked()
+
+    def _in_no_store(self, keys: Set[RecordKey]) -> set[RecordKey]:
+        """Acknowledged behind the last one that is rated, and nowhere, or only parked: the count of its journal alone tells of it."""
+        rated: dict[Chain, int] = {}
+        for writer, partition, n in (*self.rated.records, *self.rated.missing):
+            rated[writer, partition] = max(rated.get((writer, partition), 0), n)
+        due = {
+            (writer, partition, n)
+            for (writer, partition), last in self.acknowledged.items()
+            for n in range(rated.get((writer, partition), 0) + 1, last + 1)
+        }
+        return due - keys
 
     def _problem(self, key: RecordKey) -> Difference | None:
         """`{it}` and `{be}` are filled in when neighbours are told together."""
@@ -232,6 +249,9 @@ class _Records:
         acknowledged = key[2] <= self.acknowledged.get(key[:2], 0)
         if acknowledged and key in self.journalled:
             return Difference("{it} {was} flushed, but {be} neither in the log nor rated", self._keep_journal(key))
+        if acknowledged and key not in self.rated.parked:
+            what = "{it} {was} flushed, but {be} neither in the log nor rated, and the journal keeps {it_} no longer"
+            return Difference(what, _GONE)
         return None
 
     def _deleted_by_retention(self, key: RecordKey) -> bool:

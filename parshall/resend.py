@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 HELP = f"""Produce counter records again that the counter log has lost, from the journals of this machine.
 
-By itself it compares the log with the journals and sends what is missing behind the oldest record that the log still has. --writer,
---partition, --from and --to name records instead, which are sent whatever the log has. Sending again is always safe: the rater knows each
-record by its number. The service may run. On the machine of each writer it sends that one's; --journal names a journal elsewhere.
+By itself it compares the log with the journals and sends all that the log does not have, rated or not, also what Kafka deleted by its
+retention. --writer, --partition, --from and --to name records instead, which are sent whatever the log has. Sending again is always safe:
+the rater knows each record by its number. The service may run. On the machine of each writer it sends that one's; --journal names a
+journal elsewhere.
 
 \b
 Examples:
@@ -71,20 +72,13 @@ class InLog:
 
     def __init__(self) -> None:
         self._numbers: dict[Chain, set[int]] = {}
-        self._begun: set[int] = set()  # partitions of which retention has deleted the beginning
 
     def add(self, chain: Chain, n: int) -> None:
         self._numbers.setdefault(chain, set()).add(n)
 
-    def deleted_from(self, partition: int) -> None:
-        self._begun.add(partition)
-
     def lacks(self, chain: Chain, n: int) -> bool:
-        """Lost; not merely older than what the log keeps."""
-        numbers = self._numbers.get(chain, set())
-        if n in numbers:
-            return False
-        return chain[1] not in self._begun or (bool(numbers) and n > min(numbers))
+        """Lost, or deleted by retention, perhaps before it was rated: what the log has does not tell which."""
+        return n not in self._numbers.get(chain, ())
 
 
 @click.command(help=HELP)
@@ -187,8 +181,6 @@ async def _read_log(settings: Settings, folder: DataFolder | None) -> InLog:
             except NoPlace:
                 continue
             found.add((place.writer.hex(), place.partition), place.n)
-            if log.starts.get(received.stream):
-                found.deleted_from(place.partition)
     return found
 
 

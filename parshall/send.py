@@ -133,11 +133,11 @@ class RejectFiles:
         self._files[path].write(reject.encode())
 
     def close(self, inputs: list[Input], *, complete: bool) -> None:
-        """What an earlier run wrote about a file goes when this run found nothing wrong with it."""
+        """What an earlier run wrote about a file goes when this run found nothing wrong with it. A pipe brings something else each time."""
         for file in self._files.values():
             file.close()
         for path in {self.path_for(source.name) for source in inputs} - set(self._files):
-            if complete and os.path.exists(path) and self._path is None:
+            if complete and os.path.exists(path) and self._path is None and path != self.path_for("-"):
                 os.unlink(path)
 
 

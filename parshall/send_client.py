@@ -59,6 +59,8 @@ class Sender:
                 raise stops.exceptions[0] from None
             finally:
                 source.stop()
+        if source.failure is not None:
+            raise source.failure
 
     async def _worker(self, session: aiohttp.ClientSession, source: _Ahead[Batch | BadLine], on_progress: Callable[[], None]) -> None:
         while (item := await source.next()) is not None:
@@ -141,10 +143,14 @@ def _why(status: int, body: bytes) -> str:
 
 
 class _Ahead(Generic[T]):
-    """Reads an iterator that blocks in a thread of its own, a few items ahead. The thread may hang in a read: nobody waits for it."""
+    """Reads an iterator that blocks in a thread of its own, a few items ahead. The thread may hang in a read: nobody waits for it.
+
+    An iterator that fails is at its end there, so that what came before is dealt with as always; `failure` says why.
+    """
 
     def __init__(self, iterator: Iterator[T], ahead: int) -> None:
         self._loop = asyncio.get_running_loop()
+        self.failure: Exception | None = None
         self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._room = threading.Semaphore(ahead)
         self._stopped = False
@@ -153,12 +159,12 @@ class _Ahead(Generic[T]):
     async def next(self) -> T | None:
         """None at the end, to every caller."""
         item = await self._queue.get()
-        if item is None or isinstance(item, Exception):
-            self._queue.put_nowait(item)
+        if isinstance(item, Exception):
+            self.failure, item = item, None
+        if item is None:
+            self._queue.put_nowait(None)
         else:
             self._room.release()
-        if isinstance(item, Exception):
-            raise item
         return item
 
     def stop(self) -> None:
@@ -173,7 +179,7 @@ class _Ahead(Generic[T]):
                 if self._stopped:
                     return
                 self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-        except Exception as error:  # handed to whoever asks next
+        except Exception as error:
             last = error
         if not self._stopped:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, last)

@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
@@ -69,7 +69,7 @@ class Input:
             self._gzip = buffered.peek(2)[:2] == _GZIP_MAGIC
         except OSError as error:
             raise Stop(f"Cannot read {name}: {error.strerror}.", USAGE) from error
-        self._file: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 18) if self._gzip else buffered
+        self._file: IO[bytes] = io.BufferedReader(_Unpacked(buffered), 1 << 18) if self._gzip else buffered
         self.size = None if name == STDIN else os.fstat(self._raw.fileno()).st_size
 
     @property
@@ -85,7 +85,8 @@ class Input:
         try:
             yield from cut(self.name, self._file, size)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise Stop(f"{self.name} is damaged or cut off ({error}); what was read before that was sent.", USAGE) from error
+            what = f"{self.name} is damaged or cut off ({error}); the lines before that place were sent"
+            raise Stop(f"{what}: mend the file and send it again, nothing is counted twice.", USAGE) from error
         except OSError as error:
             raise Stop(f"Cannot read {self.name}: {error.strerror}.", USAGE) from error
         finally:
@@ -93,25 +94,48 @@ class Input:
                 self._raw.close()
 
 
+class _Unpacked(io.RawIOBase):
+    """What a gzip file holds, piece by piece: all that comes before a place that is damaged, where GzipFile alone drops a whole read."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._file = gzip.GzipFile(fileobj=packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._file.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
 def cut(name: str, file: IO[bytes], size: int, most_bytes: int = MOST_BODY_BYTES) -> Iterator[Batch | BadLine]:
-    """Batches of at most `size` events and about `most_bytes`, in the order of the file; lines that are no JSON object one by one."""
+    """Batches of at most `size` events and about `most_bytes`, in the order of the file; lines that are no JSON object one by one.
+
+    What cannot be read further is raised once all that was read is out.
+    """
     lines: list[Line] = []
     length = 0
-    for number, text in _numbered(file):
-        if not text:
-            continue
-        line = Line(number, text)
-        if (wrong := what_is_wrong(text)) is not None:
-            yield BadLine(name, line, wrong)
-            continue
-        if lines and length + len(text) > most_bytes:
+    try:
+        for number, text in _numbered(file):
+            if not text:
+                continue
+            line = Line(number, text)
+            if (wrong := what_is_wrong(text)) is not None:
+                yield BadLine(name, line, wrong)
+                continue
+            if lines and length + len(text) > most_bytes:
+                yield make_batch(name, tuple(lines))
+                lines, length = [], 0
+            lines.append(line)
+            length += len(text) + 1
+            if len(lines) == size:  # at once, not when the next line comes: standard input may be a slow pipe
+                yield make_batch(name, tuple(lines))
+                lines, length = [], 0
+    except (OSError, EOFError, zlib.error):
+        if lines:
             yield make_batch(name, tuple(lines))
-            lines, length = [], 0
-        lines.append(line)
-        length += len(text) + 1
-        if len(lines) == size:  # at once, not when the next line comes: standard input may be a slow pipe
-            yield make_batch(name, tuple(lines))
-            lines, length = [], 0
+        raise
     if lines:
         yield make_batch(name, tuple(lines))
 

@@ -78,6 +78,8 @@ def charges_question(query: Mapping[str, str], now_s: int) -> ChargesQuestion:
     subject, after = query.get("subject"), query.get("after")
     if subject == "":
         raise BadQuery("subject", "it is empty", "a subject; without the parameter all of them are answered")
+    if after == "":
+        raise BadQuery("after", "it is empty", "the `next` of the page before; without the parameter the first page is answered")
     if subject is not None and not query.keys().isdisjoint(_OF_PAGES):
         raise BadQuery(next(name for name in _OF_PAGES if name in query), "one subject has no pages", "to leave out subject, or this")
     period = query.get("period") or f"{datetime.fromtimestamp(now_s, UTC):%Y-%m}"

@@ -65,6 +65,7 @@ class Finding(NamedTuple):
 @dataclass
 class Recount:
     missing: list[RecordRow] = field(default_factory=list)  # rated, as the chains say, but not in the ledger
+    fallen_back: dict[tuple[bytes, int], tuple[int | None, int]] = field(default_factory=dict)  # (what a chain says, what the ledger has)
     unsound: dict[RecordRow, str] = field(default_factory=dict)  # in the ledger, but not as they were rated
     parked: dict[RecordRow, str] = field(default_factory=dict)  # reason
     strays: dict[tuple[str, int], str] = field(default_factory=dict)  # parked without a place: (stream, position after it) -> reason
@@ -92,7 +93,11 @@ class Recount:
                 self.tallies[name] = (stored, made + events)
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong with totals. A charge line that follows from a usage row named here is left out."""
+        """What is wrong with chains and totals. A charge line that follows from a usage row named here is left out."""
+        for (writer, partition), (said, last_n) in sorted(self.fallen_back.items()):
+            says = "has no row of" if said is None else f"says {said} of"
+            what = f"`chains` in PostgreSQL {says} partition {partition} of writer {writer.hex()}, whose records up to {last_n} are rated"
+            yield Finding(what, f"stop the raters and set last_n of that row to {last_n}: else nothing more of that writer is rated there")
         then = "`records` is what was rated: set the row to what they make it, then audit again (charge lines of that month follow from it)"
         for name, (stored, made) in sorted(self.usage.items(), key=lambda item: item[0]):
             yield Finding(_told_usage(name, stored, made), then)
@@ -143,10 +148,13 @@ async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied]
         else:
             made.add(applied)
             on_record(applied)
+    chains: dict[tuple[bytes, int], int] = {}
     for writer, partition, last_n, held in await connection.fetch(AUDIT["chains"]):
+        chains[writer, partition] = last_n
         found.missing += [(writer, partition, gap) for gap in range(last.get((writer, partition), 0) + 1, last_n + 1)]
         if held is not None:
             found.held[writer, partition] = held
+    found.fallen_back = {chain: (chains.get(chain), n) for chain, n in last.items() if chains.get(chain, 0) < n}
     async for row in connection.cursor(AUDIT["usage"], prefetch=_ROWS_A_FETCH):
         name = (row["tenant"], row["meter"], row["subject"], tuple(json.loads(row["dimensions"])), row["window_start_s"])
         stored = (int(row["value"]), row["events"])

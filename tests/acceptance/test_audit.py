@@ -278,6 +278,17 @@ async def test_a_row_of_records_is_gone(embedded: Service, query: str) -> None:
         (await embedded.audit_meanwhile()).names(f"{told_record(row)} is missing from the table `records`", "the log, which has it")
 
 
+async def test_a_row_of_chains_is_gone_or_set_back(embedded: Service) -> None:
+    """What comes next would be parked, and nothing that is sent again would help."""
+    writer, partition, n = await row_of(embedded, LAST_RECORD_ROW)
+    chain = f"partition {partition} of writer {writer.hex()}, whose records up to {n} are rated"
+    where = 'WHERE writer = $1 AND "partition" = $2'
+    async with changed(embedded.dsn, "chains", f"DELETE FROM chains {where}", writer, partition):
+        (await embedded.audit_meanwhile()).names(f"`chains` in PostgreSQL has no row of {chain}", f"set last_n of that row to {n}")
+    async with changed(embedded.dsn, "chains", f"UPDATE chains SET last_n = last_n - 1 {where}", writer, partition):
+        (await embedded.audit_meanwhile()).names(f"`chains` in PostgreSQL says {n - 1} of {chain}", f"set last_n of that row to {n}")
+
+
 async def test_a_byte_of_a_rated_record_is_changed(embedded: Service) -> None:
     row = await row_of(embedded, RECORD_ROW.format(1))
     statement = f"UPDATE records SET value = set_byte(value, 20, get_byte(value, 20) # 1) {WHERE_RECORD}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+
+ROOT = Path(__file__).parents[2]
 
 
 class Service:
@@ -74,9 +78,11 @@ async def service() -> AsyncIterator[Service]:
     await runner.cleanup()
 
 
-async def start(*arguments: str, stdin: int | None = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
+async def start(*arguments: str, stdin: int | None = asyncio.subprocess.DEVNULL, cwd: Path = ROOT) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "parshall", "send", *arguments, stdin=stdin, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "parshall", "send", *arguments, stdin=stdin, stdout=pipe, stderr=pipe, cwd=cwd, env=environment
     )
 
 
@@ -173,6 +179,31 @@ async def test_standard_input(service: Service) -> None:
     code, out, _ = await send("-", "--url", service.url, "--json", stdin=b'{"id":"a"}\n{"id":"b"}\n')
     assert code == 0
     assert json.loads(out)["accepted"] == 2
+
+
+async def test_what_comes_before_a_damaged_place_is_sent_and_counted(service: Service, tmp_path: Path) -> None:
+    """Also the requests that wait or are under way when it is met."""
+
+    async def slowly(request: web.BaseRequest, body: bytes) -> None:
+        await asyncio.sleep(0.1)
+
+    service.mischief = [slowly] * 4
+    packed = bytearray(gzip.compress("".join(json.dumps({"id": id_}) + "\n" for id_ in ids(3_050)).encode()))
+    packed[-8] ^= 1  # of the sum at the end
+    (tmp_path / "e.ndjson.gz").write_bytes(packed)
+    code, out, err = await send(str(tmp_path / "e.ndjson.gz"), "--url", service.url, "--batch", "100", "--json")
+    assert code == 2 and "is damaged or cut off" in err and "the lines before that place were sent" in err
+    assert service.counted == set(ids(3_050))
+    assert (json.loads(out)["counted"], json.loads(out)["complete"]) == (3_050, False)
+
+
+async def test_rejects_of_an_earlier_pipe_are_kept(service: Service, tmp_path: Path) -> None:
+    """What comes by the next one is something else."""
+    rejects = tmp_path / "stdin.rejected.ndjson"
+    for text, code in ((b'{"id":"bad"}\n', 1), (b'{"id":"good"}\n', 0)):
+        process = await start("-", "--url", service.url, stdin=asyncio.subprocess.PIPE, cwd=tmp_path)
+        await process.communicate(text)
+        assert process.returncode == code and json.loads(rejects.read_text())["event"]["id"] == "bad"
 
 
 async def test_interrupted_and_started_again_the_totals_are_the_same(service: Service, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ journals = st.lists(st.lists(claims, max_size=4), min_size=1, max_size=3)
 def records(calls: Sequence[Sequence[tuple[int, list[bytes]]]]) -> list[JournalRecord]:
     opened: list[JournalRecord] = [Opened(b"i" * 16, 0)]
     return opened + [
-        CallRecord(number, 0, 0, 0, 0, [(tenant, b"".join(some), b"") for tenant, some in granted], [], {}, [])
+        CallRecord(number, 0, 0, 0, 1, [(tenant, b"".join(some), b"") for tenant, some in granted], [], {}, [])
         for number, granted in enumerate(calls, 1)
     ]
 
@@ -45,3 +45,33 @@ def test_it_says_where() -> None:
         f"an event of tenant t7 (digest {digest.hex()}) is counted twice: "
         f"by call 1 of incarnation {incarnation} in /a, and by call 2 of incarnation {incarnation} in /b"
     )
+
+
+def daily(*calls: tuple[int, int]) -> list[JournalRecord]:
+    """Calls that grant one identity each: (newest event time, horizon)."""
+    return [
+        Opened(b"i" * 16, 0),
+        *(
+            CallRecord(number, 0, 0, horizon, newest, [(1, bytes(12), b"")], [], {}, [])
+            for number, (newest, horizon) in enumerate(calls, 1)
+        ),
+    ]
+
+
+def found(*journals: list[JournalRecord]) -> list[list[str]]:
+    """The numbers of the calls that are told."""
+    told = granted_twice([(f"/j/{n}", lambda records=records: records) for n, records in enumerate(journals)], 0, str)  # type: ignore[misc]
+    return [re.findall(r"call (\d+)", line.what) for line in told]
+
+
+def test_an_identity_that_comes_again_when_its_claim_has_gone_is_another_event() -> None:
+    assert found(daily((10, 0), (30, 10), (60, 30))) == []
+    assert found(daily((10, 0), (30, 9))) == [["1", "2"]]
+    assert found(daily((10, 0), (30, 10), (60, 29))) == [["2", "3"]], "the first one is long gone"
+    assert found(daily((10, 0), (30, 10), (20, 10), (60, 30))) == [["2", "3"]]
+
+
+def test_journals_are_read_in_no_order_of_time() -> None:
+    for journals in ([daily((30, 10)), daily((10, 0))], [daily((10, 0)), daily((30, 10))]):
+        assert found(*journals) == []
+    assert found(daily((30, 9)), daily((10, 0))) == [["1", "1"]]

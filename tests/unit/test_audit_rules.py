@@ -24,6 +24,7 @@ from buffer.journal_records import (
     Snapshot,
     Through,
 )
+from buffer.journal_state import Standing
 from parshall.audit_journal import JournalSide
 from parshall.audit_records import Difference, RecordKey
 from parshall.audit_rules import compare
@@ -581,6 +582,29 @@ def test_records_of_another_log_are_not_missed(stores: Stores) -> None:
 def test_a_flushed_record_is_nowhere(stores: Stores) -> None:
     del stores.log.records[stores.last]
     stores.only(f"{place(stores.last)} was flushed, but is neither in the log nor rated")
+
+
+def test_a_flushed_record_is_nowhere_and_its_segment_is_gone(stores: Stores) -> None:
+    """Of the journal only a snapshot is kept, which says how far each partition was flushed."""
+    standing = Standing(bytes.fromhex(stores.writer))
+    for record in stores.records:
+        standing.apply(record)
+    stores.records = [standing.snapshot(1)]
+    assert stores.told() == []
+    del stores.log.records[stores.last]
+    stores.only(f"{place(stores.last)} was flushed, but is neither in the log nor rated, and the journal keeps it no longer")
+    stores.rated.parked = {stores.last: f"record {stores.last[2] - 1} has to come first"}
+    stores.only(f"{place(stores.last)} is parked, not rated")
+    for key in [key for key in stores.log.records if key[:2] == stores.last[:2]]:
+        for store in (stores.log.records, stores.rated.records):
+            store.pop(key, None)
+    stores.rated.parked = {}
+    writer, partition, _ = stores.last
+    last = read(stores.records).last_acknowledged[partition]
+    if last > 1:
+        stores.only(
+            f"records 1 to {last} of partition {partition} of writer {writer} were flushed, but are neither in the log nor rated, and the"
+        )
 
 
 def test_other_bytes_in_one_store(stores: Stores) -> None:

@@ -76,6 +76,7 @@ def test_charges_are_of_this_month_unless_said() -> None:
     ("query", "said"),
     [
         ({"subject": ""}, "subject: it is empty"),
+        ({"after": ""}, "after: it is empty"),
         ({"subject": "acme", "after": "a"}, "after: one subject has no pages"),
         ({"subject": "acme", "limit": "5"}, "limit: one subject has no pages"),
         *[({"limit": limit}, f"limit: {limit!r} is no number of subjects") for limit in ("0", "1001", "-1", "", "1e2", "١")],

@@ -17,15 +17,6 @@ def test_what_the_log_lacks() -> None:
     assert log.lacks(("cd" * 16, 2), 1), "it has nothing of that writer"
 
 
-def test_what_retention_has_deleted_is_not_missed() -> None:
-    log = InLog()
-    log.add(CHAIN, 3)
-    log.deleted_from(2)
-    assert [n for n in range(1, 6) if log.lacks(CHAIN, n)] == [4, 5]
-    assert not log.lacks(("cd" * 16, 2), 1), "all of it may have been before what the log keeps"
-    assert log.lacks(("cd" * 16, 1), 1), "another partition"
-
-
 @pytest.mark.parametrize(
     ("wanted", "fitting"),
     [

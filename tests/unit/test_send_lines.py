@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import os
+import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -128,11 +131,31 @@ def test_the_place_in_a_file_can_be_asked_for_while_another_thread_closes_it(tmp
     assert source.position == source.size
 
 
-def test_a_gzip_file_that_is_cut_off_is_told_in_a_sentence(tmp_path: Path) -> None:
-    whole = gzip.compress(b"".join(json.dumps({"n": n}).encode() + b"\n" for n in range(10_000)))
-    (tmp_path / "events.gz").write_bytes(whole[:-100])
-    with pytest.raises(Stop, match="cut off"):
-        list(Input(str(tmp_path / "events.gz")).batches(100))
+@pytest.mark.parametrize("damage", ["cut off", "a wrong sum at the end", "another byte in the middle"])
+def test_of_a_gzip_file_that_is_damaged_all_lines_before_that_place_are_read(tmp_path: Path, damage: str) -> None:
+    text = b"".join(json.dumps({"n": random.Random(n).random().hex()}).encode() + b"\n" for n in range(30_050))
+    packed = bytearray(gzip.compress(text))
+    if damage == "cut off":
+        del packed[len(packed) // 2 :]
+    elif damage == "a wrong sum at the end":
+        packed[-5] ^= 1
+    else:
+        packed[len(packed) // 2] ^= 1
+    (tmp_path / "events.gz").write_bytes(packed)
+    unpacked = bytearray()
+    unpacker, at = zlib.decompressobj(31), 0
+    with contextlib.suppress(zlib.error):
+        while at < len(packed):  # byte by byte: all that can be had
+            unpacked += unpacker.decompress(packed[at : at + 1])
+            at += 1
+    found: list[Batch] = []
+    with pytest.raises(Stop, match=r"is damaged or cut off \(.*\); the lines before that place were sent: mend the file and send it again"):
+        found += (item for item in Input(str(tmp_path / "events.gz")).batches(1000) if isinstance(item, Batch))
+    lines = [line.text for batch in found for line in batch.lines]
+    whole = bytes(unpacked).split(b"\n")[:-1]
+    good = next((at for at, line in enumerate(whole) if what_is_wrong(line) is not None), len(whole))
+    assert lines[:good] == whole[:good] and len(lines) > 10_000
+    assert len(whole) - len(lines) < 1000, "no more is missing than one piece that the unpacker keeps to itself"
 
 
 def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
