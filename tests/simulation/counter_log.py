@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired
 from buffer.counters import MeterDefinition
@@ -128,26 +128,30 @@ class SimulatedLog:
         self._shared.rejected.extend(rejected)
 
     async def register(self, writer: bytes) -> None:
-        await self._reach()
-        self._shared.registry.setdefault(writer, None)
+        await self._enter(lambda: self._shared.registry.setdefault(writer, None))
 
     async def retire(self, writer: bytes, retired: Retired) -> None:
-        await self._reach()
-        if self._shared.registry.get(writer) is None:
-            self._shared.registry[writer] = retired
+        def arrive() -> None:
+            if self._shared.registry.get(writer) is None:
+                self._shared.registry[writer] = retired
+
+        await self._enter(arrive)
 
     async def announce(self, writer: bytes, announced: Announced) -> None:
+        await self._enter(lambda: self._shared.announced.setdefault(writer, []).append(announced))
+
+    async def _enter(self, arrive: Callable[[], object]) -> None:
+        """An entry of the registry arrives; with an unknown outcome perhaps never, perhaps long after."""
         await self._reach()
         shared = self._shared
-        tell = shared.announced.setdefault(writer, []).append
-        if shared.rng.random() >= shared.unknown_outcomes:
-            tell(announced)
+        if not shared.unknown_outcomes or shared.rng.random() >= shared.unknown_outcomes:
+            arrive()
             return
         fate = shared.rng.random()
         if fate < 0.4:
-            tell(announced)
+            arrive()
         elif fate < 0.7:
-            asyncio.get_running_loop().call_later(shared.rng.uniform(0, 15), tell, announced)
+            asyncio.get_running_loop().call_later(shared.rng.uniform(0, 15), arrive)
         raise LogUnavailable("the outcome is unknown")
 
     async def define(self, meters: Sequence[MeterDefinition]) -> Mapping[str, MeterDefinition]:
