@@ -862,7 +862,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "a lost writer is left open": Sabotage(_only(OPERATED, "disk_is_lost", stuck_s=60), _lost_and_left_open),
     "events of a lost disk are not told": Sabotage(_only(OPERATED, "disk_is_lost"), lambda: _told_without("lost")),
     "events answered in the last moment of a disk are not told": Sabotage(
-        _only(OPERATED, "disk_is_lost", steps=(SYNCED,)), lambda: _told_without("doubtful")
+        _only(OPERATED, "disk_is_lost", steps=(SYNCED,), new=(1, 3, 8), again=(0, 1)), lambda: _told_without("doubtful")
     ),
     "a flush that a lost disk cut short is not told": Sabotage(
         _only(
