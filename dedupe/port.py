@@ -153,6 +153,10 @@ class Zombie(ClaimsError):
     """This incarnation was closed by somebody else."""
 
 
+class CallsSpent(Zombie):
+    """The incarnation has no call numbers left: what helps is a new one, too."""
+
+
 class StaleJournal(ClaimsError):
     """The claim store knows more of this journal than the journal does: it is an old copy."""
 

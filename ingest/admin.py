@@ -24,7 +24,7 @@ class FlushControl(Protocol):
     def flush_interval_ms(self) -> int: ...
 
     async def set_flush_interval(self, interval_ms: int) -> None:
-        """From now on, and after a restart."""
+        """From now on, and after a restart. Raises Unavailable when it is not in force everywhere."""
 
     async def flush_now(self) -> None:
         """Return when all that was counted before is in the counter log. Raises Unavailable."""

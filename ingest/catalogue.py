@@ -65,9 +65,17 @@ class _Refusal(ValueError):
         self.allowed = allowed
 
 
+_UNREADABLE = re.compile(r'["\\\x00-\x1f]')
+
+
 def _read_path(text: object) -> Path:
     if isinstance(text, str):
         root, *path = text.split(".")
+        if _UNREADABLE.search(text):  # the decoder of events takes no such names
+            raise _Refusal(
+                f"{text!r} holds a quotation mark, a backslash or a control character",
+                "names without them, joined by dots; no quotes around a name",
+            )
         if root == "data" and path and all(path):
             return tuple(path)
     raise _Refusal(f"{text!r} is not a path below data", 'names joined by dots, "data" first, such as "data.region" or "data.http.status"')

@@ -315,6 +315,8 @@ class Connection(web.RequestHandler):
         else:
             response = problem_response(status, "This is not an HTTP request that can be read.")
         response.force_close()
+        if self._edge is not None:
+            self._edge.statuses[response.status] = self._edge.statuses.get(response.status, 0) + 1
         return response
 
 

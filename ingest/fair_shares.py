@@ -26,29 +26,29 @@ def fits(size: int, *, total: int, mine: int, tenants: int, limit: int) -> bool:
 
 
 class Shares:
-    """What each tenant holds of one bound."""
+    """What each tenant, by its number or its name, holds of one bound."""
 
     __slots__ = ("_held", "limit", "total")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.total = 0
-        self._held: dict[int, int] = {}
+        self._held: dict[int | str, int] = {}
 
-    def held(self, tenant: int) -> int:
+    def held(self, tenant: int | str) -> int:
         return self._held.get(tenant, 0)
 
-    def fits(self, tenant: int, size: int) -> bool:
+    def fits(self, tenant: int | str, size: int) -> bool:
         if self.total + size <= self.limit - self.limit // 4:
             return True
         mine = self._held.get(tenant, 0)
         return fits(size, total=self.total, mine=mine, tenants=len(self._held) + (not mine), limit=self.limit)
 
-    def take(self, tenant: int, size: int) -> None:
+    def take(self, tenant: int | str, size: int) -> None:
         self.total += size
         self._held[tenant] = self._held.get(tenant, 0) + size
 
-    def give(self, tenant: int, size: int) -> None:
+    def give(self, tenant: int | str, size: int) -> None:
         self.total -= size
         left = self._held.get(tenant, 0) - size
         assert left >= 0, "more is given back than was taken"
@@ -57,7 +57,7 @@ class Shares:
         else:
             self._held.pop(tenant, None)
 
-    def crowded(self, tenant: int) -> bool:
+    def crowded(self, tenant: int | str) -> bool:
         """Whether a refusal is the tenant's own doing: it holds more than those for whom the last quarter is kept."""
         return 4 * max(1, len(self._held)) * self._held.get(tenant, 0) > self.limit
 

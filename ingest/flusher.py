@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -20,6 +20,7 @@ from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import FlushBegin, FlushCommit, Flushed, FlushPart, Through
 from buffer.record import RecordEncoder
+from ingest.fair_shares import Shares
 from ingest.snapshot import Latency
 
 log = structlog.get_logger()
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
 _FREED_A_STEP = 5_000
+_PIECE_BYTES = 1 << 20  # of rejected events
 
 
 class Flusher:
@@ -39,6 +41,7 @@ class Flusher:
         meters: Mapping[int, MeterDefinition],
         tenants: Mapping[int, str],
         clock_us: Callable[[], int],
+        rejected_bytes: int = 64 << 20,
     ) -> None:
         """`meters` and `tenants` are live views: number to definition, number to name."""
         state = journal.state
@@ -53,12 +56,15 @@ class Flusher:
         self.tallies: Tallies = state.tallies
         self.merged_deltas: Counter[int] = Counter()  # by tenant, since the last flush: tells who fills the live counters
         self._rejected: list[Rejected] = list(state.rejected)
+        self.rejected_held = Shares(rejected_bytes)  # by the name of the tenant: of their bodies, until the counter log has them
         self.through = Through(*state.incarnations[-1]) if state.incarnations else Through(b"", 0)
         self._shard_calls: Sequence[int] = state.shard_calls[-1] if state.shard_calls else ()  # what `through` comes to in each shard
         self._outstanding = state.flush
+        self._hold([*self._rejected, *(() if state.flush is None else state.flush.rejected)])
         self.outstanding_tallies: Tallies = {} if state.flush is None else state.flush.tallies
         self._next_n = dict(state.next_n)
         self._next_flush = state.next_flush
+        self._committed = state.next_flush - 1
         self._wake = asyncio.Event()
         # Set once the claim store has accepted the journal: an old copy of it, which nobody has found out yet, would number other bytes
         # anew. A flush that it holds as committed waits too: the disk that it was copied from may have lost it with its power, and has
@@ -88,14 +94,23 @@ class Flusher:
             merge(self.live, more)
         self.live_counters = count(self.live)
         add_tallies(self.tallies, tallies)
-        if not self._live_since_us:
-            self._live_since_us = self._clock_us()
         if rejected:
             self._rejected.extend(rejected)
+            self._hold(rejected)
+        if not self._live_since_us and (self.live_counters or self.tallies or self._rejected):  # an empty call leaves nothing to flush
+            self._live_since_us = self._clock_us()
         self.through = through
         self._shard_calls = shard_calls
-        if self._tuner.full(self.live_counters):
+        if self._tuner.full(self.live_counters) or self._many_rejected:
             self._wake.set()
+
+    def _hold(self, rejected: Iterable[Rejected]) -> None:
+        for one in rejected:
+            self.rejected_held.take(one.tenant, len(one.body))
+
+    @property
+    def _many_rejected(self) -> bool:
+        return 2 * self.rejected_held.total >= self.rejected_held.limit
 
     @property
     def unflushed_since_us(self) -> int:
@@ -108,7 +123,8 @@ class Flusher:
 
     @property
     def flush_number(self) -> int:
-        return self._next_flush - 1
+        """The last one that is committed: a crash takes back no other."""
+        return self._committed
 
     # ---- operators
 
@@ -147,7 +163,7 @@ class Flusher:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            wait_s = 0.0 if self._wanted else self._tuner.wait_s(loop.time(), self.live_counters)
+            wait_s = 0.0 if self._wanted or self._many_rejected else self._tuner.wait_s(loop.time(), self.live_counters)
             if wait_s <= 0:
                 return
             try:
@@ -172,9 +188,10 @@ class Flusher:
         records = await self._encode(flush, through, shard_calls, deltas, tallies)
         self._journal.append(FlushCommit(flush))
         await self._journal.drain()  # only a committed flush on disk may be produced
+        self._committed = flush
         await self._finish(flush, records, rejected)
         self.last_flush_us = self._clock_us()
-        self.last_duration_us = self.last_flush_us - started_us
+        self.last_duration_us = max(0, self.last_flush_us - started_us)  # the clock may have been set back
         self.duration.observe(self.last_duration_us)
 
     async def _encode(self, flush: int, through: Through, shard_calls: Sequence[int], deltas: Deltas, tallies: Tallies) -> list[Record]:
@@ -202,8 +219,8 @@ class Flusher:
         while True:
             try:
                 await self._log.produce(records)
-                if rejected:
-                    await self._log.produce_rejected(rejected)
+                for piece in _pieces(rejected):
+                    await self._log.produce_rejected(piece)
                 break
             except LogUnavailable as error:
                 self.failures += 1
@@ -213,8 +230,24 @@ class Flusher:
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
         self._journal.append(Flushed(flush))
+        for one in rejected:
+            self.rejected_held.give(one.tenant, len(one.body))
         self.outstanding_tallies = {}
         self._on_the_way_since_us = 0
+
+
+def _pieces(rejected: Sequence[Rejected]) -> Iterator[Sequence[Rejected]]:
+    """Of a bounded size each, whatever came together while the counter log was away."""
+    piece: list[Rejected] = []
+    size = 0
+    for one in rejected:
+        piece.append(one)
+        size += len(one.body)
+        if size >= _PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 async def _free(deltas: Deltas) -> None:

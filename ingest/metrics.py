@@ -186,6 +186,13 @@ SPECS: Sequence[Spec] = (
         _one(lambda snapshot: snapshot.live_counters),
     ),
     Spec(
+        "parshall_rejected_bytes",
+        GaugeMetricFamily,
+        "Rejected events in memory, waiting for the next flush.",
+        (),
+        _one(lambda snapshot: snapshot.rejected_bytes),
+    ),
+    Spec(
         "parshall_calls_in_flight",
         GaugeMetricFamily,
         "Claim calls sent and not answered yet.",

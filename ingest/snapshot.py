@@ -47,6 +47,7 @@ class WriterSnapshot(Struct, kw_only=True):
     clocks_off_us: list[int | None] = field(default_factory=list)  # by how much ours is ahead of each shard's; None: not known
     tenants: dict[str, TenantLedger] = field(default_factory=dict)
     live_counters: int = 0
+    rejected_bytes: int = 0
     calls_in_flight: int = 0
     waiting_requests: int = 0
     waiting_events: int = 0

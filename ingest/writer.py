@@ -28,7 +28,7 @@ from buffer.counters import MeterDefinition, count
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal
 from buffer.journal_records import CallRecord, Closed, Opened, Through
-from dedupe.port import Claims, Verdicts, shard_of
+from dedupe.port import CallsSpent, Claims, Verdicts, shard_of
 from ingest.agreed_meters import AgreedMeters, CannotStart
 from ingest.batch import Batch, Rejection
 from ingest.calls import Outcome, Request, settle
@@ -42,6 +42,7 @@ from ingest.snapshot import Latency
 log = structlog.get_logger()
 
 _ASK_AGAIN_S = 0.02  # a pending event waits for another writer's sync, or for a mark that comes within 50 ms
+_LAST_CALL = 2**32 - 1 - 2**20  # of an incarnation, in a shard: tags have four bytes for it, and some more calls come before it is noticed
 _SWEEP_S = 0.1  # how late a deadline may be noticed
 _IDLE_CALL_S = 60.0  # the horizon comes with replies: without any, an idle or full journal would never let a segment go
 _DISK_S = 60.0  # how often it is looked how much of the journal's disk is free, whoever fills it
@@ -56,6 +57,7 @@ class WriterLimits(NamedTuple):
     events_per_call: int = 8192
     waiting_events: int = 200_000
     live_counters: int = 4_000_000
+    rejected_bytes: int = 64 << 20  # of rejected events that the counter log does not have yet, about: what is under way comes on top
 
 
 class _Unsynced(NamedTuple):
@@ -93,7 +95,9 @@ class Writer:
         self.agreed = AgreedMeters(counter_log)
         self._definitions = definitions
         self.meters: dict[int, MeterDefinition] = dict(journal.state.meters)
-        self.flusher = Flusher(journal, counter_log, tuner, meters=self.meters, tenants=self.tenants, clock_us=clock_us)
+        self.flusher = Flusher(
+            journal, counter_log, tuner, meters=self.meters, tenants=self.tenants, clock_us=clock_us, rejected_bytes=limits.rejected_bytes
+        )
         self._waiting_events = Shares(limits.waiting_events)
         self._coming_counters = Shares(limits.live_counters)  # of requests that are not in a record yet: they may all become live
         self._open: dict[Request, None] = {}  # every request that is not answered, oldest first
@@ -326,6 +330,11 @@ class Writer:
             raise self._refusal(tenant, decoded, "waiting", "Too many events are waiting.")
         if not self._fits_counters(tenant, counters):
             raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
+        rejected = self.flusher.rejected_held
+        if rejected.total and not rejected.fits(name := self.tenants[tenant], 1):
+            whose = "of this tenant " if rejected.crowded(name) else ""
+            reason = f"Too many rejected events {whose}wait for the counter log."
+            raise self._refusal(tenant, decoded, "rejected", reason, overloaded=bool(whose))
         if not self.journal.has_room(room):
             raise self._refusal(tenant, decoded, "journal", f"The journal has no room left: {self.journal.shortage(room)}.", least_s=5)
         return lane
@@ -377,6 +386,10 @@ class Writer:
                 self._disk_due_s = now_s + _DISK_S
                 self.journal.look_at_disk()
             self._tell_room()
+            if any(lane.next_call > _LAST_CALL for lane in self.lanes):
+                raise CallsSpent(
+                    "This incarnation of the journal has used up its call numbers, four billion of them: the next one begins anew."
+                )
             self._call_when_idle(now_s)
             late = [request for request in self._open if request.deadline_s <= now_s]
             for request in late:

@@ -19,6 +19,7 @@ from parshall.errors import FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.streams import say
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+PATIENCE_S = 60  # longer than the service takes to say what keeps it (parshall/peers.py)
 DEMO_KEY = "demo-key"  # `parshall up` without a configuration accepts it, on the loopback only
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,10 +108,13 @@ def ask(method: str, url: str, path: str, key: str, body: dict[str, object] | No
     if body is not None:
         request.add_header("Content-Type", "application/json")
     try:
-        with urlopen(request, timeout=60) as answer:
+        with urlopen(request, timeout=PATIENCE_S) as answer:
             content = answer.read()
     except HTTPError as error:
         raise _refusal(url, error) from error
+    except TimeoutError as error:  # of the answer; that of the connection comes as a URLError
+        said = f"{url} has not answered within {PATIENCE_S} seconds, and may still do what it was asked: look in its log, or ask once more."
+        raise Stop(said, UNAVAILABLE) from error
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise Stop(f"Nothing answers at {url} ({reason}). Is Parshall running there? --url says where to look.", UNAVAILABLE) from error

@@ -40,9 +40,11 @@ FLUSH_NOW = "/flush-now"
 READY = "/readyz"
 
 _ANSWER_S = 5.0
-_FLUSH_S = 60.0
-_RELOAD_S = 30.0
-_STARTING_S = 10.0
+# Whoever asks for a flush or a reload over HTTP waits for a minute, as a proxy between may too: what went wrong is to be told before that.
+_FLUSH_S = 45.0
+_ROUND_S = 25.0  # one of the two rounds of a reload: all are asked, then all are told
+_RELOAD_S = 55.0  # both rounds, for a worker that has the leader do them
+_STARTING_S = 10.0  # of a round: how long to look for a process that is not there
 _LEADER = 0  # every reload goes through one worker, so that two of them cannot cross
 
 
@@ -171,19 +173,22 @@ class AllWorkers:
         return self._local.flusher.interval_ms
 
     async def set_flush_interval(self, interval_ms: int) -> None:
-        """Kept first, so that a worker which cannot be reached learns it when it starts."""
+        """Kept first, so that a worker which is not there learns it when it starts. Raises Unavailable when one that is there is silent."""
         content = msgspec.json.encode(Interval(interval_ms))
         await self._background.run(self._disk.replace, self._kept.flush_file, content)
         self._local.flusher.set_interval(interval_ms)
-        for worker, answer in (await self._ask_all("PUT", INTERVAL, _ANSWER_S, content)).items():
-            if answer is None:
-                log.warning("a worker was not told the new flush interval; it will read it when it starts", worker=worker)
+        told = await asyncio.gather(*(_tell_interval(worker, socket, content) for worker, socket in self._sockets.items()))
+        if silent := [str(worker) for worker, heard in zip(self._sockets, told, strict=True) if not heard]:
+            raise Unavailable(
+                f"Worker {', '.join(silent)} does not answer and may keep its old interval until it restarts: ask once more.", 5
+            )
 
     async def flush_now(self) -> None:
+        until_s = asyncio.get_running_loop().time() + _FLUSH_S
         mine = asyncio.ensure_future(self._local.flusher.now())
         try:
             answers = await self._ask_all("POST", FLUSH_NOW, _FLUSH_S)
-            async with asyncio.timeout(_FLUSH_S):
+            async with asyncio.timeout_at(until_s):
                 await mine
         except TimeoutError:
             raise Unavailable("The counter log does not take the flush now.", 5) from None
@@ -197,7 +202,7 @@ class AllWorkers:
     async def reload(self) -> Reloaded:
         """All of them read the configuration again, or none. Raises Refused or Unavailable."""
         if self._local.worker != _LEADER:
-            answer = await _ask(self._sockets[_LEADER], "POST", RELOAD, 2 * _RELOAD_S, None)
+            answer = await _ask(self._sockets[_LEADER], "POST", RELOAD, _RELOAD_S, None)
             return msgspec.json.decode(_good(f"worker-{_LEADER}", answer, "ask once more"), type=Reloaded)
         async with self._reloading:
             return await self._lead()
@@ -282,14 +287,38 @@ def _detail(answer: _Answer) -> str:
 async def _ask_until_there(socket: str, method: str, path: str, body: bytes) -> _Answer | None:
     """A process that starts, or starts again, is there in a moment."""
     loop = asyncio.get_running_loop()
-    until_s = loop.time() + _STARTING_S
-    while (answer := await _ask(socket, method, path, _RELOAD_S, body)) is None and loop.time() < until_s:
+    began_s = loop.time()
+    while True:
+        answer = await _ask(socket, method, path, began_s + _ROUND_S - loop.time(), body)
+        if answer is not None or loop.time() > began_s + _STARTING_S:
+            return answer
         await asyncio.sleep(0.1)
-    return answer
+
+
+async def _tell_interval(worker: int, socket: str, content: bytes) -> bool:
+    """Whether it follows: now, or because it is yet to start."""
+    try:
+        answer = await _ask_listener(socket, "PUT", INTERVAL, _ANSWER_S, content)
+    except _NobodyListens:
+        log.warning("a worker was not told the new flush interval; it will read it when it starts", worker=worker)
+        return True
+    return answer is not None and answer.status == 200
 
 
 async def _ask(socket: str, method: str, path: str, patience_s: float, body: bytes | None) -> _Answer | None:
     """None: none in time."""
+    try:
+        return await _ask_listener(socket, method, path, patience_s, body)
+    except _NobodyListens:
+        return None
+
+
+class _NobodyListens(Exception):
+    """The process starts, or is away; its socket may have been left behind."""
+
+
+async def _ask_listener(socket: str, method: str, path: str, patience_s: float, body: bytes | None) -> _Answer | None:
+    """None: none in time. Raises _NobodyListens."""
     timeout = aiohttp.ClientTimeout(total=patience_s)
     try:
         async with (
@@ -297,6 +326,10 @@ async def _ask(socket: str, method: str, path: str, patience_s: float, body: byt
             session.request(method, f"http://worker{path}", data=body) as answer,
         ):
             return _Answer(answer.status, await answer.read())
+    except aiohttp.ClientConnectorError as error:
+        if isinstance(error.os_error, FileNotFoundError | ConnectionRefusedError):
+            raise _NobodyListens from error
+        return None
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
 

@@ -46,6 +46,7 @@ class Child:
         self._inherited = inherited
         self._process: subprocess.Popen[bytes] | None = None
         self._stop = asyncio.Event()
+        self._owed: set[signal.Signals] = set()  # told while it did not run
 
     async def keep(self) -> None:
         """Run it, again and again, until `stop`. Raises Stop when starting it once more cannot help."""
@@ -56,6 +57,7 @@ class Child:
             began_s = loop.time()
             starts += 1
             process = self._process = self._start()
+            self._deliver_owed()
             code = await ended(process)
             if self._stop.is_set():
                 return
@@ -85,13 +87,22 @@ class Child:
         return await ended(process)
 
     def tell(self, number: signal.Signals) -> None:
-        """A signal, if it runs."""
-        if self._process is not None and self._process.poll() is None:
+        """A signal. Between two runs, and before the first, it is owed: the next run gets it, once."""
+        if self._process is not None and self.running:
             self._process.send_signal(number)
+        else:
+            self._owed.add(number)
+            log.info("a process does not run now and gets the signal when it starts", child=self.order.name, signal=number.name)
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def _deliver_owed(self) -> None:
+        """It need not be able to heed them yet: the kernel keeps them for it until it is."""
+        owed, self._owed = self._owed, set()
+        for number in owed:
+            self.tell(number)
 
     def _start(self) -> subprocess.Popen[bytes]:
         parent = os.getpid()
@@ -109,7 +120,7 @@ class Child:
 
 
 def _before_exec(parent: int) -> None:
-    """SIGTERM waits until the child can heed it: ended while it still imports, it would leave undone what it does at its stop."""
+    """Signals wait until the child can heed them: ended while it still imports, it would leave undone what it does at its stop."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     die_with_parent(signal.SIGTERM, parent)
 

@@ -385,12 +385,13 @@ def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
     problems = _repeated(raw, "tenants", "name", [tenant.name for tenant in settings.tenants])
     problems += _repeated(raw, "tenants", "number", [tenant.number for tenant in settings.tenants])
     names = [tenant.name for tenant in settings.tenants]
+    known = set(names)
     problems += _repeated_keys(raw, settings)
     for index, key in enumerate(settings.keys):
-        if key.tenant not in names:
+        if key.tenant not in known:
             problems.append(_unknown_tenant(raw, ("keys", index, "tenant"), key.tenant, names))
     for index, book in enumerate(settings.price_books):
-        if isinstance(tenant := book.get("tenant"), str) and tenant not in names:
+        if isinstance(tenant := book.get("tenant"), str) and tenant not in known:
             problems.append(_unknown_tenant(raw, ("price_books", index, "tenant"), tenant, names))
     if settings.ingest.workers > 1 and settings.redis.url is None:
         problems.append(
@@ -411,10 +412,11 @@ def _kafka_security(raw: Raw, kafka: KafkaSettings) -> list[Problem]:
 
 
 def _repeated(raw: Raw, section: str, field: str, values: list[Any]) -> list[Problem]:
+    first = {value: index for index, value in reversed(list(enumerate(values)))}
     return [
         Problem(raw.place((section, index, field)), f"{section}[{index}].{field}", f"{value!r} is used before", f"a {field} of its own")
         for index, value in enumerate(values)
-        if value in values[:index]
+        if first[value] != index
     ]
 
 

@@ -29,6 +29,7 @@ from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
 from ingest.agreed_meters import CannotStart
 from ingest.connection import make_server
+from ingest.flusher import Flusher
 from ingest.http import Edge, HttpLimits, Route
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.snapshot import WriterSnapshot
@@ -240,6 +241,7 @@ class Worker:
     async def _until_stopped(self, parts: WorkerParts, edge: Edge, control: peers.Control, running: Sequence[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
         controlled = await peers.listen(control.handle, self._folder.control_socket(self._order.worker))
+        self._follow_kept_interval(parts.writer.flusher)
         http = make_server(edge)
         address = self._order.address
         public = await loop.create_server(http, address.host, address.port, reuse_port=True, backlog=1024)
@@ -259,6 +261,12 @@ class Worker:
         controlled.close()
         for task in running:
             task.cancel()
+
+    def _follow_kept_interval(self, flusher: Flusher) -> None:
+        """Opening the journal took a while, in which nobody could tell this process of another interval; from now on everybody can."""
+        kept_ms = peers.read_interval(self._folder.flush_file, self._world.disk)
+        if kept_ms is not None and kept_ms != flusher.interval_ms:
+            flusher.set_interval(kept_ms)
 
     async def _tell_ready(self, parts: WorkerParts) -> None:
         while not parts.writer.serves:

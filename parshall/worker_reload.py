@@ -36,10 +36,14 @@ class WorkerReload:
 
     async def check(self, settings: Settings) -> None:
         """Raises Refused or Unavailable."""
-        definitions = (await self._catalogue(settings)).definitions
+        catalogue = await self._catalogue(settings)
         with _for_the_operator():
-            check_meters(self._writer.meters, definitions)
-            await self._writer.agreed.check(definitions)
+            check_meters(self._writer.meters, catalogue.definitions)
+            await self._writer.agreed.check(catalogue.definitions)
+        any_numbers = {definition.name: number for number, definition in enumerate(catalogue.definitions)}
+        await self._background.run(
+            make_decoder, settings, catalogue, any_numbers
+        )  # what `follow` cannot do must be known before anything changes
 
     async def settle(self, settings: Settings) -> None:
         """Tell all other writers which meters are new, before anything is changed. Raises what `check` does."""

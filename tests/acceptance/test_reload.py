@@ -272,6 +272,31 @@ def test_a_price_follows_and_stays_when_the_rater_is_killed(starts: list[Up], da
     assert refused.returncode == 4 and "has been that of the tenant 'demo' here" in refused.stderr
 
 
+def test_a_hangup_while_the_worker_is_away_is_heeded_when_it_is_back(starts: list[Up], data: Path, port: int) -> None:
+    file = up_config(data.parent)
+    old = file.read_text()
+    file.write_text(f'{old}\n[[keys]]\ntenant = "demo"\nhash = "{hash_key("leaked-key")}"\nscopes = ["admin"]\n')
+    up = Up(data, port, "--config", str(file))
+    starts.append(up)
+    leaked = ("flush", "show", "--url", up.url, "--key", "leaked-key")
+    assert run(*leaked).returncode == 0
+    os.kill(up.child("parshall.worker"), signal.SIGKILL)
+    until_said(up, "a process ended and is started again")
+    file.write_text(old)
+    up.process.send_signal(signal.SIGHUP)
+    until_said(up, "the configuration was read again")
+    refused = run(*leaked)
+    assert (refused.returncode, "does not know this key" in refused.stderr) == (1, True), refused.stderr
+    assert up.log.read_text().count("the configuration was read again") == 1
+
+
+def until_said(up: Up, what: str) -> None:
+    until = time.monotonic() + 60
+    while what not in up.log.read_text():
+        assert time.monotonic() < until, up.log.read_text()
+        time.sleep(0.02)
+
+
 def test_at_a_terminal_a_hangup_ends_it_whatever_the_configuration(data: Path, port: int) -> None:
     master, slave = os.openpty()
     command = [sys.executable, "-m", "parshall", "up", "--config", str(up_config(data.parent)), "--data", str(data)]

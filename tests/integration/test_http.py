@@ -813,6 +813,7 @@ async def test_what_is_not_http(served: Served, garbage: bytes) -> None:
         assert is_problem(answer, 400, "This is not an HTTP request that can be read.")
         assert b"Traceback" not in answer.body
         assert await client.ended()
+    assert served.edge.statuses == {400: 1}
 
 
 async def test_draining_says_close(served: Served) -> None:

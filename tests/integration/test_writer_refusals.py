@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,17 +15,21 @@ from typing import NamedTuple
 import pytest
 from structlog.testing import capture_logs
 
+from buffer.counter_log import LogUnavailable, Rejected
 from buffer.disk import RealDisk
 from buffer.flush_tuner import FlushTuner
+from buffer.local_log import LocalLog
+from dedupe.port import CallsSpent
 from ingest.agreed_meters import CannotStart
 from ingest.batch import Batch
 from ingest.decode import Decoder
 from ingest.sink import Unavailable
 from ingest.writer import Writer
 from parshall.data_folder import DataFolder
+from parshall.errors import FAILED
 from parshall.settings import Settings
 from parshall.wiring import REAL, World, clock_us, make_decoder, make_writer, meter_numbers, read_catalogue
-from parshall.worker import not_ready
+from parshall.worker import not_ready, why_stopped
 
 FLOOD, TRICKLE = 1, 2
 SMALL_JOURNAL = 8 << 20  # smaller than settings may make it
@@ -35,6 +39,7 @@ EVENTS = 5_000  # two such requests do not fit in one call
 class Running(NamedTuple):
     writer: Writer
     decoder: Decoder
+    serving: asyncio.Task[None]
 
     def batch(self, tenant: int, name: str, events: int, subjects: int = 1) -> Batch:
         time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -62,8 +67,9 @@ async def running(folder: Path, world: World = REAL, journal_bytes: int = 1 << 3
     async with asyncio.timeout(30):
         while not writer.ready:
             await asyncio.sleep(0.01)
-    yield Running(writer, decoder)
-    await writer.drain(30)
+    yield Running(writer, decoder, serving)
+    if not serving.done():
+        await writer.drain(30)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     await counter_log.close()
@@ -147,6 +153,58 @@ async def test_a_journal_that_has_grown_to_its_bound_says_so_before_it_is_quite_
     assert any(line["event"] == "requests are refused" and re.fullmatch(why, line["reason"]) for line in logs)
 
 
+async def test_rejected_events_are_bounded_while_the_counter_log_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold memory, and fill no counters. Whose they are is refused, the next tenant is not; all of them are in the log in the end."""
+    log = {"away": True}
+
+    async def produce_rejected(self: LocalLog, rejected: Sequence[Rejected]) -> None:
+        if log["away"]:
+            raise LogUnavailable("it is away")
+        assert sum(len(one.body) for one in rejected) < 2 << 20
+        produced.extend(rejected)
+
+    def unknown(number: int) -> Batch:
+        text = json.dumps(
+            [{"specversion": "1.0", "type": "typo", "source": "s", "id": f"{number}-{n}", "x": 300 * "x"} for n in range(100)]
+        )
+        return it.decoder.decode_batch(FLOOD, text.encode(), clock_us())
+
+    monkeypatch.setattr(LocalLog, "produce_rejected", produce_rejected)
+    produced: list[Rejected] = []
+    async with running(tmp_path) as it:
+        held, until = it.writer.flusher.rejected_held, asyncio.get_running_loop().time() + 60
+        held.limit = 4 << 20
+        number = 0
+        with pytest.raises(Unavailable, match="Too many rejected events of this tenant wait for the counter log") as refused:
+            for number in range(1000):
+                await it.writer.submit(unknown(number), until)
+        assert refused.value.overloaded and held.limit // 2 < held.total < held.limit
+        with pytest.raises(Unavailable):
+            it.writer.check(FLOOD)
+        it.writer.check(TRICKLE)
+        assert (await it.writer.submit(it.batch(TRICKLE, "a", 1), until)).accepted == 1
+        assert it.writer.refused == {(FLOOD, "rejected"): 2}
+        log["away"] = False
+        await it.writer.flusher.now()
+        assert held.total == 0
+        assert len({one.body for one in produced}) == len(produced) == 100 * number
+        assert len((await it.writer.submit(unknown(number), until)).rejections) == 100
+
+
+async def test_who_has_used_up_its_call_numbers_ends_for_the_next_to_begin_anew(tmp_path: Path) -> None:
+    """A tag has four bytes for them."""
+    async with running(tmp_path) as it:
+        (lane,) = it.writer.lanes
+        lane.next_call = lane.next_append = 2**32 - 2**20 - 2
+        outcome = await it.writer.submit(it.batch(TRICKLE, "a", 1), asyncio.get_running_loop().time() + 10)
+        assert outcome.accepted == 1 and not it.serving.done()
+        lane.next_call += 1
+        lane.next_append += 1
+        with pytest.raises(CallsSpent, match="has used up its call numbers"):
+            await asyncio.wait_for(asyncio.shield(it.serving), 5)
+        assert why_stopped(CallsSpent("…")) == FAILED, "it is started again"
+
+
 async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:
     settings = Settings.model_validate({"redis": {"url": "redis://127.0.0.1:1"}})
     data = DataFolder(str(tmp_path / "data")).make()
@@ -165,10 +223,18 @@ async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:
 async def test_an_old_copy_of_the_journal_is_not_opened(tmp_path: Path) -> None:
     """Also where no Redis remembers: its claims would be those of that day. What it told the registry since gives it away."""
     journal, copy, newest = tmp_path / "data" / "writers" / "0", tmp_path / "copy", tmp_path / "newest"
+    time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    body = json.dumps([{"specversion": "1.0", "type": "hit", "source": "s", "id": "e", "time": time, "subject": "c"}]).encode()
+
+    async def sent(it: Running) -> tuple[int, int]:
+        batch = it.decoder.decode_batch(TRICKLE, body, clock_us())
+        outcome = await it.writer.submit(batch, asyncio.get_running_loop().time() + 10)
+        return outcome.accepted, outcome.duplicate
+
     for _ in range(2):
         shutil.copytree(journal, copy, dirs_exist_ok=True) if journal.exists() else None
-        async with running(tmp_path) as service:
-            await service.writer.submit(service.batch(TRICKLE, "e", 1), asyncio.get_running_loop().time() + 10)
+        async with running(tmp_path) as it:
+            await sent(it)
     journal.rename(newest)
     shutil.copytree(copy, journal)
     with pytest.raises(
@@ -178,6 +244,5 @@ async def test_an_old_copy_of_the_journal_is_not_opened(tmp_path: Path) -> None:
             pass
     shutil.rmtree(journal)
     newest.rename(journal)
-    async with running(tmp_path) as service:
-        outcome = await service.writer.submit(service.batch(TRICKLE, "e", 1), asyncio.get_running_loop().time() + 10)
-        assert (outcome.accepted, outcome.duplicate) == (0, 1)
+    async with running(tmp_path) as it:
+        assert await sent(it) == (0, 1)

@@ -35,7 +35,7 @@ MUTANT_EVENTS = 20_000
 CRASH_EVENTS = 100_000
 CRASHES = 20
 CHAOS_S = 180
-SABOTAGE_WORLDS = 400  # until a guard's absence must have been found
+SABOTAGE_WORLDS = 2000  # until a guard's absence must have been found; the rarest one takes hundreds
 
 
 class Report:

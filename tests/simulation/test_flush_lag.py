@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from buffer.counter_log import LogUnavailable, Record
 from buffer.flush_tuner import FlushTuner
-from buffer.journal import Journal
-from buffer.journal_records import Opened, Through
+from buffer.journal import Journal, read_journal
+from buffer.journal_records import FlushBegin, FlushCommit, Opened, Through
 from ingest.flusher import Flusher
-from tests.journal_driver import METER, call, opened
+from tests.journal_driver import DIRECTORY, METER, call, opened
 from tests.lossy_disk import LossyDisk
 from tests.simulation.counter_log import SharedLog, SimulatedLog
 from tests.simulation.loop import SimulatedLoop, run
@@ -50,6 +50,41 @@ def test_what_is_on_its_way_ages_until_it_is_there() -> None:
             await flusher.now()
             assert flusher.unflushed_since_us == 0
             running.cancel()
+
+    run(main)
+
+
+def test_an_empty_call_leaves_nothing_that_ages() -> None:
+    """An idle writer makes one a minute."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        journal = await opened(LossyDisk(), random.Random(1))
+        flusher = flusher_of(journal, AwayLog(SharedLog(random.Random(1), 1), journal.writer, Steps()), loop)
+        begin(journal)
+        flusher.merge([], {}, [], Through(b"i" * 16, 1))
+        assert flusher.unflushed_since_us == 0
+        await asyncio.sleep(60)
+        merge(journal, flusher, 1)
+        assert flusher.unflushed_since_us == micros(loop)
+
+    run(main)
+
+
+def test_a_flush_counts_once_a_crash_cannot_take_it_back() -> None:
+    async def main(loop: SimulatedLoop) -> None:
+        disk = LossyDisk()
+        journal = await opened(disk, random.Random(1))
+        flusher = flusher_of(journal, AwayLog(SharedLog(random.Random(1), 1), journal.writer, Steps()), loop)
+        begin(journal)
+        merge(journal, flusher, 1)
+        flushing = asyncio.create_task(flusher.flush())
+        kinds: list[set[type]] = []
+        while not flusher.flush_number:
+            kinds.append({type(record) for record in read_journal(DIRECTORY, disk)})
+            await asyncio.sleep(0)
+        assert any(FlushBegin in some and FlushCommit not in some for some in kinds)
+        assert FlushCommit in {type(record) for record in read_journal(DIRECTORY, disk)}
+        flushing.cancel()
 
     run(main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,3 +100,15 @@ def test_a_name_with_several_addresses(nodes: list[Node], monkeypatch: pytest.Mo
 def test_a_name_that_cannot_be_used(url: str, why: str) -> None:
     done = run(flush, "now", "--each-address", "--url", url)
     assert isinstance(done.exception, Stop) and why in done.exception.message
+
+
+def test_one_that_took_the_question_and_is_silent_is_not_taken_for_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_client, "PATIENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = run(flush, "now", "--url", url)
+    assert isinstance(done.exception, Stop) and done.exception.code == 3
+    why = f"{url} has not answered within 0.2 seconds, and may still do what it was asked: look in its log, or ask once more."
+    assert done.exception.message == why
+    done = run(flush, "now", "--url", url)
+    assert isinstance(done.exception, Stop) and done.exception.message.startswith(f"Nothing answers at {url} (")

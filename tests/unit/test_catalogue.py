@@ -104,6 +104,14 @@ def test_several_meters_read_one_event_type() -> None:
         ({"value": "data"}, "value: 'data' is not a path below data"),
         ({"value": "data..x"}, "value: 'data..x' is not a path below data"),
         ({"value": 5}, "value: 5 is not a path below data"),
+        (
+            {"value": 'data."http.bytes"'},
+            "value: 'data.\"http.bytes\"' holds a quotation mark, a backslash or a control character; allowed: names",
+        ),
+        (
+            {"dimensions": {"region": "data.a\\b"}},
+            "dimensions.region.path: 'data.a\\\\b' holds a quotation mark, a backslash or a control character",
+        ),
         ({"dimensions": {"Region": "data.region"}}, "dimensions: 'Region' is not a dimension name; allowed: 1 to 64"),
         ({"dimensions": {"region": 7}}, 'dimensions.region: 7 is not allowed; allowed: a path such as "data.region", or { path'),
         (
