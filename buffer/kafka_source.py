@@ -104,7 +104,7 @@ class KafkaSource:
             await self._place()
             found = await self._fetch(most, max(0.0, deadline - loop.time()))
             received = [
-                Received(_stream(partition), record.offset + 1, dict(record.headers), record.value)
+                _received(partition, record)
                 for partition, records in found.items()
                 if partition in self._rebalances.placed  # else read before it was placed: read again once it is
                 for record in records
@@ -207,6 +207,12 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
             fetch.cancel()
         await asyncio.wait(fetches)
     await consumer._client.close()
+
+
+def _received(partition: TopicPartition, record: ConsumerRecord) -> Received:
+    """Kafka allows null for a value (a tombstone) and for the value of a header. No writer makes either: to the rater both are empty."""
+    headers = {name: content or b"" for name, content in record.headers}
+    return Received(_stream(partition), record.offset + 1, headers, record.value or b"")
 
 
 def _stream(partition: TopicPartition) -> str:

@@ -78,8 +78,7 @@ class RedisWriters:
         joined = f"{self._namespace}joined:{await self._replication_id()}"
         found = {}
         for writer in writers:
-            named = cast(bytes | None, await self._redis.get(f"{self._namespace}writer:{writer.hex()}"))
-            incarnation = b"" if named is None else bytes.fromhex(named.decode())
+            incarnation = await self._last(writer)
             mark, closed = await self._marks(incarnation)
             has_joined = bool(await self._redis.sismember(joined, writer.hex()))
             found[writer] = Standing(incarnation, mark, closed, has_joined)
@@ -105,7 +104,8 @@ class RedisWriters:
         after `through`.
         """
         incarnations = await self._incarnations_from(writer, before[0])
-        spans = {number: await self._span(incarnation, before) for number, incarnation in incarnations.items()}
+        last = await self._last(writer)
+        spans = {number: await self._span(incarnation, before, last) for number, incarnation in incarnations.items()}
         told_again = {
             number for number, incarnation in incarnations.items() if await self._base(incarnation) > _call_in(through, incarnation)
         }
@@ -128,10 +128,17 @@ class RedisWriters:
         owners = {number: await self._get(f"w:{incarnation.hex()}", "writer") for number, incarnation in numbers if number >= least}
         return {number: incarnation for number, incarnation in numbers if owners.get(number) == writer.hex().encode()}
 
-    async def _span(self, incarnation: bytes, before: tuple[bytes, int]) -> range:
-        """Its calls after `before` that may count: a call above the one that it was closed with was never answered."""
+    async def _span(self, incarnation: bytes, before: tuple[bytes, int], last: bytes) -> range:
+        """Its calls after `before` that may count: a call above the one that its journal closed it with was never answered. The last one
+        may have been closed by `bury` instead, which knows only what was told, when the end of the writer was not written down after it."""
         _, closed = await self._marks(incarnation)
-        return range(before[1] + 1 if incarnation == before[0] else 1, _NO_END if closed is None else closed + 1)
+        end = _NO_END if closed is None or incarnation == last else closed + 1
+        return range(before[1] + 1 if incarnation == before[0] else 1, end)
+
+    async def _last(self, writer: bytes) -> bytes:
+        """The incarnation that was opened last; empty when none is known."""
+        named = cast(bytes | None, await self._redis.get(f"{self._namespace}writer:{writer.hex()}"))
+        return b"" if named is None else bytes.fromhex(named.decode())
 
     async def _base(self, incarnation: bytes) -> int:
         """The call up to which its journal was claimed again here; -1 when it was not."""

@@ -176,13 +176,15 @@ class EmbeddedPostgres:
             )
 
     def _remove_stale_claims(self) -> None:
-        """Only under the lock. PostgreSQL believes them when their process is a zombie, or its number was given to another process."""
+        """Only under the lock. PostgreSQL believes them when their process is a zombie, or its number was given to another process; and
+        it refuses to start where postmaster.pid names none, as a power cut while it was written leaves it."""
+        stale = [f"{self._sockets}/.s.PGSQL.5432", f"{self._sockets}/.s.PGSQL.5432.lock"]
         pid = _pid_file(self._data)
-        if pid is not None and _alive(pid.number):  # else it finds out by itself, and also frees the shared memory noted there
-            os.unlink(f"{self._data}/postmaster.pid")
-        for name in (".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
+        if pid is None or _alive(pid.number):  # else it finds out by itself, and also frees the shared memory noted there
+            stale.append(f"{self._data}/postmaster.pid")
+        for path in stale:
             with suppress(FileNotFoundError):
-                os.unlink(f"{self._sockets}/{name}")
+                os.unlink(path)
 
     def _spawn(self, arguments: list[str], identity: Identity, lock: int) -> subprocess.Popen[bytes]:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

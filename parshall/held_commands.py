@@ -20,6 +20,7 @@ from rater.changed_meter import is_why
 if TYPE_CHECKING:
     import asyncpg
 
+    from rater.postgres import Ledger, Released
     from rater.query import Held, Stray
 
 HELP = f"""See what the rater could not rate, and go on.
@@ -28,11 +29,16 @@ A record that cannot be applied is parked with its bytes and holds its writer in
 itself as soon as it can be: when the record that has to come first arrives, or when a newer version of Parshall can read it. A record that
 counts another kind of meter than the records before it, under the same name, never can be.
 
+Two things need a person's word, `release`. Where two journals ran under one writer id, rating goes on with the record that was rated first,
+or with --record where neither was; what came behind it is sent again from the right journal. A record without a place is no counter record:
+--record alone leaves it out.
+
 \b
 Examples:
   parshall held list --config parshall.toml
   parshall held show 17 --config parshall.toml
   parshall held release --writer 3f0c… --partition 2 --config parshall.toml
+  parshall held release --record 17 --config parshall.toml
 
 {EXIT_CODES}"""
 
@@ -65,11 +71,13 @@ def next_step(held: Held) -> str:
     due = held.last_n + 1
     if held.held is not None:
         return (
-            "two journals ran under one writer id: find out which and stop the copy; then "
-            f"`parshall held release {place}` goes on with the right one"
+            f"two journals ran under one writer id: find out which is the copy and stop it; then `parshall held release {place}` goes on "
+            "with the record that was rated, or with one that you choose where none was, and says what to send again from the right journal"
         )
     if held.sound is False or held.n is None or held.n > due:
         last = due if held.n is None or held.n <= due else held.n - 1
+        if held.sound is False and held.last_unsound is not None:
+            last = max(last, held.last_unsound)
         return f"run `parshall resend {place} --from {due} --to {last}` where that writer's journal is"
     if held.reason is not None and is_why(held.reason):
         return _after_changed_meter(held)
@@ -88,7 +96,10 @@ def _after_changed_meter(held: Held) -> str:
 
 def line_of_stray(stray: Stray) -> Line:
     why = f"in {stray.stream} before position {stray.next_position}: {stray.reason}"
-    step = f"find out what else produces into this topic; `parshall held show {stray.id}` shows the record"
+    step = (
+        f"find out what else produces into this topic; `parshall held show {stray.id}` shows the record, and "
+        f"`parshall held release --record {stray.id}` leaves it out, so that as_of goes on"
+    )
     return Line(None, None, None, 1, stray.parked_at.isoformat(timespec="seconds"), stray.id, why, step)
 
 
@@ -139,36 +150,80 @@ def show(record: int, config: str | None, **given: object) -> None:
     click.echo(value.decode(errors="backslashreplace"))
 
 
-@held.command(help="After a fork: go on with the record that was rated first, or with --record. The other stays parked, as explained.")
-@click.option("--writer", required=True, metavar="ID", help="32 hexadecimal digits.")
-@click.option("--partition", required=True, type=click.IntRange(min=0), metavar="P")
-@click.option("--record", type=int, metavar="ID", help="Which of the two is right, where both are parked.")
-@options("--config", "--data", "--postgres")
-def release(writer: str, partition: int, record: int | None, config: str | None, **given: object) -> None:
-    from rater.postgres import DatabaseFailed, Ledger, Released
+@held.command(
+    help="""After a fork, with --writer and --partition: go on with the record that was rated first, or with --record where neither side
+    was. The other stays parked, as explained. What came behind the fork is left out until it is sent again from the right journal.
 
+    With --record alone: leave out a record without a place."""
+)
+@click.option("--writer", metavar="ID", help="32 hexadecimal digits. Only with --partition.")
+@click.option("--partition", type=click.IntRange(min=0), metavar="P", help="Only with --writer.")
+@click.option("--record", type=int, metavar="ID", help="Which of the two is right, where both are parked; alone: one without a place.")
+@options("--config", "--data", "--postgres")
+def release(writer: str | None, partition: int | None, record: int | None, config: str | None, **given: object) -> None:
+    if writer is not None and partition is not None:
+        writer_id = _writer_id(writer)
+        released = _with_ledger(config, given, lambda ledger: ledger.release(writer_id, partition, record))
+        click.echo(_told(released, writer, partition, record))
+    elif writer is not None or partition is not None:
+        raise Stop("--writer and --partition only name a fork together: `parshall held list` shows both.", USAGE)
+    elif record is not None:
+        if not _with_ledger(config, given, lambda ledger: ledger.leave_out_stray(record)):
+            raise Stop(
+                f"{record} is no record without a place: `parshall held list` shows those. A fork needs --writer and --partition.", USAGE
+            )
+        click.echo(f"Record {record} is left out. It stays parked, as explained.")
+    else:
+        raise Stop("Say what to release: --writer and --partition after a fork, --record for a record without a place.", USAGE)
+
+
+def _writer_id(writer: str) -> bytes:
     try:
-        writer_id = bytes.fromhex(writer)
+        return bytes.fromhex(writer)
     except ValueError:
         raise Stop(f"{writer} is not the id of a writer, 32 hexadecimal digits.", USAGE) from None
+
+
+def _told(released: Released, writer: str, partition: int, record: int | None) -> str:
+    """Raises Stop where nothing was released."""
+    ids = ", ".join(map(str, released.choices))
+    place = f"--writer {writer} --partition {partition}"
+    if released.unfit and ids:
+        raise Stop(f"Record {record} is not one of those to choose from, which are {ids}. Nothing was done.", USAGE)
+    if released.unfit:
+        raise Stop(
+            f"Record {record} cannot be chosen: that can only be where both sides of a fork are parked. Nothing was done. One that was "
+            f"rated already stays rated, and `parshall held release {place}` goes on with it.",
+            USAGE,
+        )
+    if ids:
+        raise Stop(f"Both sides of the fork are parked: say with --record which one is right, of {ids} (`parshall held show ID`).", USAGE)
+    if not released.done:
+        raise Stop(f"Writer {writer} is not held after a fork in partition {partition}.", FAILED)
+    if released.again is None:
+        return "Released. The rater goes on within a few seconds."
+    first, last = released.again
+    return (
+        "Released. What came behind the fork is left out, since it may be the copy's: run "
+        f"`parshall resend {place} --from {first} --to {last}` where the right journal is."
+    )
+
+
+def _with_ledger(config: str | None, given: Mapping[str, Any], do: Callable[[Ledger], Awaitable[T]]) -> T:
+    from rater.postgres import DatabaseFailed, Ledger
+
     dsn = dsn_given("held", config, given)
 
-    async def release_it() -> Released:
+    async def done() -> T:
         ledger = Ledger(dsn)
         try:
-            return await ledger.release(writer_id, partition, record)
+            return await do(ledger)
         except DatabaseFailed as error:
             raise Stop(f"PostgreSQL cannot be asked: {error}.", UNAVAILABLE) from error
         finally:
             await ledger.close()
 
-    released = asyncio.run(release_it())
-    if released.choices:
-        ids = ", ".join(map(str, released.choices))
-        raise Stop(f"Both sides of the fork are parked: say with --record which one is right, of {ids} (`parshall held show ID`).", USAGE)
-    if not released.done:
-        raise Stop(f"Writer {writer} is not held after a fork in partition {partition}.", FAILED)
-    click.echo("Released. The rater goes on within a few seconds.")
+    return asyncio.run(done())
 
 
 def _with_database(config: str | None, given: Mapping[str, Any], ask: Callable[[asyncpg.Pool], Awaitable[T]]) -> T:

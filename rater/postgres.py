@@ -6,6 +6,7 @@ Belongs here: connecting, beginning and ending transactions, what kind of failur
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -36,9 +37,18 @@ class Unstorable(DatabaseFailed):
     """PostgreSQL refuses the data itself: trying the same again ends the same."""
 
 
+# Reasons of parked records, after a fork.
+CHOSEN = "a person chose it after a fork"
+BEHIND_A_FORK = "it came behind a fork: it has to be sent again from the right journal"
+
+_MOST_CHOSEN = 10_000
+
+
 class Released(NamedTuple):
     done: bool
     choices: list[int]  # not done because both sides of the fork are parked: name one of these
+    unfit: bool = False  # nothing was done: the record that was named is not among the choices
+    again: tuple[int, int] | None = None  # the first and the last record that have to be sent again; None: none was left out
 
 
 async def open_pool(dsn: str, *, most: int = 4) -> asyncpg.Pool:
@@ -99,19 +109,31 @@ class Ledger:
     async def release(self, writer: bytes, partition: int, right: int | None = None) -> Released:
         """An operator's decision: go on after a fork. What was parked as the other side of it stays parked, as explained.
 
-        `right`: the id of a parked record that is to be applied, where both sides of a fork are parked: once for each such number.
+        `right`: the id of a parked record that is to be applied, where both sides of a fork are parked: once for each such number. What
+        is parked behind the fork and was not chosen may be of the wrong journal: it is left out until it comes again.
         """
         async with self._transaction() as connection:
+            held = [row[2] for row in await connection.fetch(CHAINS["chains_lock"], [writer], [partition]) if row[3] is not None]
             rivals = {row["id"]: row["n"] for row in await connection.fetch(CHAINS["parked_rivals"], writer, partition)}
-            if right in rivals:
+            if right is not None:
+                if right not in rivals:
+                    return Released(False, list(rivals), unfit=True)
                 wrong = [number for number, n in rivals.items() if n == rivals[right] and number != right]
                 await connection.execute(CHAINS["parked_reject"], wrong)
+                await connection.execute(CHAINS["parked_choose"], [right], CHOSEN)
                 rivals = {number: n for number, n in rivals.items() if n != rivals[right]}
-            if rivals:
+            if rivals or not held:
                 return Released(False, list(rivals))
+            again = await _left_out(connection, writer, partition, held[0])
             await connection.execute(CHAINS["parked_accept"], writer, partition)
-            done: str = await connection.execute(CHAINS["chain_release"], writer, partition)
-        return Released(done == "UPDATE 1", [])
+            await connection.execute(CHAINS["chain_release"], writer, partition)
+        return Released(True, [], again=again)
+
+    async def leave_out_stray(self, record: int) -> bool:
+        """An operator's decision: a record without a place stays parked, as explained. Whether there is one of this id."""
+        async with self._transaction() as connection:
+            done: str = await connection.execute(CHAINS["stray_accept"], record)
+        return done == "UPDATE 1"
 
     async def note_progress(self, log: str, as_of_us: int, ends: Mapping[str, int]) -> int | None:
         """Record that all that stood in the log at `as_of_us`, up to these ends, is rated. None: not yet, or something is parked."""
@@ -198,6 +220,15 @@ class Ledger:
         self._known = Known()
         if connection is not None and not connection.is_closed():
             connection.terminate()
+
+
+async def _left_out(connection: Connection, writer: bytes, partition: int, last_n: int) -> tuple[int, int] | None:
+    """Leave out what is parked behind a fork and was not chosen. What has to be sent again: also what never came before it."""
+    left = [row[0] for row in await connection.fetch(CHAINS["parked_leave_out"], writer, partition, last_n, BEHIND_A_FORK, CHOSEN)]
+    if not left:
+        return None
+    chosen = {row["n"] for row in await connection.fetch(CHAINS["parked_next"], writer, partition, last_n, _MOST_CHOSEN)}
+    return next(n for n in itertools.count(last_n + 1) if n not in chosen), max(left)
 
 
 def _definition(row: Sequence[Any]) -> MeterDefinition:

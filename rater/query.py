@@ -98,6 +98,7 @@ class Held(NamedTuple):
     n: int | None
     sound: bool | None
     reason: str | None
+    last_unsound: int | None  # the highest number of a parked record whose bytes must not be rated
 
 
 class Stray(NamedTuple):

@@ -276,11 +276,14 @@ class Transaction:
 
     async def _park(self, received: Received, incoming: Incoming | None, hash_hex: str, reason: str, *, sound: bool, missing: bool) -> None:
         self._parked += 1
-        place = (*incoming.chain, incoming.place.n) if incoming else (None, None, None)
-        where = f"writer {incoming.place.writer.hex()} partition {place[1]} record {place[2]}" if incoming else received.stream
-        log.error("parked %s: %s", where, reason)
-        values = (*place, hash_hex, reason.replace("\0", "\\0"), sound, missing, self._log_identity, *_kept(received))
-        await self._sql.execute(CHAINS["parked_add"], *values)
+        values = (hash_hex, reason.replace("\0", "\\0"), sound, missing, self._log_identity, *_kept(received))
+        if incoming is None:
+            log.error("parked %s: %s", received.stream, reason)
+            await self._sql.execute(CHAINS["stray_add"], *values)
+        else:
+            writer, partition = incoming.chain
+            log.error("parked writer %s partition %s record %s: %s", writer.hex(), partition, incoming.place.n, reason)
+            await self._sql.execute(CHAINS["parked_add"], writer, partition, incoming.place.n, *values)
 
     async def _store_positions(self, batch: Sequence[Received]) -> None:
         positions: dict[str, int] = {}

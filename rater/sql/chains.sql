@@ -35,15 +35,30 @@ ORDER BY n, id
 LIMIT $4;
 
 -- name: parked_add
-INSERT INTO parked (writer, "partition", n, hash, reason, sound, missing, log, stream, next_position, header_names, header_values, value)
+-- A sound record takes the place of a copy with these bytes that must not be applied and is still missed: one that came behind a fork, or
+-- with damaged headers. One that a person has rejected is explained, and stays as it is.
+INSERT INTO parked AS p (writer, "partition", n, hash, reason, sound, missing, log, stream, next_position, header_names, header_values, value)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+ON CONFLICT (writer, "partition", n, hash) WHERE writer IS NOT NULL DO UPDATE
+SET reason = excluded.reason, sound = excluded.sound, missing = excluded.missing, log = excluded.log, stream = excluded.stream,
+  next_position = excluded.next_position, header_names = excluded.header_names, header_values = excluded.header_values
+WHERE excluded.sound AND NOT p.sound AND p.missing;
+
+-- name: stray_add
+-- A record without a place.
+INSERT INTO parked (hash, reason, sound, missing, log, stream, next_position, header_names, header_values, value)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 ON CONFLICT DO NOTHING;
+
+-- name: stray_accept
+-- An operator looked at a record without a place: it stays, but counts as explained.
+UPDATE parked SET missing = false WHERE writer IS NULL AND id = $1;
 
 -- name: parked_applied
 DELETE FROM parked WHERE id = ANY ($1::bigint[]);
 
 -- name: parked_settle
--- A damaged copy misses nothing once its record is applied.
+-- A damaged copy, or one that came behind a fork, misses nothing once its record is applied.
 UPDATE parked SET missing = false
 WHERE writer = $1 AND "partition" = $2 AND n <= $3 AND missing AND NOT sound;
 
@@ -75,6 +90,16 @@ ORDER BY p.n, p.id;
 -- name: parked_reject
 -- An operator has found out that these are of the wrong journal: they stay, explained, and are never applied.
 UPDATE parked SET sound = false, missing = false WHERE id = ANY ($1::bigint[]);
+
+-- name: parked_choose
+-- And that these are of the right one.
+UPDATE parked SET reason = $2 WHERE id = ANY ($1::bigint[]);
+
+-- name: parked_leave_out
+-- What nobody chose (reason $5) of that which is parked behind a fork: of which journal it is, nothing tells. It has to come again.
+UPDATE parked SET sound = false, missing = true, reason = $4
+WHERE writer = $1 AND "partition" = $2 AND n > $3 AND sound AND reason <> $5
+RETURNING n;
 
 -- name: positions_of
 SELECT stream, next_position FROM positions WHERE log = $1 AND stream = ANY ($2::text[]);

@@ -79,10 +79,11 @@ SELECT header_names, header_values, value FROM parked WHERE id = $1;
 
 -- name: held
 -- Every chain in which something that should be rated is not, with the parked record that has the lowest number.
-SELECT c.writer, c."partition", c.last_n, c.held, p.waiting, p.since, f.id, f.n, f.sound, f.reason
+SELECT c.writer, c."partition", c.last_n, c.held, p.waiting, p.since, f.id, f.n, f.sound, f.reason, p.last_unsound
 FROM chains AS c
 JOIN LATERAL (
-  SELECT count(*) AS waiting, min(parked_at) AS since FROM parked AS p WHERE p.writer = c.writer AND p."partition" = c."partition" AND p.missing
+  SELECT count(*) AS waiting, min(parked_at) AS since, max(n) FILTER (WHERE NOT sound) AS last_unsound
+  FROM parked AS p WHERE p.writer = c.writer AND p."partition" = c."partition" AND p.missing
 ) AS p ON true
 LEFT JOIN LATERAL (
   SELECT id, n, sound, reason FROM parked AS p

@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis as redis_py
 
+from buffer.counter_log import CounterLog, LogUnavailable, Retired
 from dedupe import redis_claims
 from dedupe.claim_table import ClaimTable
 from dedupe.clearance import Clearance
@@ -39,6 +41,8 @@ from dedupe.port import (
 )
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
+from dedupe.redis_writers import RedisWriters
+from parshall.writer_loss import Loss, end_lost_writer
 from tests.services import Redis, redis_server, valkey_server
 
 HOUR_US = 3_600_000_000
@@ -453,6 +457,58 @@ async def test_where_claims_have_been_complete_since_it_does_not(place: Place) -
     one, newcomer = place.claims(), place.claims()
     async with running(one, Journal()), running(newcomer, Journal(lost_horizon_us=NOW_US - HOUR_US)):
         assert await codes(newcomer, call(1, section("a"), time_us=NOW_US - HOUR_US)) == b""  # all granted
+
+
+class Registry:
+    """As much of a counter log as the end of a lost writer needs. It is away at first."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.retired: dict[bytes, Retired] = {}
+
+    async def retire(self, writer: bytes, retired: Retired) -> None:
+        if self.away:
+            raise LogUnavailable("Kafka is away")
+        self.retired[writer] = retired
+
+
+async def test_a_writer_that_is_declared_lost_again_after_an_interruption_loses_the_same(in_redis: InRedis) -> None:
+    """Redis knows of its end by then, and the registry does not."""
+    journal, claims, registry = Journal(), in_redis.claims(), Registry()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a", "b")))
+        claims.raise_mark(1)
+        await answer(claims, call(2, section("c", "d", "e")))
+    async with RedisWriters(in_redis.server.url, IDENTITY) as store:
+
+        async def declare(*, accept: bool) -> tuple[Loss, list[str]]:
+            return await end_lost_writer(
+                cast(CounterLog, registry), [store], journal.writer, [], names={1: "demo"}, horizon_us=NOW_US, accept=accept
+            )
+
+        before, _ = await declare(accept=False)
+        assert before == Loss({}, {1: 2}, {1: 3})
+        with pytest.raises(LogUnavailable):
+            await declare(accept=True)
+        registry.away = False
+        assert (await declare(accept=True))[0] == before
+        assert "3 of tenant demo. When they are sent again they count." in (registry.retired[journal.writer].lost or "")
+
+
+async def test_calls_that_an_earlier_incarnation_never_answered_are_not_lost_with_its_writer(in_redis: InRedis) -> None:
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a")))
+        await answer(claims, call(2, section("b", "c")))  # a crash: it reached no disk
+    later = in_redis.claims()
+    async with running(later, journal.reopened(1)):
+        await answer(later, call(1, section("d")))
+    async with RedisWriters(in_redis.server.url, IDENTITY) as store:
+        claimed = await store.claimed_after(journal.writer, (b"", 0), (b"", 0))
+    assert [dict(events) for _, events in sorted(claimed.events.items(), key=lambda item: item[0][0] != journal.incarnation)] == [
+        {1: 1},
+        {1: 1},
+    ]
 
 
 async def test_a_handler_that_breaks_an_invariant_stops_run(place: Place) -> None:

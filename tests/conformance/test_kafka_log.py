@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import UnknownMemberIdError
@@ -20,9 +21,10 @@ from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
 from buffer.registration import branches_key, encode_branches, encode_member, member_key, registry_of
 from parshall.log_source import LogSource
+from rater import query
 from rater.consume import Rater
 from rater.migrate import migrate
-from rater.postgres import Ledger
+from rater.postgres import Ledger, open_pool
 from rater.source import Received, SourceUnavailable
 from tests import services
 from tests.conformance.counter_log_places import ALICE, BOB, PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
@@ -467,3 +469,29 @@ async def test_what_arrived_late_is_not_what_compaction_keeps_once_somebody_anno
         entries = await log._entries()
         await other.announce(BOB, others)
         assert len(await log._entries()) == len(entries) + 1  # nothing else was to be put right
+
+
+async def test_a_record_without_a_value_stops_no_rater(place: KafkaPlace, database: str) -> None:
+    """Some tools write one, to delete a key. It is parked like any other that no writer made."""
+    await migrate(database)
+    ledger, source = Ledger(database), place.source()
+    rater = Rater(LogSource(source), ledger, clock_us=lambda: time.time_ns() // 1000, late_s=86_400)
+    usage = Writer(1).flush([(REQUESTS, "demo", "acme", 1_767_225_600, ("eu", "a"), 0, 7)])
+    async with opened(place.log()) as log:
+        producer = AIOKafkaProducer(bootstrap_servers=place.cluster.bootstrap)
+        await producer.start()
+        await producer.send_and_wait(place.cluster.counters, None, key=b"whose", partition=0)
+        await producer.send_and_wait(place.cluster.counters, None, key=b"", partition=0, headers=[("writer", None), ("shards", None)])
+        await producer.stop()
+        await log.produce([Record(0, 1, tuple(one.headers.items()), one.value) for one in usage])
+        running = asyncio.ensure_future(rater.run())
+        await wait_until(lambda: running.done() or rater.counts.counters == 1)
+        running.cancel()
+        (result,) = await asyncio.gather(running, return_exceptions=True)
+        assert isinstance(result, asyncio.CancelledError), result
+    await source.close()
+    await ledger.close()
+    async with await open_pool(database) as pool:
+        strays = await query.strays(pool)
+        assert [(stray.stream, stray.next_position) for stray in strays] == [(f"{place.cluster.counters}/0", number) for number in (1, 2)]
+        assert [await query.parked_record(pool, stray.id) for stray in strays] == [({}, b""), ({"writer": b"", "shards": b""}, b"")]

@@ -88,9 +88,12 @@ def _chain(rng: random.Random) -> tuple[Any, ...]:
 
 
 def _parked(rng: random.Random) -> tuple[Any, ...]:
-    place = (None, None, None) if rng.random() < 0.2 else (*_chain(rng), rng.choice((1, 2)))
-    sound, missing = _one(rng, (True, False), (True, False))
-    return (*place, rng.choice(SERIES), "why", sound, missing, "log", "s0", rng.choice((1, 2)), ["h"], [b"v"], b"value")
+    return (*_chain(rng), rng.choice((1, 2)), *_stray(rng))
+
+
+def _stray(rng: random.Random) -> tuple[Any, ...]:
+    reason, sound, missing = _one(rng, ("why", "chosen"), (True, False), (True, False))
+    return (rng.choice(SERIES), reason, sound, missing, "log", "s0", rng.choice((1, 2)), ["h"], [b"v"], b"value")
 
 
 def _series(rng: random.Random) -> tuple[Any, ...]:
@@ -129,6 +132,8 @@ _ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "records_known": lambda rng: tuple(_some(rng, WRITERS, (0, 1), (1, 2))),
     "parked_next": lambda rng: (*_chain(rng), 0, 10),
     "parked_add": _parked,
+    "stray_add": _stray,
+    "stray_accept": lambda rng: _one(rng, (1, 2, 3)),
     "parked_applied": lambda rng: (),
     "parked_settle": lambda rng: (*_chain(rng), rng.choice((1, 2))),
     "chains_due": lambda rng: (),
@@ -136,6 +141,8 @@ _ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "parked_accept": _chain,
     "parked_rivals": _chain,
     "parked_reject": lambda rng: (),
+    "parked_choose": lambda rng: ("chosen",),
+    "parked_leave_out": lambda rng: (*_chain(rng), rng.choice((0, 1)), "behind", "chosen"),
     "positions_of": lambda rng: ("log", *_some(rng, ("s0", "s1"))),
     "positions_store": _positions,
     "progress_store": lambda rng: ("log", rng.randint(1, 9), *_positions(rng)[1:]),
@@ -226,9 +233,9 @@ class Session:
             rows = f"f\t{series}\t{start}\t{value}\t1\n" if start == WINDOWS[0] else f"t\t{series}\t{start}\t{value}\t1\n"
             await connection.copy_to_table("folded", source=BytesIO(rows.encode()), format="text")
             return None
-        if name in ("parked_applied", "parked_reject"):
-            arguments = (self.parked,)
-        if name == "chain_release":
+        if name in ("parked_applied", "parked_reject", "parked_choose"):
+            arguments = (self.parked, *arguments)
+        if name in ("chain_release", "stray_accept"):
             return await connection.execute(TEXTS[name], *arguments)
         rows = await connection.fetch(TEXTS[name], *arguments)
         if name == "parked_next":

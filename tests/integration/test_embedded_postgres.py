@@ -173,6 +173,22 @@ async def test_server_and_owner_killed_together_twice(owner: Owner) -> None:
         assert await query(owner, "select count(*) from kept") == number + 1
 
 
+@pytest.mark.parametrize("left", [b"", bytes(40)], ids=["empty", "zeros"])
+async def test_a_power_cut_while_it_started_does_not_keep_it_from_starting(folder: Path, left: bytes) -> None:
+    """PostgreSQL itself refuses a postmaster.pid in which no process is named."""
+    owner = Owner(folder, "as this user")
+    try:
+        assert await owner.start() == "started"
+        await remember(owner, EXACT)
+        os.kill(owner.postgres_pid, signal.SIGKILL)
+        await owner.kill()
+        (folder / "postgres/data/postmaster.pid").write_bytes(left)
+        assert await owner.start() == "started"
+        assert await query(owner, "select number from kept") == EXACT
+    finally:
+        await owner.end()
+
+
 async def test_stopped_in_order_it_needs_no_recovery(owner: Owner) -> None:
     log = owner.folder / "postgres/postgres.log"
     await remember(owner, EXACT)

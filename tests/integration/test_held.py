@@ -15,6 +15,11 @@ from tests.integration.rating import NUMBERS, PEAK, ListSource, Writer, parshall
 from tests.integration.test_rater import LOG, altered, at, rater_of, run_until, some, stored_usage
 
 
+async def rate_due(ledger: Ledger, writer: Writer) -> None:
+    while await ledger.due_chains() and (await ledger.apply_parked(LOG, (writer.id, 0))).unparked:
+        pass
+
+
 def listed(database: str) -> list[dict[str, Any]]:
     code, told, errors = parshall(database, "held", "list", "--json")
     lines: list[dict[str, Any]] = json.loads(told)
@@ -72,6 +77,35 @@ async def test_a_record_without_a_place(ledger: Ledger, database: str) -> None:
     assert "what else produces into this topic" in line["next"]
 
 
+async def test_a_record_without_a_place_is_left_out_and_as_of_goes_on(ledger: Ledger, database: str) -> None:
+    await ledger.apply(LOG, [Received("usage.counters/3", 72, {"who": b"knows"}, b"what")])
+    gap = Writer(1)
+    gap.flush(some())
+    await ledger.apply(LOG, at(gap.flush(some(1)), "s1"))
+    with_a_place, stray = listed(database)
+    assert f"`parshall held release --record {stray['record']}`" in stray["next"]
+
+    for record in (with_a_place["record"], 99):
+        code, told, errors = parshall(database, "held", "release", "--record", str(record))
+        assert (code, told) == (2, "") and f"{record} is no record without a place" in errors
+    assert len(listed(database)) == 2
+    assert parshall(database, "held", "release", "--record", str(stray["record"])) == (
+        0,
+        f"Record {stray['record']} is left out. It stays parked, as explained.\n",
+        "",
+    )
+    (left,) = listed(database)
+    assert left == with_a_place
+    assert parshall(database, "held", "show", str(stray["record"]))[0] == 0
+    await ledger.apply(LOG, [Received("usage.counters/3", 72, {"who": b"knows"}, b"what")])
+    gap.next_n.clear()
+    await ledger.apply(LOG, at(gap.flush(some()), "s1", 2))
+    while (await ledger.apply_parked(LOG, (gap.id, 0))).unparked:
+        pass
+    assert listed(database) == []
+    assert await ledger.note_progress(LOG, 5, {"usage.counters/3": 72, "s1": 2}) == 5
+
+
 async def test_a_fork_is_released_and_the_running_rater_goes_on(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
     writer, twin = Writer(1), Writer(1)
     source = ListSource()
@@ -90,18 +124,22 @@ async def test_a_fork_is_released_and_the_running_rater_goes_on(ledger: Ledger, 
     assert " ".join(release) in line["next"]
     assert await stored_usage(pool) == usage_by_hand(some())
 
+    code, told, _ = parshall(database, "held", *release)
+    assert code == 0 and told.startswith("Released."), told
+    resend = f"`parshall resend --writer {writer.id.hex()} --partition 0 --from 2 --to 2`"
+    assert resend in told
+    assert "came behind a fork" in listed(database)[0]["why"] and resend in listed(database)[0]["next"]
+    again = source.streams["s0"][-1:]  # as `parshall resend` does
+
     async def rated() -> bool:
-        return await stored_usage(pool) == usage_by_hand(some() + some(1))
+        nonlocal again
+        if again and rater.counts.ready:
+            source.add(again)
+            again = []
+        return await stored_usage(pool) == usage_by_hand(some() + some(1)) and rater.counts.as_of_us > 0
 
-    async def released_and_rated() -> bool:
-        nonlocal release
-        if release:
-            code, told, _ = parshall(database, "held", *release)
-            assert code == 0 and told.startswith("Released."), told
-            release = []
-        return await rated()
-
-    await run_until(rater, released_and_rated)
+    assert rater.counts.as_of_us == 0
+    await run_until(rater, rated)
     assert listed(database) == []
     code, _, errors = parshall(database, "held", "release", "--writer", writer.id.hex(), "--partition", "0")
     assert code == 1 and "is not held after a fork" in errors
@@ -110,17 +148,54 @@ async def test_a_fork_is_released_and_the_running_rater_goes_on(ledger: Ledger, 
 async def test_of_a_fork_that_came_at_once_a_person_chooses_the_side(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
     writer, twin = Writer(1), Writer(1)
     (first,) = writer.flush(some())
-    await ledger.apply(LOG, at([first, *twin.flush(some(9)), *writer.flush(some(1))]))
+    (second,) = writer.flush(some(1))
+    await ledger.apply(LOG, at([first, *twin.flush(some(9)), second]))
     release = ["release", "--writer", writer.id.hex(), "--partition", "0"]
     code, _, errors = parshall(database, "held", *release)
     assert code == 2 and "Both sides of the fork are parked" in errors
     right = await pool.fetchval("SELECT id FROM parked WHERE value = $1", first.value)
     assert str(right) in errors
-    assert parshall(database, "held", *release, "--record", str(right))[0] == 0
-    while (await ledger.due_chains()) and (await ledger.apply_parked(LOG, (writer.id, 0))).unparked:
-        pass
+    code, _, errors = parshall(database, "held", *release, "--record", "99")
+    assert code == 2 and "Record 99 is not one of those to choose from, which are " in errors
+    code, told, _ = parshall(database, "held", *release, "--record", str(right))
+    assert code == 0 and "--from 2 --to 2" in told
+    await rate_due(ledger, writer)
+    assert await stored_usage(pool) == usage_by_hand(some())
+    await ledger.apply(LOG, at([second], start=3))
     assert await stored_usage(pool) == usage_by_hand(some() + some(1))
     assert listed(database) == []
+
+
+async def test_of_a_fork_of_which_one_side_is_rated_nobody_can_choose_the_other(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
+    copy, right = Writer(1), Writer(1)
+    await ledger.apply(LOG, at(copy.flush(some(9))))
+    await ledger.apply(LOG, at(right.flush(some()), start=1))
+    (line,) = listed(database)
+    release = ["release", "--writer", copy.id.hex(), "--partition", "0"]
+    code, told, errors = parshall(database, "held", *release, "--record", str(line["record"]))
+    assert (code, told) == (2, "")
+    assert f"Record {line['record']} cannot be chosen" in errors and "Nothing was done" in errors
+    assert "One that was rated already stays rated, and `parshall held " + " ".join(release) + "` goes on with it." in errors
+    assert listed(database) == [line]
+    assert parshall(database, "held", *release) == (0, "Released. The rater goes on within a few seconds.\n", "")
+    assert listed(database) == []
+
+
+async def test_after_a_fork_the_next_records_of_the_copy_are_not_rated(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
+    right, copy = Writer(1), Writer(1)
+    await ledger.apply(LOG, at(right.flush(some())))
+    await ledger.apply(LOG, at(copy.flush(some(7)) + copy.flush(some(8)) + copy.flush(some(9)), start=1))
+    code, told, _ = parshall(database, "held", "release", "--writer", right.id.hex(), "--partition", "0")
+    assert code == 0 and f"`parshall resend --writer {right.id.hex()} --partition 0 --from 2 --to 3`" in told
+    await rate_due(ledger, right)
+    assert await stored_usage(pool) == usage_by_hand(some())
+    assert await ledger.note_progress(LOG, 5, {}) is None
+    (line,) = listed(database)
+    assert f"`parshall resend --writer {right.id.hex()} --partition 0 --from 2 --to 3`" in line["next"]
+    await ledger.apply(LOG, at(right.flush(some(1)) + right.flush(some(2)), start=4))
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(2))
+    assert listed(database) == []
+    assert await ledger.note_progress(LOG, 5, {}) == 5
 
 
 @pytest.mark.parametrize(
@@ -128,6 +203,12 @@ async def test_of_a_fork_that_came_at_once_a_person_chooses_the_side(ledger: Led
     [
         (["show", "99"], 2, "No record 99 is parked"),
         (["release", "--writer", "xyz", "--partition", "0"], 2, "32 hexadecimal digits"),
+        (["release"], 2, "Say what to release"),
+        (["release", "--writer", "ab" * 16], 2, "--writer and --partition only name a fork together"),
+        (["release", "--partition", "0", "--record", "1"], 2, "--writer and --partition only name a fork together"),
+        (["release", "--record", "99"], 2, "99 is no record without a place"),
+        (["release", "--writer", "ab" * 16, "--partition", "0", "--record", "99"], 2, "Record 99 cannot be chosen"),
+        (["release", "--writer", "ab" * 16, "--partition", "0"], 1, "is not held after a fork in partition 0"),
     ],
 )
 async def test_what_cannot_be_done(ledger: Ledger, database: str, command: Sequence[str], code: int, told: str) -> None:

@@ -290,7 +290,8 @@ async def test_a_fork_is_parked_and_holds_its_writer_in_that_partition(
     writer, twin = Writer(1), Writer(1)
     first = writer.flush(some())
     await ledger.apply(LOG, at(first))
-    forked = await ledger.apply(LOG, at(twin.flush(some(9)) + writer.flush(some(1))))
+    second = writer.flush(some(1))
+    forked = await ledger.apply(LOG, at(twin.flush(some(9)) + second))
     assert (forked.records, forked.parked, forked.forks) == (0, 2, 1)
     assert "fork: record 1" in caplog.text
     assert await stored_usage(pool) == usage_by_hand(some())
@@ -300,11 +301,71 @@ async def test_a_fork_is_parked_and_holds_its_writer_in_that_partition(
     assert [row.n for row in await query.parked(pool)] == [1, 2]
     assert (await ledger.apply(LOG, at(first))).skipped == 1
 
-    assert (await ledger.release(writer.id, 0)).done
-    assert await ledger.due_chains() == [(writer.id, 0)]
-    assert (await ledger.apply_parked(LOG, (writer.id, 0))).records == 1
+    released = await ledger.release(writer.id, 0)
+    assert released.done and released.again == (2, 2)
+    assert await ledger.due_chains() == []
+    assert [(row.n, row.sound, row.missing) for row in await query.parked(pool)] == [(1, True, False), (2, False, True)]
+    assert (await ledger.apply(LOG, at(second, start=3))).records == 1
     assert await stored_usage(pool) == usage_by_hand(some() + some(1))
-    assert [(row.n, row.missing) for row in await query.parked(pool)] == [(1, False)]
+    assert [(row.n, row.missing) for row in await query.parked(pool)] == [(1, False), (2, False)]
+
+
+async def test_what_came_behind_a_fork_may_come_again_before_it_is_due(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer, twin = Writer(1), Writer(1)
+    first, second, third = (writer.flush(some(number)) for number in range(3))
+    await ledger.apply(LOG, at(first))
+    await ledger.apply(LOG, at(twin.flush(some(9)) + second + third, start=1))
+    assert (await ledger.release(writer.id, 0)).again == (2, 3)
+    for _ in range(2):
+        await ledger.apply(LOG, at(third, "s1", 6))
+    (parked,) = [row for row in await query.parked(pool) if row.n == 3]
+    assert (parked.sound, parked.missing, parked.reason) == (True, True, "record 2 has to come first")
+    assert (parked.stream, parked.next_position) == ("s1", 7)
+    assert (await ledger.apply(LOG, at(second, "s1", 7))).records == 2
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(2))
+    assert [(row.n, row.missing) for row in await query.parked(pool)] == [(1, False), (2, False)]
+
+
+async def test_what_a_person_chose_is_rated_and_what_never_came_is_asked_for(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Two numbers are forked behind one that is missing; a damaged copy of a third looks much like a record that was rejected."""
+    writer, twin = Writer(1), Writer(1)
+    lost, second, third, fourth = (writer.flush(some(number)) for number in range(4))
+    twin.flush(some())
+    damaged = [record._replace(value=record.value + b" ") for record in fourth]
+    await ledger.apply(LOG, at(second + third + fourth + damaged))
+    await ledger.apply(LOG, at(twin.flush(some(8)) + twin.flush(some(9)), start=4))
+    rivals = (await ledger.release(writer.id, 0)).choices
+    assert len(rivals) == 4
+    right = await pool.fetch("SELECT id FROM parked WHERE value = ANY ($1) ORDER BY n", [second[0].value, third[0].value])
+    assert not (await ledger.release(writer.id, 0, right[0]["id"])).done
+    released = await ledger.release(writer.id, 0, right[1]["id"])
+    assert released.done and released.again == (1, 4)
+    assert (await ledger.apply(LOG, at(lost, start=6))).records == 3
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(2))
+    await ledger.apply(LOG, at(fourth, start=7))
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(2) + some(3))
+    assert not [row for row in await query.parked(pool) if row.missing]
+
+
+async def test_a_gap_alone_is_not_released(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """What waits behind it is sound, and nobody doubts whose it is."""
+    writer = Writer(1)
+    first, second = writer.flush(some()), writer.flush(some(1))
+    await ledger.apply(LOG, at(second))
+    assert not (await ledger.release(writer.id, 0)).done
+    assert (await ledger.apply(LOG, at(first, start=1))).records == 2
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1))
+
+
+async def test_a_sound_record_takes_the_place_of_one_whose_headers_were_damaged(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Also while it is not due yet."""
+    writer = Writer(1)
+    first, (second,) = writer.flush(some()), writer.flush(some(1))
+    await ledger.apply(LOG, at([altered(second, hash=b"0" * 32)]))
+    assert [(row.sound, row.missing) for row in await query.parked(pool)] == [(False, True)]
+    await ledger.apply(LOG, at([second], start=1))
+    assert (await ledger.apply(LOG, at(first, start=2))).records == 2
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1))
 
 
 async def test_a_fork_among_parked_records_is_found(ledger: Ledger, pool: asyncpg.Pool) -> None:

@@ -166,18 +166,21 @@ def _check_no_silence(raters: Raters, produced: Mapping[ChainKey, Any], missing:
 async def _heal(world: World, raters: Raters, missing: Mapping[ChainKey, list[int]]) -> None:
     """`parshall resend` for what was lost, and an operator's word for each fork."""
     produced = _produced(world)
-    for (writer, partition), lost in missing.items():
-        for n in lost:
-            raters.topic.append(writer, produced[writer, partition][n])
-    await raters.settle()
+    await _send_again(raters, produced, missing)
     # A record that is sent again at positions that were read before is passed over; the raters start from what is stored.
     for chain, n in world.forged.items():
         assert await raters.nodes[0].release(*chain, _parked_id(raters, (*chain, n), produced[chain][n]))
     if world.forged:
         await raters.restart()
-    again = _check_lost_again(raters, produced)
-    if again:
-        await _heal(world, raters, again)
+    while again := _check_lost_again(raters, produced):
+        await _send_again(raters, produced, again)
+
+
+async def _send_again(raters: Raters, produced: Mapping[ChainKey, Mapping[int, Record]], missing: Mapping[ChainKey, list[int]]) -> None:
+    for (writer, partition), lost in missing.items():
+        for n in lost:
+            raters.topic.append(writer, produced[writer, partition][n])
+    await raters.settle()
 
 
 def _parked_id(raters: Raters, place: tuple[bytes, int, int], right: Record) -> int | None:
@@ -188,8 +191,9 @@ def _parked_id(raters: Raters, place: tuple[bytes, int, int], right: Record) -> 
 
 
 def _check_lost_again(raters: Raters, produced: Mapping[ChainKey, Mapping[int, Record]]) -> dict[ChainKey, list[int]]:
-    """What was sent again and came to lie at positions that raters had been at: to be sent once more."""
-    kept = _kept(raters)
+    """What was sent again and came to lie at positions that raters had been at: to be sent once more. And what came behind a fork."""
+    tables = raters.postgres.tables
+    kept = {*tables["records"], *((row.writer, row.partition, row.n) for row in tables["parked"].values() if row.sound)}
     lost = {chain: [n for n in sorted(records) if (*chain, n) not in kept] for chain, records in produced.items()}
     return {chain: numbers for chain, numbers in lost.items() if numbers}
 

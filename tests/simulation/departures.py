@@ -173,13 +173,14 @@ class SimulatedWriterStore:
             for tenant, claims in tenants.items():
                 for value in claims.values():
                     number, call = _TAG.unpack_from(value)
-                    if number in mine and self._may_count(mine[number], call, before, through):
+                    if number in mine and self._may_count(writer, mine[number], call, before, through):
                         events.setdefault((mine[number], call), Counter())[tenant] += 1
         return Claimed(tuple(mine.values()), events)
 
-    def _may_count(self, incarnation: bytes, call: int, before: tuple[bytes, int], through: tuple[bytes, int]) -> bool:
+    def _may_count(self, writer: bytes, incarnation: bytes, call: int, before: tuple[bytes, int], through: tuple[bytes, int]) -> bool:
         known = self._table._w[incarnation]
         if call == 0:
             return known.base > (through[1] if through[0] == incarnation else -1)
         after = before[1] if before[0] == incarnation else 0
-        return call > after and (known.closed is None or call <= known.closed)
+        last = incarnation == self._table._writers.get(writer)  # closed by `bury`, if at all
+        return call > after and (last or known.closed is None or call <= known.closed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -49,6 +49,7 @@ class Work:
     def __init__(self, server: SimulatedPostgres) -> None:
         self.server = server
         self.written: dict[str, dict[Key, Any]] = {}  # table -> key -> row; None: deleted
+        self.deleted: set[Cell] = set()  # also where it wrote another row of this key since
         self.locks: dict[Cell, int] = {}
         self.folded: list[tuple[bool, str, int, int, int]] = []  # the temporary table of that name
         self.failed = False
@@ -74,6 +75,8 @@ class Work:
         """`row` None: delete it. The key must be locked."""
         assert self.locks.get((table, key), KEY_SHARE) != KEY_SHARE, f"{table} {key} is written without its lock"
         self.written.setdefault(table, {})[key] = row
+        if row is None:
+            self.deleted.add((table, key))
 
     async def lock(self, table: str, key: Key, mode: int) -> bool:
         """Until the end of the transaction. Whether it was not held before."""
@@ -133,6 +136,7 @@ class SimulatedPostgres:
         self.statements = statements
         self.tables: Tables = {table: {} for table in tables}
         self.sequences: dict[str, int] = defaultdict(int)
+        self.deletions: Counter[Cell] = Counter()  # that are committed: whoever waited for a row that is gone gets no new one of its key
         self.queues: dict[Cell, list[_Waiting]] = defaultdict(list)
         self.connections: list[SimulatedConnection] = []
         self.loose: list[Work] = []  # transactions whose client is gone, and that the server has not ended yet
@@ -208,6 +212,7 @@ class SimulatedPostgres:
                     stored.pop(key, None)
                 else:
                     stored[key] = row
+        self.deletions.update(work.deleted)
         self.on_commit(work)
         self._end(work)
 

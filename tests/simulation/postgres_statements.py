@@ -156,8 +156,8 @@ async def _add(work: Work, table: str, key: Key, row: Any) -> bool:
 async def _change(work: Work, table: str, keys: Iterable[Key], changed: Any, *, mode: int = NO_KEY_UPDATE) -> list[Key]:
     """UPDATE or DELETE of those that are there: `changed` makes the new row of the old, or the old one itself when it no longer matches."""
     done: list[Key] = []
-    for key in [key for key in keys if work.row(table, key) is not None]:
-        old = await _row_locked(work, table, key, mode)
+    for key, deletions in _seen(work, table, keys):
+        old = await _row_locked(work, table, key, deletions, mode)
         if old is not None and (new := changed(key, old)) is not old:
             work.put(table, key, new)
             done.append(key)
@@ -167,17 +167,22 @@ async def _change(work: Work, table: str, keys: Iterable[Key], changed: Any, *, 
 async def _locked(work: Work, table: str, keys: Iterable[Key], mode: int) -> list[tuple[Key, Any]]:
     """SELECT … FOR …, in this order."""
     found: list[tuple[Key, Any]] = []
-    for key in [key for key in keys if work.row(table, key) is not None]:
-        row = await _row_locked(work, table, key, mode)
+    for key, deletions in _seen(work, table, keys):
+        row = await _row_locked(work, table, key, deletions, mode)
         if row is not None:
             found.append((key, row))
     return found
 
 
-async def _row_locked(work: Work, table: str, key: Key, mode: int) -> Any:
-    """None: whoever was waited for has deleted it, and then there is nothing to hold."""
+def _seen(work: Work, table: str, keys: Iterable[Key]) -> list[tuple[Key, int]]:
+    """Those that are visible now, and how often a row of the key was deleted before."""
+    return [(key, work.server.deletions[table, key]) for key in keys if work.row(table, key) is not None]
+
+
+async def _row_locked(work: Work, table: str, key: Key, deletions: int, mode: int) -> Any:
+    """None: whoever was waited for has deleted it, and then there is nothing to hold, though there may be another of this key."""
     new_lock = await work.lock(table, key, mode)
-    row = work.row(table, key)
+    row = work.row(table, key) if work.server.deletions[table, key] == deletions else None
     if row is None and new_lock:
         work.unlock(table, key)
     return row
@@ -262,9 +267,27 @@ def _parked(work: Work, writer: bytes, partition: int) -> list[Parked]:
 
 
 @statement
-async def parked_add(work: Work, writer: bytes | None, partition: int | None, n: int | None, hash_hex: str, *rest: Any) -> None:
+async def parked_add(work: Work, writer: bytes, partition: int, n: int, hash_hex: str, *rest: Any) -> None:
     row = Parked(work.server.next_number("parked"), writer, partition, n, hash_hex, *rest)
+    key = _place(row)
+    await work.lock("parked", key, UPDATE if work.row("parked", key) is None else NO_KEY_UPDATE)
+    old = work.row("parked", key)
+    if old is None:
+        work.put("parked", key, row)
+    elif row.sound and not old.sound and old.missing:
+        work.put("parked", key, row._replace(id=old.id))
+
+
+@statement
+async def stray_add(work: Work, hash_hex: str, *rest: Any) -> None:
+    row = Parked(work.server.next_number("parked"), None, None, None, hash_hex, *rest)
     await _add(work, "parked", _place(row), row)
+
+
+@statement
+async def stray_accept(work: Work, number: int) -> str:
+    keys = [key for key, row in work.rows("parked") if row.writer is None and row.id == number]
+    return f"UPDATE {len(await _change(work, 'parked', keys, lambda _, row: row._replace(missing=False)))}"
 
 
 def _place(row: Parked) -> Key:
@@ -330,6 +353,22 @@ async def parked_rivals(work: Work, writer: bytes, partition: int) -> list[Any]:
 async def parked_reject(work: Work, numbers: Sequence[int]) -> None:
     keys = [key for key, row in work.rows("parked") if row.id in numbers]
     await _change(work, "parked", keys, lambda _, row: row._replace(sound=False, missing=False))
+
+
+@statement
+async def parked_choose(work: Work, numbers: Sequence[int], reason: str) -> None:
+    keys = [key for key, row in work.rows("parked") if row.id in numbers]
+    await _change(work, "parked", keys, lambda _, row: row._replace(reason=reason))
+
+
+@statement
+async def parked_leave_out(work: Work, writer: bytes, partition: int, last_n: int, reason: str, chosen: str) -> list[Any]:
+    def left_out(_: Key, row: Parked) -> Parked:
+        fits = row.n is not None and row.n > last_n and row.sound and row.reason != chosen
+        return row._replace(sound=False, missing=True, reason=reason) if fits else row
+
+    rows = [_place(row) for row in _parked(work, writer, partition) if left_out((), row) is not row]
+    return [(n,) for _, _, _, n, _ in await _change(work, "parked", rows, left_out)]
 
 
 @statement
