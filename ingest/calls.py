@@ -31,7 +31,18 @@ class Outcome(msgspec.Struct, frozen=True):  # one a request, as Batch
 class Request:
     """One batch on its way: what has been decided so far, and who waits for it."""
 
-    __slots__ = ("accepted", "answer", "batch", "coming", "deadline_s", "duplicate", "open_positions", "rejections", "tallied")
+    __slots__ = (
+        "accepted",
+        "answer",
+        "batch",
+        "coming",
+        "coming_rejected",
+        "deadline_s",
+        "duplicate",
+        "open_positions",
+        "rejections",
+        "tallied",
+    )
 
     def __init__(self, batch: Batch, deadline_s: float, answer: asyncio.Future[Outcome]) -> None:
         self.batch = batch
@@ -42,6 +53,7 @@ class Request:
         self.duplicate = 0
         self.rejections: list[Rejection] | None = None  # None: just those of the decoder
         self.coming = 0  # counters that it may add, until it does
+        self.coming_rejected = 0  # bytes of rejected events, likewise
         self.tallied = False  # whether what the decoder rejected is in a call record
 
     @property

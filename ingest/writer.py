@@ -303,21 +303,27 @@ class Writer:
     def submit(self, batch: Batch, deadline_s: float) -> asyncio.Future[Outcome]:
         """Take a request; the future ends with its outcome or with Unavailable. Raises Unavailable at once when it cannot be taken."""
         counters = count(batch.deltas)
-        lane = self._admit(batch.tenant, events=batch.received, counters=counters, room=_room_for(batch), decoded=batch.received)
+        rejected = _held_for(batch) if batch.rejections else 0
+        lane = self._admit(
+            batch.tenant, events=batch.received, counters=counters, rejected=rejected, room=_room_for(batch), decoded=batch.received
+        )
         request = Request(batch, deadline_s, asyncio.get_running_loop().create_future())
         self._open[request] = None
         request.coming = counters
         self._coming_counters.take(batch.tenant, counters)
+        if rejected:
+            request.coming_rejected = rejected
+            self.flusher.rejected_held.take(self.tenants[batch.tenant], rejected)
         self._idle.clear()
         lane.push(request)
         return request.answer
 
     def check(self, tenant: int) -> None:
         """Would a request of this tenant be taken now, the smallest one? Costs little, so that refusing costs less than serving."""
-        self._admit(tenant, events=1, counters=1, room=0, decoded=0)
+        self._admit(tenant, events=1, counters=1, rejected=0, room=0, decoded=0)
 
-    def _admit(self, tenant: int, *, events: int, counters: int, room: int, decoded: int) -> Lane:
-        """`decoded`: events that are known to be in the request. Returns the lane that it goes into."""
+    def _admit(self, tenant: int, *, events: int, counters: int, rejected: int, room: int, decoded: int) -> Lane:
+        """`rejected`: bytes to hold for what is rejected. `decoded`: events that are known to be in the request. Returns its lane."""
         if self._draining:
             raise self._refusal(tenant, decoded, "draining", "This node is shutting down.")
         lane = self.lane_of(tenant)
@@ -330,9 +336,8 @@ class Writer:
             raise self._refusal(tenant, decoded, "waiting", "Too many events are waiting.")
         if not self._fits_counters(tenant, counters):
             raise self._refusal(tenant, decoded, "counters", "Too many counters wait for the counter log.", overloaded=True)
-        rejected = self.flusher.rejected_held
-        if rejected.total and not rejected.fits(name := self.tenants[tenant], 1):
-            whose = "of this tenant " if rejected.crowded(name) else ""
+        if rejected and not self.flusher.rejected_held.fits(name := self.tenants[tenant], rejected):
+            whose = "of this tenant " if self.flusher.rejected_held.crowded(name) else ""
             reason = f"Too many rejected events {whose}wait for the counter log."
             raise self._refusal(tenant, decoded, "rejected", reason, overloaded=bool(whose))
         if not self.journal.has_room(room):
@@ -403,10 +408,13 @@ class Writer:
                 lane.drop_late()
 
     def _came(self, request: Request) -> None:
-        """Its counters are live, or will never be."""
+        """Its counters are live, or will never be; and so it is with its rejected events."""
         if request.coming:
             self._coming_counters.give(request.batch.tenant, request.coming)
             request.coming = 0
+        if request.coming_rejected:
+            self.flusher.rejected_held.give(self.tenants[request.batch.tenant], request.coming_rejected)
+            request.coming_rejected = 0
 
     def _finish(self, request: Request) -> None:
         self._open.pop(request, None)
@@ -512,6 +520,11 @@ class Writer:
 def _room_for(batch: Batch) -> int:
     """A generous guess of the journal bytes of a batch: digests, deltas, and the same again when they are flushed."""
     return _room_of(batch.received) + 2 * sum([len(rejection.raw) for rejection in batch.rejections])
+
+
+def _held_for(batch: Batch) -> int:
+    """About what the records of its rejected events take in memory."""
+    return sum([300 + min(len(rejection.raw), _MOST_RAW_BYTES) * 4 // 3 for rejection in batch.rejections])
 
 
 def _room_of(events: int) -> int:

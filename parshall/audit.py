@@ -146,7 +146,7 @@ async def _read_rated(settings: Settings, folder: DataFolder) -> tuple[RatedSide
     side.missing = frozenset(_key(row) for row in found.missing)
     side.unsound = {_key(row): reason for row, reason in found.unsound.items()}
     side.parked = {_key(row): reason for row, reason in found.parked.items()}
-    side.strays = found.strays
+    side.strays, side.explained = found.strays, found.explained
     side.held = {(writer.hex(), partition): reason for (writer, partition), reason in found.held.items()}
     return side, found
 

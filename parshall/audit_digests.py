@@ -34,9 +34,9 @@ class Grant(NamedTuple):
     newest_us: int  # event time that it granted
     horizon_us: int  # that it was answered with
 
-    def may_follow(self, other: Grant) -> bool:
-        """Whether the other one's claims may have gone before it."""
-        return self.horizon_us >= other.newest_us
+    def overlaps(self, other: Grant) -> bool:
+        """Whether the claims of neither may have gone before the other one was made: of another journal, it may have come first."""
+        return self.horizon_us < other.newest_us and other.horizon_us < self.newest_us
 
     def __str__(self) -> str:
         return f"call {self.call} of incarnation {self.incarnation} in {self.directory}"
@@ -46,14 +46,13 @@ def granted_twice(journals: Iterable[Journal], journal_bytes: int, tenants: Call
     """`journal_bytes`: of all journals together, about."""
     journals = list(journals)
     suspects = _suspects(journals, _bits_for(journal_bytes // _JOURNAL_BYTES_A_DIGEST))
-    last: dict[Identity, Grant] = {}
+    known: dict[Identity, list[Grant]] = {}
     for identity, grant in _grants(journals) if suspects else ():
         if identity not in suspects:
             continue
-        earlier = last.get(identity)
-        if earlier is None or grant.may_follow(earlier):
-            last[identity] = grant
-        elif not earlier.may_follow(grant):  # of another journal, which was read before
+        others = known.setdefault(identity, [])
+        others.append(grant)
+        if (earlier := next((one for one in others[:-1] if grant.overlaps(one)), None)) is not None:
             tenant, digest = identity
             what = f"an event of tenant {tenants(tenant)} (digest {digest.hex()}) is counted twice: by {earlier}, and by {grant}"
             yield Difference(what, "copy both journals, and report it; the usage of one of the two calls is too much")

@@ -73,6 +73,7 @@ class RatedSide:
     unsound: Mapping[RecordKey, str] = field(default_factory=dict)  # rated, but the bytes kept are not what was rated
     parked: Mapping[RecordKey, str] = field(default_factory=dict)  # reason
     strays: Mapping[tuple[str, int], str] = field(default_factory=dict)  # parked without a place: (stream, position after it) -> reason
+    explained: Set[tuple[str, int]] = frozenset()  # of such, those that a person left out
     held: Mapping[Chain, str] = field(default_factory=dict)  # reason
     differences: Sequence[Difference] = ()  # usage, tallies and charges beside what the records make them
 
@@ -320,7 +321,7 @@ class _Records:
         return problem
 
     def _strays(self) -> Iterator[Difference]:
-        strays = {**self.rated.strays, **self.log.strays}
+        strays = {place: why for place, why in {**self.rated.strays, **self.log.strays}.items() if place not in self.rated.explained}
         then = "something else than Parshall writes to this log, or it is damaged: find out who, and keep the log as it is"
         for (stream, position), reason in sorted(strays.items()):
             yield Difference(f"a record in the log, in {stream} before position {position}, is no counter record: {reason}", then)

@@ -15,6 +15,7 @@ import click
 from parshall.database import dsn_given
 from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options
+from rater.chain import BEHIND_A_FORK
 from rater.changed_meter import is_why
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ def next_step(held: Held) -> str:
         last = due if held.n is None or held.n <= due else held.n - 1
         if held.sound is False and held.last_unsound is not None:
             last = max(last, held.last_unsound)
-        return f"run `parshall resend {place} --from {due} --to {last}` where that writer's journal is"
+        again = f"run `parshall resend {place} --from {due} --to {last}` where that writer's journal is"
+        if held.reason != BEHIND_A_FORK:
+            return again
+        parked = "takes up as it is parked (--take-up) or gives up (--give-up)"
+        return f"{again}; what it does not have any more `parshall held release {place}` {parked}"
     if held.reason is not None and is_why(held.reason):
         return _after_changed_meter(held)
     return f"update Parshall and start the rater again, which tries it anew; `parshall held show {held.id}` shows the record"
@@ -152,20 +157,34 @@ def show(record: int, config: str | None, **given: object) -> None:
 
 @held.command(
     help="""After a fork, with --writer and --partition: go on with the record that was rated first, or with --record where neither side
-    was. The other stays parked, as explained. What came behind the fork is left out until it is sent again from the right journal.
+    was. The other stays parked, as explained. What came behind the fork is left out until it is sent again from the right journal; where
+    that does not have it any more, --take-up rates what is parked, or one --record of it, and --give-up leaves the rest out for good.
 
     With --record alone: leave out a record without a place."""
 )
 @click.option("--writer", metavar="ID", help="32 hexadecimal digits. Only with --partition.")
 @click.option("--partition", type=click.IntRange(min=0), metavar="P", help="Only with --writer.")
 @click.option("--record", type=int, metavar="ID", help="Which of the two is right, where both are parked; alone: one without a place.")
+@click.option("--take-up", is_flag=True, help="What was left out behind a fork is of the right journal: rate it.")
+@click.option("--give-up", is_flag=True, help="What is still left out behind a fork is of the wrong journal: never rate it.")
 @options("--config", "--data", "--postgres")
-def release(writer: str | None, partition: int | None, record: int | None, config: str | None, **given: object) -> None:
+def release(
+    writer: str | None, partition: int | None, record: int | None, take_up: bool, give_up: bool, config: str | None, **given: object
+) -> None:
+    if (take_up and give_up) or (give_up and record is not None):
+        raise Stop("--take-up takes all that was left out, or one --record of it; --give-up takes the rest: say one of them.", USAGE)
     if writer is not None and partition is not None:
         writer_id = _writer_id(writer)
-        released = _with_ledger(config, given, lambda ledger: ledger.release(writer_id, partition, record))
-        click.echo(_told(released, writer, partition, record))
-    elif writer is not None or partition is not None:
+        if take_up:
+            told = _left_out_told(_with_ledger(config, given, lambda ledger: ledger.take_up(writer_id, partition, record)), "taken up")
+        elif give_up:
+            told = _left_out_told(_with_ledger(config, given, lambda ledger: ledger.give_up(writer_id, partition)), "given up")
+        else:
+            told = _told(
+                _with_ledger(config, given, lambda ledger: ledger.release(writer_id, partition, record)), writer, partition, record
+            )
+        click.echo(told)
+    elif writer is not None or partition is not None or take_up or give_up:
         raise Stop("--writer and --partition only name a fork together: `parshall held list` shows both.", USAGE)
     elif record is not None:
         if not _with_ledger(config, given, lambda ledger: ledger.leave_out_stray(record)):
@@ -175,6 +194,12 @@ def release(writer: str | None, partition: int | None, record: int | None, confi
         click.echo(f"Record {record} is left out. It stays parked, as explained.")
     else:
         raise Stop("Say what to release: --writer and --partition after a fork, --record for a record without a place.", USAGE)
+
+
+def _left_out_told(records: int, done: str) -> str:
+    if not records:
+        raise Stop("Nothing of that is left out behind a fork: `parshall held list` shows what is held.", FAILED)
+    return f"{records} {'record is' if records == 1 else 'records are'} {done}. The rater goes on within a few seconds."
 
 
 def _writer_id(writer: str) -> bytes:

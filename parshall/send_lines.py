@@ -84,9 +84,14 @@ class Input:
     def batches(self, size: int) -> Iterator[Batch | BadLine]:
         try:
             yield from cut(self.name, self._file, size)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            what = f"{self.name} is damaged or cut off ({error}); the lines before that place were sent"
-            raise Stop(f"{what}: mend the file and send it again, nothing is counted twice.", USAGE) from error
+        except EOFError as error:
+            what = f"{self.name} is cut off; the lines before that place were sent"
+            raise Stop(f"{what}: send the whole file once you have it, nothing is counted twice.", USAGE) from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            what = f"{self.name} is damaged ({error}); the lines that could be read before it showed were sent"
+            raise Stop(
+                f"{what}, and some of them may be wrong, too: compare what was counted with where the file came from.", USAGE
+            ) from error
         except OSError as error:
             raise Stop(f"Cannot read {self.name}: {error.strerror}.", USAGE) from error
         finally:

@@ -17,6 +17,10 @@ from rater.source import Received
 
 ChainKey = tuple[bytes, int]  # (writer, partition)
 
+# Reasons of parked records, after a fork.
+CHOSEN = "a person chose it after a fork"
+BEHIND_A_FORK = "it came behind a fork: it has to be sent again from the right journal"
+
 
 class Incoming(NamedTuple):
     """A record whose headers tell its place."""

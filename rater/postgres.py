@@ -15,7 +15,7 @@ import asyncpg
 from asyncpg.exceptions import DataError, InterfaceError, InternalClientError, PostgresError, ProgramLimitExceededError
 
 from buffer.counters import MeterDefinition
-from rater.chain import ChainKey
+from rater.chain import BEHIND_A_FORK, CHOSEN, ChainKey
 from rater.configured import Configured
 from rater.prices.book import PriceBook
 from rater.recharge import Recharge, recharge
@@ -36,10 +36,6 @@ class DatabaseFailed(Exception):
 class Unstorable(DatabaseFailed):
     """PostgreSQL refuses the data itself: trying the same again ends the same."""
 
-
-# Reasons of parked records, after a fork.
-CHOSEN = "a person chose it after a fork"
-BEHIND_A_FORK = "it came behind a fork: it has to be sent again from the right journal"
 
 _MOST_CHOSEN = 10_000
 
@@ -128,6 +124,18 @@ class Ledger:
             await connection.execute(CHAINS["parked_accept"], writer, partition)
             await connection.execute(CHAINS["chain_release"], writer, partition)
         return Released(True, [], again=again)
+
+    async def take_up(self, writer: bytes, partition: int, record: int | None) -> int:
+        """An operator's decision: what was left out behind a fork, or one such record, is of the right journal. How many there are."""
+        async with self._transaction() as connection:
+            done: str = await connection.execute(CHAINS["parked_take_up"], writer, partition, BEHIND_A_FORK, record, CHOSEN)
+        return int(done.removeprefix("UPDATE "))
+
+    async def give_up(self, writer: bytes, partition: int) -> int:
+        """An operator's decision: what is still left out behind a fork is of the wrong journal, and stays parked, as explained."""
+        async with self._transaction() as connection:
+            done: str = await connection.execute(CHAINS["parked_give_up"], writer, partition, BEHIND_A_FORK)
+        return int(done.removeprefix("UPDATE "))
 
     async def leave_out_stray(self, record: int) -> bool:
         """An operator's decision: a record without a place stays parked, as explained. Whether there is one of this id."""

@@ -69,6 +69,7 @@ class Recount:
     unsound: dict[RecordRow, str] = field(default_factory=dict)  # in the ledger, but not as they were rated
     parked: dict[RecordRow, str] = field(default_factory=dict)  # reason
     strays: dict[tuple[str, int], str] = field(default_factory=dict)  # parked without a place: (stream, position after it) -> reason
+    explained: set[tuple[str, int]] = field(default_factory=set)  # strays that a person left out
     held: dict[tuple[bytes, int], str] = field(default_factory=dict)  # (writer, partition) -> reason
     usage: dict[UsageName, tuple[Total | None, Total | None]] = field(default_factory=dict)  # where (stored, what records make it) differ
     tallies: dict[TallyName, tuple[int, int]] = field(default_factory=dict)
@@ -97,7 +98,8 @@ class Recount:
         for (writer, partition), (said, last_n) in sorted(self.fallen_back.items()):
             says = "has no row of" if said is None else f"says {said} of"
             what = f"`chains` in PostgreSQL {says} partition {partition} of writer {writer.hex()}, whose records up to {last_n} are rated"
-            yield Finding(what, f"stop the raters and set last_n of that row to {last_n}: else nothing more of that writer is rated there")
+            mend = "put that row back with" if said is None else "set that row to"
+            yield Finding(what, f"stop the raters and {mend} last_n = {last_n}: else nothing more of that writer is rated there")
         then = "`records` is what was rated: set the row to what they make it, then audit again (charge lines of that month follow from it)"
         for name, (stored, made) in sorted(self.usage.items(), key=lambda item: item[0]):
             yield Finding(_told_usage(name, stored, made), then)
@@ -165,8 +167,10 @@ async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied]
     for tally in tallies.keys() | made.tallies.keys():
         if tallies.get(tally, 0) != made.tallies[tally]:
             found.tallies[tally] = (tallies.get(tally, 0), made.tallies[tally])
-    for writer, partition, n, stream, position, reason in await connection.fetch(AUDIT["parked"]):
-        if writer is None:
+    for writer, partition, n, stream, position, reason, missing in await connection.fetch(AUDIT["parked"]):
+        if not missing:
+            found.explained.add((stream, position))
+        elif writer is None:
             found.strays.setdefault((stream, position), reason)
         else:
             found.parked.setdefault((writer, partition, n), reason)

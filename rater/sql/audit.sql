@@ -8,7 +8,7 @@ FROM records ORDER BY writer, "partition", n;
 SELECT writer, "partition", last_n, held FROM chains ORDER BY writer, "partition";
 
 -- name: parked
-SELECT writer, "partition", n, stream, next_position, reason FROM parked WHERE missing ORDER BY id;
+SELECT writer, "partition", n, stream, next_position, reason, missing FROM parked WHERE missing OR writer IS NULL ORDER BY id;
 
 -- name: usage
 SELECT t.name AS tenant, m.name AS meter, s.subject, s.dimensions::text AS dimensions, u.window_start_s, u.value::text AS value, u.events

@@ -101,6 +101,15 @@ UPDATE parked SET sound = false, missing = true, reason = $4
 WHERE writer = $1 AND "partition" = $2 AND n > $3 AND sound AND reason <> $5
 RETURNING n;
 
+-- name: parked_take_up
+-- A person found out that these bytes, left out behind a fork, are of the right journal; $4: one record, or null for all.
+UPDATE parked SET sound = true, reason = $5
+WHERE writer = $1 AND "partition" = $2 AND reason = $3 AND missing AND NOT sound AND id = coalesce($4, id);
+
+-- name: parked_give_up
+-- A person found out that what is still left out behind a fork is of the wrong journal.
+UPDATE parked SET missing = false WHERE writer = $1 AND "partition" = $2 AND reason = $3 AND missing AND NOT sound;
+
 -- name: positions_of
 SELECT stream, next_position FROM positions WHERE log = $1 AND stream = ANY ($2::text[]);
 

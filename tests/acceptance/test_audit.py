@@ -284,9 +284,9 @@ async def test_a_row_of_chains_is_gone_or_set_back(embedded: Service) -> None:
     chain = f"partition {partition} of writer {writer.hex()}, whose records up to {n} are rated"
     where = 'WHERE writer = $1 AND "partition" = $2'
     async with changed(embedded.dsn, "chains", f"DELETE FROM chains {where}", writer, partition):
-        (await embedded.audit_meanwhile()).names(f"`chains` in PostgreSQL has no row of {chain}", f"set last_n of that row to {n}")
+        (await embedded.audit_meanwhile()).names(f"`chains` in PostgreSQL has no row of {chain}", f"put that row back with last_n = {n}")
     async with changed(embedded.dsn, "chains", f"UPDATE chains SET last_n = last_n - 1 {where}", writer, partition):
-        (await embedded.audit_meanwhile()).names(f"`chains` in PostgreSQL says {n - 1} of {chain}", f"set last_n of that row to {n}")
+        (await embedded.audit_meanwhile()).names(f"`chains` in PostgreSQL says {n - 1} of {chain}", f"set that row to last_n = {n}")
 
 
 async def test_a_byte_of_a_rated_record_is_changed(embedded: Service) -> None:

@@ -143,6 +143,8 @@ _ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "parked_reject": lambda rng: (),
     "parked_choose": lambda rng: ("chosen",),
     "parked_leave_out": lambda rng: (*_chain(rng), rng.choice((0, 1)), "behind", "chosen"),
+    "parked_take_up": lambda rng: (*_chain(rng), "behind", rng.choice((None, 1, 2)), "chosen"),
+    "parked_give_up": lambda rng: (*_chain(rng), "behind"),
     "positions_of": lambda rng: ("log", *_some(rng, ("s0", "s1"))),
     "positions_store": _positions,
     "progress_store": lambda rng: ("log", rng.randint(1, 9), *_positions(rng)[1:]),
@@ -235,7 +237,7 @@ class Session:
             return None
         if name in ("parked_applied", "parked_reject", "parked_choose"):
             arguments = (self.parked, *arguments)
-        if name in ("chain_release", "stray_accept"):
+        if name in ("chain_release", "stray_accept", "parked_take_up", "parked_give_up"):
             return await connection.execute(TEXTS[name], *arguments)
         rows = await connection.fetch(TEXTS[name], *arguments)
         if name == "parked_next":

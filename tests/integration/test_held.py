@@ -145,6 +145,47 @@ async def test_a_fork_is_released_and_the_running_rater_goes_on(ledger: Ledger, 
     assert code == 1 and "is not held after a fork" in errors
 
 
+@pytest.mark.parametrize("by_number", [False, True])
+async def test_what_the_right_journal_no_longer_has_is_taken_up_and_the_rest_given_up(
+    ledger: Ledger, pool: asyncpg.Pool, database: str, by_number: bool
+) -> None:
+    """Of what came behind the fork record 2 is the right journal's, and what comes after it the copy's."""
+    writer, twin = Writer(1), Writer(1)
+    await ledger.apply(LOG, at(writer.flush(some())))
+    await ledger.apply(LOG, at([*twin.flush(some(9)), *writer.flush(some(1))], "s0", 2))
+    twin.next_n = dict(writer.next_n)
+    await ledger.apply(LOG, at([*twin.flush(some(7)), *twin.flush(some(8))], "s0", 4))
+    place = ["--writer", writer.id.hex(), "--partition", "0"]
+    code, told, _ = parshall(database, "held", "release", *place)
+    assert code == 0 and "--from 2 --to 4" in told
+    (line,) = listed(database)
+    assert "(--take-up)" in line["next"] and "(--give-up)" in line["next"]
+    number = ["--record", str(line["record"])] if by_number else []
+
+    async def apply() -> int:
+        applied = 0
+        while (done := (await ledger.apply_parked(LOG, (writer.id, 0))).unparked) and (applied := applied + done):
+            pass
+        return applied
+
+    for wrong in (["--take-up", "--give-up"], ["--give-up", "--record", "1"]):
+        assert parshall(database, "held", "release", *place, *wrong)[0] == 2
+    code, told, _ = parshall(database, "held", "release", *place, "--take-up", *number)
+    assert (code, told.split(".")[0]) == (0, "1 record is taken up" if by_number else "3 records are taken up")
+    assert await apply() == (1 if by_number else 3)
+    if not by_number:
+        assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(7) + some(8)) and listed(database) == []
+        assert parshall(database, "held", "release", *place, "--give-up")[0] == 1, "nothing of that is there"
+        return
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1))
+    assert await ledger.note_progress(LOG, 5, {}) is None
+    code, told, _ = parshall(database, "held", "release", *place, "--give-up")
+    assert (code, told.split(".")[0]) == (0, "2 records are given up")
+    assert listed(database) == [] and await ledger.note_progress(LOG, 5, {}) == 5
+    await ledger.apply(LOG, at(writer.flush(some(3)), "s0", 6))
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(3)), "the right journal goes on"
+
+
 async def test_of_a_fork_that_came_at_once_a_person_chooses_the_side(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
     writer, twin = Writer(1), Writer(1)
     (first,) = writer.flush(some())

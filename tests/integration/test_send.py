@@ -192,7 +192,7 @@ async def test_what_comes_before_a_damaged_place_is_sent_and_counted(service: Se
     packed[-8] ^= 1  # of the sum at the end
     (tmp_path / "e.ndjson.gz").write_bytes(packed)
     code, out, err = await send(str(tmp_path / "e.ndjson.gz"), "--url", service.url, "--batch", "100", "--json")
-    assert code == 2 and "is damaged or cut off" in err and "the lines before that place were sent" in err
+    assert code == 2 and "is damaged (CRC check failed" in err and "the lines that could be read before it showed were sent" in err
     assert service.counted == set(ids(3_050))
     assert (json.loads(out)["counted"], json.loads(out)["complete"]) == (3_050, False)
 

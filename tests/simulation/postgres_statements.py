@@ -372,6 +372,22 @@ async def parked_leave_out(work: Work, writer: bytes, partition: int, last_n: in
 
 
 @statement
+async def parked_take_up(work: Work, writer: bytes, partition: int, behind: str, number: int | None, chosen: str) -> str:
+    keys = [_place(row) for row in _left_out(work, writer, partition, behind) if number in (None, row.id)]
+    return f"UPDATE {len(await _change(work, 'parked', keys, lambda _, row: row._replace(sound=True, reason=chosen)))}"
+
+
+@statement
+async def parked_give_up(work: Work, writer: bytes, partition: int, behind: str) -> str:
+    keys = [_place(row) for row in _left_out(work, writer, partition, behind)]
+    return f"UPDATE {len(await _change(work, 'parked', keys, lambda _, row: row._replace(missing=False)))}"
+
+
+def _left_out(work: Work, writer: bytes, partition: int, behind: str) -> list[Parked]:
+    return [row for row in _parked(work, writer, partition) if row.reason == behind and row.missing and not row.sound]
+
+
+@statement
 async def positions_of(work: Work, log: str, streams: Sequence[str]) -> list[Any]:
     return [(stream, at) for stream in streams if (at := work.row("positions", (log, stream))) is not None]
 

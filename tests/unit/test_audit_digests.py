@@ -75,3 +75,7 @@ def test_journals_are_read_in_no_order_of_time() -> None:
     for journals in ([daily((30, 10)), daily((10, 0))], [daily((10, 0)), daily((30, 10))]):
         assert found(*journals) == []
     assert found(daily((30, 9)), daily((10, 0))) == [["1", "1"]]
+
+
+def test_a_double_of_one_that_lawfully_came_again_since_is_told_too() -> None:
+    assert found(daily((10, 0), (30, 10)), daily((11, 0))) == [["1", "1"]]
