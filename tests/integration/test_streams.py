@@ -124,15 +124,25 @@ def test_a_service_runs_without_a_stream_and_its_workers_hold_the_folder(closed:
     process = subprocess.Popen(["bash", "-c", f'exec "$@" {closed}', "-", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until_all_answers(url, process)
-        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        ours = [pid for pid in children if b"parshall." in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        assert len(ours) == 2  # a worker and the rater
-        for pid in ours:
+        for pid in worker_and_rater(process.pid):
             assert str(tmp_path / "data" / "lock") in [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
         process.kill()
+        process.wait()
+
+
+def worker_and_rater(parent: int) -> list[int]:
+    """Once both are there: questions are answered before the rater has become the program that it will be."""
+    give_up_s = time.monotonic() + 30
+    while True:
+        children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        ours = [pid for pid in children if b"parshall." in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        if len(ours) == 2:
+            return ours
+        assert time.monotonic() < give_up_s, children
+        time.sleep(0.05)
 
 
 def test_whoever_is_the_first_process_of_a_container_is_ended_while_it_starts() -> None:
