@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -125,7 +126,7 @@ def test_a_service_runs_without_a_stream_and_its_workers_hold_the_folder(closed:
     try:
         until_all_answers(url, process)
         for pid in worker_and_rater(process.pid):
-            assert str(tmp_path / "data" / "lock") in [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+            assert str(tmp_path / "data" / "lock") in open_files(pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
     finally:
@@ -138,11 +139,25 @@ def worker_and_rater(parent: int) -> list[int]:
     give_up_s = time.monotonic() + 30
     while True:
         children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-        ours = [pid for pid in children if b"parshall." in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        ours = [pid for pid in children if b"parshall." in command_of(pid)]
         if len(ours) == 2:
             return ours
         assert time.monotonic() < give_up_s, children
         time.sleep(0.05)
+
+
+def command_of(pid: int) -> bytes:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def open_files(pid: int) -> set[str]:
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            found.add(os.readlink(file))
+    return found
 
 
 def test_whoever_is_the_first_process_of_a_container_is_ended_while_it_starts() -> None:
