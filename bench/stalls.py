@@ -113,7 +113,9 @@ async def flush(counters: int, cluster: KafkaCluster) -> int:
         incarnation = os.urandom(16)
         journal.append(Opened(incarnation, time.time_ns() // 1000))
         tuner = FlushTuner(3_600_000, 100_000_000)
-        flusher = Flusher(journal, log, tuner, meters=METERS, tenants=TENANTS, clock_us=lambda: time.time_ns() // 1000)
+        flusher = Flusher(
+            journal, log, tuner, meters=METERS, tenants=TENANTS, clock_us=lambda: time.time_ns() // 1000, rejected_bytes=1 << 20
+        )
         flusher.merge([deltas(counters, 1)], {}, [], Through(incarnation, 0))
         async with ticking() as ticker:
             await flusher.flush()

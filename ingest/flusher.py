@@ -41,9 +41,9 @@ class Flusher:
         meters: Mapping[int, MeterDefinition],
         tenants: Mapping[int, str],
         clock_us: Callable[[], int],
-        rejected_bytes: int = 64 << 20,
+        rejected_bytes: int,
     ) -> None:
-        """`meters` and `tenants` are live views: number to definition, number to name."""
+        """`meters` and `tenants` are live views: number to definition, number to name. `rejected_bytes`: most of them to hold."""
         state = journal.state
         self._journal = journal
         self._log = counter_log
@@ -56,7 +56,7 @@ class Flusher:
         self.tallies: Tallies = state.tallies
         self.merged_deltas: Counter[int] = Counter()  # by tenant, since the last flush: tells who fills the live counters
         self._rejected: list[Rejected] = list(state.rejected)
-        self.rejected_held = Shares(rejected_bytes)  # by the name of the tenant: of their bodies, until the counter log has them
+        self.rejected_held = Shares(rejected_bytes)  # by the tenant's name: of their bodies, until the log has them, and what is reserved
         self.through = Through(*state.incarnations[-1]) if state.incarnations else Through(b"", 0)
         self._shard_calls: Sequence[int] = state.shard_calls[-1] if state.shard_calls else ()  # what `through` comes to in each shard
         self._outstanding = state.flush
@@ -110,7 +110,8 @@ class Flusher:
 
     @property
     def _many_rejected(self) -> bool:
-        return 2 * self.rejected_held.total >= self.rejected_held.limit
+        """Room that requests under way have reserved is nothing to flush: without the first half, `run` would turn without a pause."""
+        return bool(self._rejected) and 2 * self.rejected_held.total >= self.rejected_held.limit
 
     @property
     def unflushed_since_us(self) -> int:

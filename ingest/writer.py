@@ -57,7 +57,7 @@ class WriterLimits(NamedTuple):
     events_per_call: int = 8192
     waiting_events: int = 200_000
     live_counters: int = 4_000_000
-    rejected_bytes: int = 64 << 20  # of rejected events that the counter log does not have yet, about: what is under way comes on top
+    rejected_bytes: int = 64 << 20  # of rejected events that the counter log does not have yet, those of requests under way reckoned with
 
 
 class _Unsynced(NamedTuple):

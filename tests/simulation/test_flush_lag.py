@@ -6,7 +6,9 @@ import asyncio
 import random
 from collections.abc import Sequence
 
-from buffer.counter_log import LogUnavailable, Record
+import pytest
+
+from buffer.counter_log import LogUnavailable, Record, Rejected
 from buffer.flush_tuner import FlushTuner
 from buffer.journal import Journal, read_journal
 from buffer.journal_records import FlushBegin, FlushCommit, Opened, Through
@@ -70,6 +72,28 @@ def test_an_empty_call_leaves_nothing_that_ages() -> None:
     run(main)
 
 
+@pytest.mark.timeout(30)
+def test_what_requests_have_reserved_for_rejected_events_is_nothing_to_flush() -> None:
+    """However much it is: else the flusher would turn for ever, and nobody else would get a turn."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        journal = await opened(LossyDisk(), random.Random(1))
+        flusher = flusher_of(journal, SimulatedLog(SharedLog(random.Random(1), 1), journal.writer, Steps()), loop)
+        begin(journal)
+        flusher.allowed.set()
+        flusher.rejected_held.take("acme", flusher.rejected_held.limit)
+        running = asyncio.create_task(flusher.run())
+        await asyncio.sleep(60)
+        assert flusher.flush_number == 0 and not running.done()
+        journal.append(call(1, 3))
+        flusher.merge([], {}, [Rejected("acme", b"{}")], Through(b"i" * 16, 1))
+        await asyncio.sleep(0.5)
+        assert flusher.flush_number == 1, "what is there goes at once then"
+        running.cancel()
+
+    run(main)
+
+
 def test_a_flush_counts_once_a_crash_cannot_take_it_back() -> None:
     async def main(loop: SimulatedLoop) -> None:
         disk = LossyDisk()
@@ -104,7 +128,9 @@ def test_what_a_journal_brought_is_as_old_as_its_opening() -> None:
 
 
 def flusher_of(journal: Journal, log: SimulatedLog, loop: SimulatedLoop) -> Flusher:
-    return Flusher(journal, log, FlushTuner(1000, 1000), meters={1: METER}, tenants={1: "acme"}, clock_us=lambda: micros(loop))
+    return Flusher(
+        journal, log, FlushTuner(1000, 1000), meters={1: METER}, tenants={1: "acme"}, clock_us=lambda: micros(loop), rejected_bytes=1000
+    )
 
 
 def begin(journal: Journal) -> int:
