@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from struct import Struct
 
-from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Section
+from dedupe.port import CONFLICT, COPY, DIGEST_BYTES, DUPLICATE, GRANTED, PENDING, Section
 from dedupe.scripts import Context, Reclaim
 
 Reply = list[object]
@@ -184,6 +184,7 @@ class ClaimTable:
         oldest_us: int,
         newest_us: int,
         sections: Sequence[Section],
+        copies: bytes = b"",
     ) -> Reply:
         if self._open.replication_id != self.replication_id or self._open.identity != context.identity:
             return [b"rebuild"]
@@ -203,6 +204,8 @@ class ClaimTable:
         if sections and oldest_us <= self._horizon:
             return [b"late", self._horizon]
         codes = self._verdicts(gen, my_number, number, newest_us, sections)
+        if copies:
+            codes = self._with_copies(codes, sections, copies)
         return [b"verdicts", gen, me.executions, self._horizon, codes]
 
     def close(self, context: Context, last_call: int) -> Reply:
@@ -272,8 +275,8 @@ class ClaimTable:
                 value = held.get(key)
                 if value is not None:
                     code = self._verdict(value, my_number, number)
-                    if code == DUPLICATE and value[8:] != fingerprint and value[8] == fingerprint[0]:
-                        code = CONFLICT
+                    if code == DUPLICATE:
+                        code = _duplicate_or_conflict(value, fingerprint)
                     break
             if code == _VOID:
                 taken.append(key)
@@ -283,6 +286,21 @@ class ClaimTable:
         if taken:
             self._write(gen, tenant, taken, values)
         return codes
+
+    def _with_copies(self, codes: bytes, sections: Sequence[Section], copies: bytes) -> bytes:
+        """Each copy is a duplicate of what its first is a claim of by now, or a conflict with it; or as pending as its first."""
+        places = [(tenant, digest) for tenant, digests, _ in sections for digest in _split(digests, DIGEST_BYTES)]
+        known = codes or bytes((GRANTED,)) * len(places)
+        of_copies = bytearray()
+        for place, fingerprint in COPY.iter_unpack(copies):
+            value = b"" if known[place] == PENDING else self._found(*places[place])
+            of_copies.append(_duplicate_or_conflict(value, fingerprint) if value else PENDING)
+        return known + of_copies
+
+    def _found(self, tenant: int, digest: bytes) -> bytes:
+        """The newest claim that is there."""
+        holders = [self._claims[g].get(tenant, {}) for g in sorted(self._claims, reverse=True)]
+        return next(held[digest] for held in holders if digest in held)
 
     def _verdict(self, value: bytes, my_number: int, number: int) -> int:
         other_number, call = _TAG.unpack_from(value)
@@ -411,6 +429,11 @@ class ClaimTable:
 
 def _split(joined: bytes, size: int) -> list[bytes]:
     return [joined[at : at + size] for at in range(0, len(joined), size)]
+
+
+def _duplicate_or_conflict(value: bytes, fingerprint: bytes) -> int:
+    """Of the same shape with other content it is a conflict; of another shape it is only a duplicate."""
+    return CONFLICT if value[8:] != fingerprint and value[8] == fingerprint[0] else DUPLICATE
 
 
 def _tagged(tag: bytes, fingerprints: bytes) -> list[bytes]:

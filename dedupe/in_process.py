@@ -145,7 +145,9 @@ class InProcessClaims:
     def _execute_first(self) -> None:
         call, on_reply = self._unanswered[0]
         assert self._context is not None
-        reply = self.table.claim(self._context, call.number, self._mark, self._clock_us(), call.oldest_us, call.newest_us, call.sections)
+        reply = self.table.claim(
+            self._context, call.number, self._mark, self._clock_us(), call.oldest_us, call.newest_us, call.sections, call.copies
+        )
         if reply[0] == b"verdicts":
             self._unanswered.popleft()
             on_reply(Verdicts(call.number, *cast(tuple[int, int, int, bytes], reply[1:]), self._branch))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from struct import Struct
 from typing import NamedTuple, Protocol
 
 GRANTED, DUPLICATE, PENDING, CONFLICT = b"gdpc"  # one byte an event in `Verdicts.codes`
 
 DIGEST_BYTES = 12
 FINGERPRINT_BYTES = 4  # first byte: the shape of the event type; the other three: what was sent
+COPY = Struct(">I4s")  # the place of its first among all digests of the call, from 0; its own fingerprint
 
 
 HASHED, PACKED = LAYOUTS = ("hashed", "packed")  # how claims may lie in Redis: claim_layouts.py
@@ -46,6 +48,7 @@ class Call(NamedTuple):
     sections: Sequence[Section]
     oldest_us: int  # the least event time in the call, microseconds since 1970 UTC
     newest_us: int  # the greatest
+    copies: bytes = b""  # a COPY for each event whose digest is in the sections already: they are one claim
 
 
 class Verdicts(NamedTuple):
@@ -55,7 +58,7 @@ class Verdicts(NamedTuple):
     generation: int  # the generation that grants went into; the journal keeps it
     execution: int  # how many calls of this incarnation the store had executed, this one included; the journal keeps it
     horizon_us: int  # no event at or below this time is ever claimed again; the journal keeps it
-    codes: bytes  # one of GRANTED, DUPLICATE, PENDING, CONFLICT an event, in the order of the sections; b"" when all are granted
+    codes: bytes  # one of GRANTED, DUPLICATE, PENDING, CONFLICT an event, sections first, then copies; b"" when all are granted
     branch: bytes = b""  # of the store's life, within which executions count; the journal keeps it
 
 

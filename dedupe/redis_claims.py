@@ -256,10 +256,11 @@ class RedisClaims:
         connection = self._connection
         assert connection is not None
         if not connection.ended.done():
-            number, sections, oldest_us, newest_us = call
+            number, sections, oldest_us, newest_us, copies = call
             mark = self._marked = self._mark
             head = HEAD.pack(number, mark, self._clock_us(), oldest_us, newest_us)
-            parts = [self._header(len(sections)), head, b"\r\n"]
+            header = self._claim_header(len(sections), copies) if copies else self._header(len(sections))
+            parts = [header, head, copies, b"\r\n"]
             for tenant, digests, fingerprints in sections:
                 name = b"%d" % tenant
                 parts += (b"$%d\r\n%b\r\n$%d\r\n" % (len(name), name, len(digests) + len(fingerprints)), digests, fingerprints, b"\r\n")
@@ -270,11 +271,11 @@ class RedisClaims:
             self._headers.append(self._claim_header(len(self._headers)))
         return self._headers[sections]
 
-    def _claim_header(self, sections: int) -> bytes:
+    def _claim_header(self, sections: int, copies: bytes = b"") -> bytes:
         assert self._context is not None
         first = [b"EVALSHA", self._scripts["claim"].sha, b"0", *context_arguments(self._namespace, self._context)]
         packed = pack(first).split(b"\r\n", 1)[1]
-        return b"*%d\r\n%b$%d\r\n" % (len(first) + 1 + 2 * sections, packed, HEAD.size)
+        return b"*%d\r\n%b$%d\r\n" % (len(first) + 1 + 2 * sections, packed, HEAD.size + len(copies))
 
     def _answer(self, reply: object) -> None:
         if isinstance(reply, list):

@@ -19,7 +19,7 @@ from dedupe.port import HASHED, PACKED, Identity, Section
 NAMES = ("hello", "publish", "join", "reclaim", "joined", "claim", "close", "bury")
 NAMESPACE = "parshall:"
 
-HEAD = Struct(">IIQQQ")  # of a claim: number, mark, caller's clock, least and greatest event time
+HEAD = Struct(">IIQQQ")  # of a claim: number, mark, caller's clock, least and greatest event time; copies follow
 _ORIGIN = Struct(">QQ")  # of a re-claimed section: generation, newest event time
 _INCLUDE = "--@include "
 _FOLDER = Path(__file__).parent / "lua"
@@ -103,8 +103,10 @@ def _joined(era: bytes, mark: int, horizon_us: int, elsewhere: int, members: Ite
     return [era, b"%d" % mark, b"%d" % horizon_us, b"%d" % elsewhere, *(member.hex().encode() for member in sorted(members))]
 
 
-def _claim(number: int, mark: int, clock_us: int, oldest_us: int, newest_us: int, sections: Sequence[Section]) -> list[bytes]:
-    arguments = [HEAD.pack(number, mark, clock_us, oldest_us, newest_us)]
+def _claim(
+    number: int, mark: int, clock_us: int, oldest_us: int, newest_us: int, sections: Sequence[Section], copies: bytes = b""
+) -> list[bytes]:
+    arguments = [HEAD.pack(number, mark, clock_us, oldest_us, newest_us) + copies]
     for tenant, digests, fingerprints in sections:
         arguments += (b"%d" % tenant, digests + fingerprints)
     return arguments

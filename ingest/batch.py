@@ -26,7 +26,7 @@ REJECTION_CODES = (CONFLICT, TOO_LATE, TOO_EARLY, UNKNOWN_TYPE, MISSING_FIELD, I
 
 class Rejection(NamedTuple):
     index: int  # type: ignore[assignment]  # in the request; hides tuple.index, which nobody needs here
-    id: str  # as sent, as far as it could be read, else ""
+    id: str  # as sent, as far as it could be read, else ""; of one that is too long the beginning
     source: str
     code: str  # one of REJECTION_CODES
     detail: str  # one sentence that names the field and the remedy

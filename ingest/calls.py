@@ -1,7 +1,8 @@
 """From requests to claim calls and back: which events a call asks about, and what its reply means for each request.
 
 Pure: no IO, clock or task; every function changes state in one step and returns what is now due. The law is PROTOCOL.md's:
-a call once sent is finished under its number, every call leaves a record, two copies of a digest in one call are one claim.
+a call once sent is finished under its number, every call leaves a record, two copies of a digest in one call are one claim. Of copies the
+first is asked about; the others are told beside the sections, so that however many there are, one call decides them all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from buffer.counters import Deltas, Tallies, together
-from dedupe.port import CONFLICT, DUPLICATE, FINGERPRINT_BYTES, GRANTED, PENDING, Call, Section, Verdicts
+from dedupe.port import CONFLICT, COPY, DUPLICATE, FINGERPRINT_BYTES, GRANTED, PENDING, Call, Section, Verdicts
 from ingest import batch as codes
 from ingest.batch import Batch, Rejection
 
@@ -34,6 +35,7 @@ class Request:
     __slots__ = (
         "accepted",
         "answer",
+        "asked_again",
         "batch",
         "coming",
         "coming_rejected",
@@ -49,6 +51,7 @@ class Request:
         self.deadline_s = deadline_s  # by the event loop's clock
         self.answer = answer
         self.open_positions: Sequence[int] | None = None  # events without a verdict; None: all of them, none was asked about yet
+        self.asked_again = 0  # how often, because of pending events
         self.accepted = 0
         self.duplicate = 0
         self.rejections: list[Rejection] | None = None  # None: just those of the decoder
@@ -78,8 +81,8 @@ class Part(msgspec.Struct, frozen=True):  # one a request, as Batch
 
     request: Request
     positions: Sequence[int] | None  # None: every claimable event of the batch
-    held_back: Sequence[int]  # second copies of a digest: asked in the next call, when the first copy has its verdict
-    digests: Sequence[bytes]
+    copies: Sequence[int]  # positions whose digest an earlier event of the call has, of this request or another
+    digests: Sequence[bytes]  # of those at `positions`
     fingerprints: bytes
 
 
@@ -89,9 +92,10 @@ class PlannedCall(NamedTuple):
     sections: Sequence[Section]
     oldest_us: int
     newest_us: int
+    copies: bytes  # as in Call; in the order of the parts
 
     def to_send(self) -> Call:
-        return Call(self.number, self.sections, self.oldest_us, self.newest_us)
+        return Call(self.number, self.sections, self.oldest_us, self.newest_us, self.copies)
 
 
 class CallResult(NamedTuple):
@@ -104,7 +108,6 @@ class CallResult(NamedTuple):
     rejected: list[tuple[int, Rejection]]  # (tenant, rejection)
     decided: list[Request]  # every event has its verdict: answer when the record is synced
     pending: list[Request]  # ask again later
-    ask_now: list[Request]  # ask again in the very next call: second copies of a digest
 
 
 TOO_LATE_BY_HORIZON = (
@@ -124,24 +127,20 @@ def plan(number: int, requests: Iterable[Request]) -> PlannedCall:
         by_tenant.setdefault(request.batch.tenant, []).append(request)
     parts: list[Part] = []
     sections: list[Section] = []
+    copies: list[bytes] = []
+    asked = 0
     for tenant, group in by_tenant.items():
-        mine, digests = _parts(group)
+        mine = [_whole(request) if request.open_positions is None else _some(request, request.open_positions) for request in group]
+        digests = _digests(mine)
+        if len(set(digests)) != len(digests):
+            mine = _without_copies(mine, asked, copies)
+            digests = _digests(mine)
         parts += mine
+        asked += len(digests)
         if digests:
             sections.append(Section(tenant, b"".join(digests), b"".join([part.fingerprints for part in mine])))
     oldest_us, newest_us = _time_range(parts)
-    return PlannedCall(number, parts, sections, oldest_us, newest_us)
-
-
-def _parts(requests: Sequence[Request]) -> tuple[list[Part], Sequence[bytes]]:
-    """With the digests of all parts, no two of them the same."""
-    parts = [_whole(request) if request.open_positions is None else _some(request, request.open_positions) for request in requests]
-    digests = _digests(parts)
-    if len(set(digests)) == len(digests):
-        return parts, digests
-    seen: set[bytes] = set()
-    parts = [_without_copies(part, seen) for part in parts]
-    return parts, _digests(parts)
+    return PlannedCall(number, parts, sections, oldest_us, newest_us, b"".join(copies))
 
 
 def _digests(parts: Sequence[Part]) -> Sequence[bytes]:
@@ -152,22 +151,31 @@ def _whole(request: Request) -> Part:
     return Part(request, None, (), request.batch.digests, request.batch.fingerprints)
 
 
-def _some(request: Request, positions: Sequence[int], held_back: Sequence[int] = ()) -> Part:
+def _some(request: Request, positions: Sequence[int], copies: Sequence[int] = ()) -> Part:
     digests, prints = request.batch.digests, request.batch.fingerprints
     size = FINGERPRINT_BYTES
     return Part(
-        request, positions, held_back, [digests[k] for k in positions], b"".join([prints[k * size : k * size + size] for k in positions])
+        request, positions, copies, [digests[k] for k in positions], b"".join([prints[k * size : k * size + size] for k in positions])
     )
 
 
-def _without_copies(part: Part, seen: set[bytes]) -> Part:
-    positions = range(len(part.digests)) if part.positions is None else part.positions
-    asked: list[int] = []
-    held_back: list[int] = []
-    for position, digest in zip(positions, part.digests, strict=True):
-        (held_back if digest in seen else asked).append(position)
-        seen.add(digest)
-    return _some(part.request, asked, held_back) if held_back else part
+def _without_copies(parts: Sequence[Part], place: int, found: list[bytes]) -> list[Part]:
+    """The parts of a tenant, no digest twice. The next place in the call is `place`; what is told of the copies is put into `found`."""
+    places: dict[bytes, int] = {}
+    left = []
+    for part in parts:
+        asked: list[int] = []
+        copies: list[int] = []
+        positions = range(len(part.digests)) if part.positions is None else part.positions
+        for k, (position, digest) in enumerate(zip(positions, part.digests, strict=True)):
+            if digest in places:
+                copies.append(position)
+                found.append(COPY.pack(places[digest], part.fingerprints[k * FINGERPRINT_BYTES : (k + 1) * FINGERPRINT_BYTES]))
+            else:
+                asked.append(position)
+                places[digest] = place + len(places)
+        left.append(_some(part.request, asked, copies) if copies else part)
+    return left
 
 
 def _time_range(parts: Sequence[Part]) -> tuple[int, int]:
@@ -215,7 +223,7 @@ def refuse(call: PlannedCall, horizon_us: int) -> Refusal:
 
 def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tuple[Request, Rejection]] = ()) -> CallResult:
     """What the reply means. `verdicts` is None for a call of which nothing was left above the horizon."""
-    result = CallResult([], [], 0, {}, [], [], [], [])
+    result = CallResult([], [], 0, {}, [], [], [])
     for request, rejection in too_late:
         _tally(result.tallies, request.batch.tenant, rejection.code, 1)
         result.rejected.append((request.batch.tenant, rejection))
@@ -224,16 +232,18 @@ def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tupl
     if everything:
         result.claims.extend(call.sections)
     newest_us = 0
-    offset = 0
+    offset, copies_at = 0, sum([len(part.digests) for part in call.parts])
     for part in call.parts:
-        asked = len(part.digests)
-        codes_of_part = None if everything else replied[offset : offset + asked]
-        newest_us = max(newest_us, _settle_part(part, codes_of_part, result))
-        offset += asked
+        end, copies_end = offset + len(part.digests), copies_at + len(part.copies)
+        if everything:
+            newest_us = max(newest_us, _settle_part(part, None, b"", result))
+        else:
+            newest_us = max(newest_us, _settle_part(part, replied[offset:end], replied[copies_at:copies_end], result))
+        offset, copies_at = end, copies_end
     return result._replace(deltas=together(result.deltas), newest_us=newest_us)
 
 
-def _settle_part(part: Part, replied: bytes | None, result: CallResult) -> int:
+def _settle_part(part: Part, replied: bytes | None, of_copies: bytes, result: CallResult) -> int:
     """`replied` is None where all is granted and claimed. Returns the newest event time granted (or a little more), 0 when nothing was."""
     request = part.request
     if not request.tallied:
@@ -246,28 +256,23 @@ def _settle_part(part: Part, replied: bytes | None, result: CallResult) -> int:
     if replied is None:
         if part.digests:
             newest_us = _count(part, range(len(part.digests)), result)
-    elif replied:
+    else:
         whole = replied.count(GRANTED) == len(replied)
         granted = range(len(replied)) if whole else [k for k in range(len(replied)) if replied[k] == GRANTED]
         if granted:
             result.claims.append(_claims(part, granted))
             newest_us = _count(part, granted, result)
-        if not whole:
-            pending = _settle_others(part, replied, result)
-    request.open_positions = [*pending, *part.held_back] if pending else part.held_back
-    if pending:
-        result.pending.append(request)
-    elif part.held_back:
-        result.ask_now.append(request)
-    else:
-        result.decided.append(request)
+        if of_copies or not whole:
+            pending = _settle_others(part, replied + of_copies, result)
+    request.open_positions = pending
+    (result.pending if pending else result.decided).append(request)
     return newest_us
 
 
 def _settle_others(part: Part, replied: bytes, result: CallResult) -> Sequence[int]:
-    """Duplicates and conflicts. Returns the positions that are pending."""
+    """Duplicates and conflicts; `replied` is of the copies, too. Returns the positions that are pending."""
     request = part.request
-    positions = range(len(replied)) if part.positions is None else part.positions
+    positions = range(len(replied)) if part.positions is None else [*part.positions, *part.copies]
     duplicates = replied.count(DUPLICATE)
     if duplicates:
         request.duplicate += duplicates

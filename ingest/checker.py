@@ -60,12 +60,12 @@ class TimeBounds(msgspec.Struct, frozen=True):
 
 
 def identify(raw: bytes | Raw) -> tuple[str, str]:
-    """(id, source) of an event, each "" if it cannot be read."""
+    """(id, source) of an event, each "" if it cannot be read; the beginning of one that is too long: they are told and kept as they are."""
     try:
         members = _members.decode(raw)
     except _UNREADABLE:
         return "", ""
-    return _text_or_nothing(members.get("id")), _text_or_nothing(members.get("source"))
+    return _text_or_nothing(members.get("id"))[:MOST_CHARACTERS], _text_or_nothing(members.get("source"))[:MOST_CHARACTERS]
 
 
 def last_members(raw: bytes | Raw, shapes: Mapping[str, Shape]) -> bytes:

@@ -305,7 +305,7 @@ class Decoder:
 class _Again:
     """A request decoded once more, as much of it as is needed, when its events are not all new. Positions are those of claimable events."""
 
-    __slots__ = ("_body", "_counted", "_decoder", "_elements", "_indexes", "_now_us", "_received", "_tenant")
+    __slots__ = ("_body", "_counted", "_decoder", "_elements", "_indexes", "_now_us", "_received", "_tenant", "_times_us")
 
     def __init__(
         self, decoder: Decoder, tenant: int, body: bytes, now_us: int, received: int, indexes: Sequence[int], counted: _Counted
@@ -318,6 +318,7 @@ class _Again:
         self._indexes = indexes
         self._counted = counted
         self._elements: Elements | None = None
+        self._times_us: Sequence[int] | None = None  # asked for with each call that asks about a part of the request
 
     def _split(self) -> Elements:
         if self._elements is None:
@@ -327,8 +328,10 @@ class _Again:
     def _events(self) -> list[Any]:
         return self._decoder._claimable(self._body, self._received, self._indexes)
 
-    def times_us(self) -> list[int]:
-        return [to_us(time) for time in self._decoder._times(self._events(), self._now_us)]
+    def times_us(self) -> Sequence[int]:
+        if self._times_us is None:
+            self._times_us = [to_us(time) for time in self._decoder._times(self._events(), self._now_us)]
+        return self._times_us
 
     def refold(self, positions: Sequence[int]) -> Deltas:
         """Whichever is less is decoded: what counts, or what does not and is taken away from the whole."""

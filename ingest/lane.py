@@ -51,7 +51,7 @@ class Lane:
         self.shard = shard
         self.claims = claims
         self._history: JournalHistory | None = None
-        self.ask_now: deque[Request] = deque()
+        self.again: deque[Request] = deque()  # to be asked about again: some of their events were pending
         self.waiting: TurnQueue[Request] = TurnQueue()
         self.calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
         self.next_call = 1
@@ -61,6 +61,7 @@ class Lane:
         self._lingering = False
         self._come_events = 0  # since the last sending
         self._last_requests = 0  # in the last call
+        self._again_first = False  # in the last call
         self._most_calls = calls_in_flight
         self._most_events = events_per_call
         self._waiting_events = waiting_events
@@ -133,19 +134,32 @@ class Lane:
         return request
 
     def _next_requests(self) -> list[Request]:
+        """Who asks again and who asks for the first time come first by turns: a large request that is pending for long, and so fills a call
+        each time, shall not keep everybody else waiting."""
         requests: list[Request] = []
-        room = self._most_events
-        while self.ask_now and (not requests or self.ask_now[0].undecided <= room):
-            request = self.ask_now.popleft()
-            if self._is_open(request):
-                requests.append(request)
-                room -= request.undecided
-        while (first := self.waiting.first()) is not None and (not requests or first.undecided <= room):
-            request = self._pop()
+        self._again_first = not self._again_first
+        if self._again_first:
+            room = self._take(self._next_again, requests, self._most_events)
+            self._take(self._next_waiting, requests, room)
+        else:
+            room = self._take(self._next_waiting, requests, self._most_events)
+            self._take(self._next_again, requests, room)
+        return requests
+
+    def _take(self, next_one: Callable[[int | None], Request | None], requests: list[Request], room: int) -> int:
+        """As many as fit; the first of a call fits whatever its size. Returns the room that is left."""
+        while (request := next_one(room if requests else None)) is not None:
             if self._is_open(request):  # else its deadline passed while it waited: nothing of it is under way
                 requests.append(request)
                 room -= request.undecided
-        return requests
+        return room
+
+    def _next_again(self, most: int | None) -> Request | None:
+        return self.again.popleft() if self.again and (most is None or self.again[0].undecided <= most) else None
+
+    def _next_waiting(self, most: int | None) -> Request | None:
+        first = self.waiting.first()
+        return None if first is None or (most is not None and first.undecided > most) else self._pop()
 
     # ---- calls
 

@@ -2,19 +2,21 @@
 -- The claim script: PROTOCOL's five steps, in its order. One call of one incarnation; atomic, and it either executes or changes nothing
 -- but the mark and what the clocks made due.
 --
--- ARGV[9]    '>I4I4I8I8I8': number of the call (0: only publish the mark), mark, caller's clock, least and greatest event time in us
+-- ARGV[9]    '>I4I4I8I8I8': number of the call (0: only publish the mark), mark, caller's clock, least and greatest event time in us;
+--            then for each copy of a digest 8 bytes: the place of its first among all digests, from 0, and its own fingerprint
 -- ARGV[10..] per section: tenant, then 12 bytes of digest an event followed by 4 bytes of fingerprint an event
 --
 -- Replies: {'rebuild'}  claims are not complete in this Redis
 --          {'rejoin'}   this incarnation is not known here   {'zombie'}  it is closed   {'stale'}  a newer connection has spoken
 --          {'marked'}   the mark was raised (number 0)
 --          {'late', horizon}   an event lies at or below the horizon: nothing was claimed
---          {'verdicts', generation, executions, horizon, codes}   codes: one of g d p c an event, '' when all are granted
+--          {'verdicts', generation, executions, horizon, codes}   codes: one of g d p c an event, then a copy; '' when all are granted
 --@include context.lua
 --@include generations.lua
 --@include sections.lua
 
 local number, mark, clock_us, oldest_us, newest_us = struct.unpack('>I4I4I8I8I8', ARGV[9])
+local copies = string.sub(ARGV[9], 33)
 
 -- Step 1: is this the Redis in which claims are complete?
 local open = redis.call('HMGET', open_key, 'replid', 'identity', 'era')
@@ -149,6 +151,9 @@ local function differs(value, fingerprint)
   return string.sub(value, 9, 12) ~= fingerprint and string.sub(value, 9, 9) == string.sub(fingerprint, 1, 1)
 end
 
+-- By place among all digests, where there are copies: the value found or written.
+local claimed = {}
+
 local total, codes, any_granted = 0, nil, false
 local function note(at, code)
   codes = codes or {}
@@ -172,11 +177,15 @@ local function claim_section(tenant, blob)
     if code == 'v' then
       count = count + 1
       at[count] = i
-      taken[2 * count - 1], taken[2 * count] = digests[i], my_tag .. fingerprint
+      value = my_tag .. fingerprint
+      taken[2 * count - 1], taken[2 * count] = digests[i], value
     elseif code == 'g' then
       any_granted = true
     else
       note(total + i, code)
+    end
+    if copies ~= '' then
+      claimed[total + i] = value
     end
   end
   if count > 0 then
@@ -192,9 +201,17 @@ end
 if any_granted then
   raise_newest(gen, newest_us)
 end
-if codes then
+if codes or copies ~= '' then
+  codes = codes or {}
   for i = 1, total do
     codes[i] = codes[i] or 'g'
   end
+end
+
+-- Each copy is a duplicate of what its first is a claim of by now, or a conflict with it; or as pending as its first.
+for at = 1, #copies, 8 do
+  local place, fingerprint = struct.unpack('>I4c4', copies, at)
+  local of_first = codes[place + 1]
+  codes[#codes + 1] = of_first == 'p' and 'p' or differs(claimed[place + 1], fingerprint) and 'c' or 'd'
 end
 return {'verdicts', gen, executions, horizon, codes and table.concat(codes) or ''}

@@ -25,6 +25,7 @@ from dedupe.claim_table import ClaimTable
 from dedupe.clearance import Clearance
 from dedupe.in_process import InProcessClaims
 from dedupe.port import (
+    COPY,
     Call,
     Claimed,
     Claims,
@@ -191,6 +192,20 @@ async def test_an_earlier_call_makes_duplicates_and_conflicts_in_the_order_of_th
     async with running(claims, Journal()):
         await answer(claims, call(1, section("a", "b", "c")))
         assert await codes(claims, call(2, section("new", "a"), section("b", content="x"), section("c", tenant=2))) == b"gdcg"
+
+
+async def test_copies_are_decided_with_their_first(place: Place) -> None:
+    """Ten thousand of them as well as one."""
+    claims, other = place.claims(), place.claims()
+    async with running(claims, Journal()), running(other, Journal()):
+        await answer(other, call(1, section("theirs")))
+        copies = COPY.pack(1, b"saaa") + COPY.pack(1, b"sxxx") + COPY.pack(2, b"saaa")
+        asked = call(1, section("a", "b"), section("theirs"))._replace(copies=copies)
+        assert await codes(claims, asked) == b"ggpdcp"
+        assert await codes(claims, asked) == b"ggpdcp", "sent again"
+        many = call(2, section("b", content="x"))._replace(copies=COPY.pack(0, b"saaa") * 10_000)
+        assert await codes(claims, many) == b"c" + b"d" * 10_000
+        assert await codes(claims, call(3, section("c"))) == b"", "and the next call is as ever"
 
 
 async def test_an_empty_call_occupies_its_number(place: Place) -> None:

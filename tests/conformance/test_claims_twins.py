@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 import redis
 
 from dedupe.claim_table import ClaimTable
-from dedupe.port import Identity, Section
+from dedupe.port import COPY, Identity, Section
 from dedupe.scripts import Context, Reclaim, arguments_of, context_arguments, context_of, load
 from tests.services import Redis, redis_server, valkey_server
 
@@ -172,6 +173,14 @@ class World:
             sections.append(Section(tenant, b"".join(digests), fingerprints))
         return sections
 
+    def copies(self, sections: Sequence[Section]) -> bytes:
+        digests = sum(len(section.digests) for section in sections) // 12
+        if not digests or self.random.random() < 0.7:
+            return b""
+        contents = (b"saaa", b"saaa", b"sbbb", b"\0aaa")
+        places = [self.random.randrange(digests) for _ in range(self.random.choice((1, 2, 30)))]
+        return b"".join([COPY.pack(place, self.random.choice(contents)) for place in places])
+
     def their_clock_us(self) -> int:
         return max(0, self.clock_us + self.random.choice((0, 0, 0, -HOUR_US, HOUR_US, -100 * HOUR_US)))
 
@@ -186,9 +195,13 @@ class World:
     def claim_number(self, writer: Writer, number: int) -> None:
         oldest_us = self.clock_us - self.random.randrange(4 * HOUR_US)
         newest_us = oldest_us + self.random.randrange(2 * HOUR_US)
+        sections = self.sections()
+        copies = self.copies(sections)
         reply = self.ask(
-            "claim", self.context(writer), number, writer.now.mark, self.their_clock_us(), oldest_us, newest_us, self.sections()
+            "claim", self.context(writer), number, writer.now.mark, self.their_clock_us(), oldest_us, newest_us, sections, copies
         )
+        if copies and reply[0] == b"verdicts":
+            self.seen.update(f"copy {code}" for code in cast(bytes, reply[4])[-(len(copies) // COPY.size) :].decode())
         if self.random.random() < 0.5:
             writer.now.mark = max(writer.now.mark, number - 1)
         self.react(writer, reply)
@@ -388,6 +401,7 @@ EXPECTED = {
     *("joined joined", "joined rebuild", "joined zombie", "joined stale"),
     *("claim verdicts", "claim late", "claim marked", "claim rebuild", "claim rejoin", "claim zombie", "claim stale"),
     *("verdict g", "verdict d", "verdict p", "verdict c"),
+    *("copy d", "copy p", "copy c"),
     *("close closed", "close zombie", "close stale"),
     *("bury buried", "bury wrong_log", "buried for good"),
 }

@@ -196,6 +196,56 @@ async def test_rejected_events_are_bounded_while_the_counter_log_is_away(tmp_pat
         assert len((await it.writer.submit(unknown(number), until)).rejections) == 100
 
 
+async def test_a_rejected_event_takes_little_however_long_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka takes no record of more than a megabyte, and a flush that it refuses would be tried for ever."""
+
+    async def produce_rejected(self: LocalLog, rejected: Sequence[Rejected]) -> None:
+        produced.extend(rejected)
+
+    monkeypatch.setattr(LocalLog, "produce_rejected", produce_rejected)
+    produced: list[Rejected] = []
+    async with running(tmp_path) as it:
+        shared = {"specversion": "1.0", "type": "hit", "subject": "s", "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+        long = [{**shared, "id": "i" * 2_000_000, "source": "s"}, {**shared, "id": "1", "source": "ü" * 2_000_000}]
+        batch = it.decoder.decode_batch(FLOOD, json.dumps(long, ensure_ascii=False).encode(), clock_us())
+        outcome = await it.writer.submit(batch, asyncio.get_running_loop().time() + 30)
+        assert [(one.code, one.id, one.source) for one in outcome.rejections] == [
+            ("too_long", "i" * 256, "s"),
+            ("too_long", "1", "ü" * 256),
+        ]
+        await it.writer.flusher.now()
+    told = [json.loads(one.body) for one in produced]
+    assert [(one["id"], one["source"], one["cut"]) for one in told] == [("i" * 256, "s", True), ("1", "ü" * 256, True)]
+    assert max(len(one.body) for one in produced) < 100_000
+
+
+async def test_one_call_decides_however_often_an_id_comes(tmp_path: Path) -> None:
+    async with running(tmp_path) as it:
+        lane, until = it.writer.lanes[0], asyncio.get_running_loop().time() + 30
+
+        def copies(*subjects: str) -> Batch:
+            shared = {"specversion": "1.0", "type": "hit", "source": "s", "id": "same", "time": "2030-01-01T00:00:00Z"}
+            body = json.dumps([{**shared, "subject": subject} for subject in subjects]).encode()
+            return it.decoder.decode_batch(FLOOD, body, 1_893_456_000_000_000)
+
+        calls = lane.next_call
+        first = await it.writer.submit(copies(*["a"] * 3000, *["b"] * 2000), until)
+        assert (first.accepted, first.duplicate) == (1, 2999)
+        assert [(one.index, one.code) for one in first.rejections] == [(3000 + n, "conflict") for n in range(2000)]
+        again = await it.writer.submit(copies(*[str(n) for n in range(3000)], "a"), until)
+        assert (again.accepted, again.duplicate, len(again.rejections)) == (0, 1, 3000)
+        assert lane.next_call == calls + 2
+        both = [
+            it.writer.submit(copies("a", "a"), until),
+            it.writer.submit(copies("b"), until),
+            it.writer.submit(it.batch(FLOOD, "x", 1), until),
+        ]
+        outcomes = await asyncio.gather(*both)
+        assert [(one.accepted, one.duplicate, len(one.rejections)) for one in outcomes] == [(0, 2, 0), (0, 0, 1), (1, 0, 0)]
+        assert lane.next_call == calls + 3, "within one turn of the loop they share a call"
+        assert it.writer.flusher.live_counters == 2
+
+
 async def test_who_has_used_up_its_call_numbers_ends_for_the_next_to_begin_anew(tmp_path: Path) -> None:
     """A tag has four bytes for them."""
     async with running(tmp_path) as it:

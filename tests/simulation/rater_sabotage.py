@@ -84,7 +84,7 @@ def _positions_outside() -> Iterator[None]:
 
     async def broken(self: Ledger, log: str, batch: Sequence[Received], refuse: str | None = None) -> Applied:
         async with self._transaction() as connection:
-            await Transaction(connection, log, self._known)._store_positions(batch)
+            await Transaction(connection, log, self._known, self._configured)._store_positions(batch)
         return await apply(self, log, batch, refuse)
 
     with patch.object(Ledger, "apply", broken):
@@ -172,7 +172,7 @@ RATER_SABOTAGES: dict[str, Sabotage] = {
         _rated(SPREAD, "postgres_is_restored", between_s=(0.3, 3.0)), _new_connection_unnoticed
     ),
     "what was stored before an error is believed": Sabotage(
-        _rated(SPREAD, "postgres_is_restored", between_s=(0.3, 3.0)), _keeps_what_it_knew
+        _rated(SPREAD, "postgres_is_restored", between_s=(0.3, 3.0)), _keeps_what_it_knew, shows_as=KeyError
     ),
     "a charge is computed from a stale quantity": Sabotage(
         _rated(FLUSHING, "partition_added", **_TWO_AT_ONCE), lambda: _instead(lines_lock=_lines_unlocked)

@@ -187,7 +187,7 @@ class SimulatedRedis:
         reply = _run_script(table, script, command[3:])
         assert all(table._w[incarnation].mark >= mark for incarnation, mark in marks.items()), f"a mark sank in {script}"
         if script == "claim":
-            number, mark = HEAD.unpack(command[_HEAD_AT])[:2]
+            number, mark = HEAD.unpack_from(command[_HEAD_AT])[:2]
             steps.executed(self.shard, number, mark)
         elif script == "join":
             steps.joining()
@@ -326,7 +326,7 @@ class Transport(asyncio.Transport):
 def _call_of(command: list[bytes]) -> int:
     """The number of the call in a claim command; 0 for a bare mark and for every other command."""
     if command[0] == b"EVALSHA" and _SCRIPT_OF[command[1]] == "claim":
-        return int(HEAD.unpack(command[_HEAD_AT])[0])
+        return int(HEAD.unpack_from(command[_HEAD_AT])[0])
     return 0
 
 
@@ -398,6 +398,6 @@ _ARGUMENTS: dict[str, Callable[[list[bytes]], tuple[Any, ...]]] = {
         int(rest[3]),
         frozenset(bytes.fromhex(member.decode()) for member in rest[4:]),
     ),
-    "claim": lambda rest: (*HEAD.unpack(rest[0]), _sections(rest[1:])),
+    "claim": lambda rest: (*HEAD.unpack_from(rest[0]), _sections(rest[1:]), rest[0][HEAD.size :]),
     "close": lambda rest: (int(rest[0]),),
 }

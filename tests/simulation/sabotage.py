@@ -24,7 +24,7 @@ from buffer.journal_state import Replayed, Standing
 from dedupe import rebuild
 from dedupe.claim_table import _TAG, _VOID, ClaimTable
 from dedupe.clearance import Clearance
-from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Call, Claimed, Refused, Reply, Verdicts
+from dedupe.port import CONFLICT, COPY, DIGEST_BYTES, DUPLICATE, GRANTED, PENDING, Call, Claimed, Refused, Reply, Section, Verdicts
 from dedupe.redis_claims import RedisClaims
 from dedupe.scripts import Context
 from ingest.flusher import Flusher
@@ -34,6 +34,7 @@ from ingest.writer import Writer
 from tests.lossy_disk import PowerCut
 from tests.simulation.counter_log import Ledger
 from tests.simulation.habits import BRIEF, CROWDED, DUEL, FLUSHING, HEDGED, HOURS, OPERATED, Habits
+from tests.simulation.scenario import simulate
 from tests.simulation.steps import APPENDED, EXECUTED, FLUSH_PART, FLUSHED, JOINING, PRODUCED, SENT, SYNCED
 
 Off = Callable[[], AbstractContextManager[None]]
@@ -42,6 +43,17 @@ Off = Callable[[], AbstractContextManager[None]]
 class Sabotage(NamedTuple):
     habits: Habits
     off: Off
+    shows_as: type[Exception] = AssertionError  # a promise that is broken; any other error may be one of the sabotage's own
+
+    def breaks(self, seed: int) -> str | None:
+        """How this world shows that the guard is out; None: it does not."""
+        try:
+            with self.off():
+                simulate(seed, self.habits)
+        except AssertionError as error:
+            told = str(error).splitlines()[0]
+            return told if f": {self.shows_as.__name__}: " in told else None
+        return None
 
 
 # ---- answers and marks wait for the disk
@@ -125,7 +137,7 @@ def _call_abandoned() -> Iterator[None]:
 
 
 def _size(call: Call) -> int:
-    return sum(len(section.digests) for section in call.sections) // 12
+    return sum(len(section.digests) for section in call.sections) // DIGEST_BYTES + len(call.copies) // COPY.size
 
 
 @contextmanager
@@ -164,13 +176,23 @@ def _rest_under_a_new_number() -> Iterator[None]:
 def _copies_in_a_call() -> Iterator[None]:
     """Two copies of a digest in one call are two claims."""
 
-    def broken(requests: Sequence[Any]) -> list[Any]:
-        return [
-            calls._whole(request) if request.open_positions is None else calls._some(request, request.open_positions)
-            for request in requests
-        ]
+    def broken(parts: Sequence[calls.Part], place: int, found: list[bytes]) -> list[calls.Part]:
+        return list(parts)
 
-    with patch.object(calls, "_parts", broken):
+    with patch.object(calls, "_without_copies", broken):
+        yield
+
+
+@contextmanager
+def _copies_are_duplicates() -> Iterator[None]:
+    """Of what nobody may ever have counted, too."""
+    with_copies = ClaimTable._with_copies
+
+    def broken(self: ClaimTable, codes: bytes, sections: Sequence[Section], copies: bytes) -> bytes:
+        firsts = with_copies(self, codes, sections, copies)[: -(len(copies) // COPY.size)]
+        return firsts + bytes((DUPLICATE,)) * (len(copies) // COPY.size)
+
+    with patch.object(ClaimTable, "_with_copies", broken):
         yield
 
 
@@ -248,6 +270,9 @@ def _any_redis() -> Iterator[None]:
     """The script does not look at which Redis it runs in, and a writer does not ask."""
     claim, hello = ClaimTable.claim, ClaimTable.hello
 
+    async def the_same_as_ever(history: Any, branch: bytes) -> bytes:
+        return branch
+
     def open_everywhere(self: ClaimTable, context: Context) -> None:
         self._open.replication_id, self._open.identity = self.replication_id, context.identity
 
@@ -260,9 +285,13 @@ def _any_redis() -> Iterator[None]:
         if reply[0] != b"hello":
             return reply
         open_everywhere(self, context)
-        return [*reply[:2], 1, 1, 0, reply[5]]
+        return [*reply[:2], 1, 1, 0, *reply[5:]]
 
-    with patch.object(ClaimTable, "claim", broken_claim), patch.object(ClaimTable, "hello", broken_hello):
+    with (
+        patch.object(ClaimTable, "claim", broken_claim),
+        patch.object(ClaimTable, "hello", broken_hello),
+        patch.object(rebuild, "_last_entered", the_same_as_ever),
+    ):
         yield
 
 
@@ -787,6 +816,19 @@ SABOTAGES: dict[str, Sabotage] = {
         _only(BRIEF, "redis_away_after_a_claim", outage_s=(1, 2, 3), new=(4, 6), events_per_call=(20,)), _rest_under_a_new_number
     ),
     "two copies in a call are two claims": Sabotage(CROWDED, _copies_in_a_call),
+    "a copy of a pending claim is a duplicate": Sabotage(
+        _only(
+            DUEL,
+            "power_loss",
+            steps=(EXECUTED, APPENDED),
+            copies=((2, 3),),
+            events_per_call=(50,),
+            disk_s=(0.0002, 0.3),
+            repair_s=(11, 20),  # longer than a request waits
+            stuck_s=300,
+        ),
+        _copies_are_duplicates,
+    ),
     "a foreign pending claim is a duplicate": Sabotage(
         _only(DUEL, "power_loss", steps=(EXECUTED, APPENDED)), lambda: _verdict(_foreign_pending_is_duplicate)
     ),

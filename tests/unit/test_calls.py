@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buffer.counters import Deltas, pack
-from dedupe.port import CONFLICT, DUPLICATE, GRANTED, PENDING, Verdicts
+from dedupe.port import CONFLICT, COPY, DUPLICATE, GRANTED, PENDING, Verdicts
 from ingest.batch import Batch, Rejection
-from ingest.calls import CallResult, Request, plan, refuse, settle
+from ingest.calls import CallResult, PlannedCall, Request, plan, refuse, settle
 
 BASE_US = 1_000_000
 
@@ -57,13 +57,18 @@ class Store:
         self._choices = list(choices)
         self.granted: Counter[tuple[int, bytes]] = Counter()
 
-    def execute(self, call_number: int, sections: Sequence[tuple[int, bytes, bytes]]) -> Verdicts:
+    def execute(self, call: PlannedCall) -> Verdicts:
         codes = bytearray()
-        for tenant, digests, prints in sections:
+        for tenant, digests, prints in call.sections:
             assert len(prints) * 3 == len(digests)
             for k in range(0, len(digests), 12):
                 codes.append(self._decide(tenant, digests[k : k + 12]))
-        return Verdicts(call_number, 1, call_number, 0, b"" if set(codes) <= {GRANTED} else bytes(codes))
+        for place, _ in COPY.iter_unpack(call.copies):
+            codes.append(PENDING if codes[place] == PENDING else self._choices.pop() if self._copies_conflict() else DUPLICATE)
+        return Verdicts(call.number, 1, call.number, 0, b"" if set(codes) <= {GRANTED} else bytes(codes))
+
+    def _copies_conflict(self) -> bool:
+        return bool(self._choices) and self._choices[-1] == CONFLICT
 
     def _decide(self, tenant: int, digest: bytes) -> int:
         choice = self._choices.pop() if self._choices else GRANTED
@@ -98,10 +103,12 @@ def test_every_event_gets_one_verdict(requests_: list[tuple[list[int], int, int]
         digests = [(s.tenant, s.digests[k : k + 12]) for s in call.sections for k in range(0, len(s.digests), 12)]
         assert len(set(digests)) == len(digests), "two copies of a digest in one call"
         assert len({s.tenant for s in call.sections}) == len(call.sections)
-        result = settle(call, store.execute(number, call.sections))
+        asked = sum(len(s.digests) // 12 for s in call.sections) + len(call.copies) // COPY.size
+        assert asked == sum(r.undecided for r in waiting), "every open event is asked about in one call, copies too"
+        result = settle(call, store.execute(call))
         _collect(result, counted, tallies, journalled)
         decided += result.decided
-        waiting = [*result.ask_now, *result.pending]
+        waiting = result.pending
     assert sorted(map(id, decided)) == sorted(map(id, requests))
     assert journalled == +store.granted
     for request_, (names_, _, bad) in zip(requests, requests_, strict=True):
@@ -141,11 +148,8 @@ def test_a_refused_call_keeps_what_lies_above_the_horizon(one: list[int], other:
     assert {rejection.code for _, rejection in too_late} <= {"too_late"}
     if rest.sections:
         assert rest.oldest_us > BASE_US + horizon
-    result = settle(rest, Store([]).execute(7, rest.sections) if rest.sections else None, too_late)
-    again: list[Request] = result.ask_now
-    while again:
-        last = settle(plan(8, again), Verdicts(8, 1, 8, 0, bytes([DUPLICATE]) * sum(r.undecided for r in again)))
-        again = last.ask_now
+    result = settle(rest, Store([]).execute(rest) if rest.sections else None, too_late)
+    assert not result.pending
     for request_, names_ in zip(requests, (one, other), strict=True):
         outcome = request_.outcome()
         assert outcome.accepted + outcome.duplicate + len(outcome.rejections) == len(names_)
@@ -157,3 +161,23 @@ def test_a_decided_event_below_the_horizon_does_not_have_the_rest_refused() -> N
     first = settle(plan(1, [old_and_new]), Verdicts(1, 1, 1, 0, bytes([GRANTED, PENDING])))
     assert first.pending == [old_and_new]
     assert plan(2, [old_and_new]).oldest_us == BASE_US + 9
+
+
+def test_copies_are_told_beside_the_sections() -> None:
+    """Two tenants, copies within a request and between two; each names its first by its place in the whole call."""
+    one, other = request(batch([1, 1, 2])), request(batch([2, 3]))
+    elsewhere = request(batch([1, 4, 4, 4], tenant=2))
+    call = plan(1, [one, elsewhere, other])
+    assert [len(section.digests) // 12 for section in call.sections] == [3, 2]
+    assert list(COPY.iter_unpack(call.copies)) == [(0, b"0001"), (1, b"0002"), (4, b"0004"), (4, b"0004")]
+    codes = bytes([GRANTED, PENDING, GRANTED, DUPLICATE, GRANTED, DUPLICATE, PENDING, CONFLICT, DUPLICATE])
+    result = settle(call, Verdicts(1, 1, 1, 0, codes))
+    assert result.pending == [one, other]
+    assert [(r.accepted, r.duplicate, r.undecided) for r in (one, other, elsewhere)] == [(1, 1, 1), (1, 0, 1), (1, 2, 0)]
+    assert [rejection.index for rejection in elsewhere.outcome().rejections] == [2]
+    assert result.tallies == {
+        1: {"received": 3, "accepted": 2, "duplicate": 1},
+        2: {"received": 4, "accepted": 1, "duplicate": 2, "conflict": 1},
+    }
+    again = plan(2, result.pending)
+    assert (len(again.sections[0].digests) // 12, list(COPY.iter_unpack(again.copies))) == (1, [(0, b"0002")])

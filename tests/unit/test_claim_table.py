@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedupe.claim_table import ClaimTable
-from dedupe.port import Identity, Section
+from dedupe.port import COPY, Identity, Section
 from dedupe.scripts import Context, Reclaim, context_of
 
 HOUR_US = 3_600_000_000
@@ -160,6 +160,34 @@ def test_tenants_are_apart(one: Asker) -> None:
     one.codes(1, b"a")
     reply = one.table.claim(one.context, 2, 0, NOW_US, NOW_US, NOW_US, [Section(2, b"a".rjust(12), b"sssa")])
     assert reply[4] == b""
+
+
+def copies(*of: tuple[int, bytes]) -> bytes:
+    return b"".join([COPY.pack(place, content.rjust(4, b"s")) for place, content in of])
+
+
+def test_a_copy_is_a_duplicate_of_its_first_or_a_conflict_with_it(one: Asker, two: Asker) -> None:
+    one.codes(1, b"a", content=b"a")
+    two.codes(1, b"foreign")
+    sections = [
+        Section(2, b"x" * 12, b"sssx"),
+        Section(1, b"".join(each.rjust(12) for each in (b"a", b"new", b"foreign")), b"sssbsssasssa"),
+    ]
+    told = copies((1, b"a"), (1, b"b"), (2, b"a"), (2, b"b"), (3, b"a"), (3, b"b"), (0, b"x"))
+    told += COPY.pack(1, b"\0xyz") + COPY.pack(2, b"\0xyz")
+    for number in (2, 2, 3):  # sent again it is answered the same; later all of it is known
+        reply = one.table.claim(one.context, number, 0, NOW_US, NOW_US, NOW_US, sections, told)
+        firsts = b"gcgp" if number == 2 else b"dcdp"
+        assert reply[4] == firsts + b"dc" + b"dc" + b"pp" + b"d" + b"dd"
+    assert one.codes(4, b"new", content=b"a") == b"d", "the first one is what was claimed"
+
+
+def test_a_copy_of_what_is_taken_over_is_a_duplicate_of_the_new_claim(store: Store, one: Asker) -> None:
+    one.codes(1, b"a", content=b"a")
+    successor = Asker(store, b"1", b"1.2")
+    successor.publish(0, (b"1.1", 0))
+    sections = [Section(1, b"a".rjust(12), b"sssb")]
+    assert successor.table.claim(successor.context, 1, 0, NOW_US, NOW_US, NOW_US, sections, copies((0, b"b"), (0, b"a")))[4] == b"gdc"
 
 
 # ---- the steps

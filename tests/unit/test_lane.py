@@ -108,3 +108,34 @@ def test_waiting_ends_when_there_is_enough() -> None:
     _, (sent_us, events) = sent_of([*at_once(1000, 8), (1100, 500), (1500, 500)])
     assert 1500 <= sent_us <= 1600
     assert events == 1000
+
+
+def test_who_is_asked_about_again_and_again_leaves_a_turn_to_others() -> None:
+    """Each of the large ones fills a call, and is pending again at once."""
+
+    async def main(loop: SimulatedLoop) -> list[int]:
+        claims = Claims(loop)
+        lane = Lane(
+            0,
+            claims,
+            calls_in_flight=2,
+            events_per_call=100,
+            waiting_events=Shares(1_000_000),
+            is_open=lambda _: True,
+            on_answered=_ask_the_large_again,
+        )
+        lane.again.extend(Request(batch(range(number * 1000, number * 1000 + 500)), 0, loop.create_future()) for number in range(4))
+        lane.send_calls()
+        for name in range(10):
+            lane.push(Request(batch([100_000 + name]), 0, loop.create_future()))
+            await asyncio.sleep(0.01)
+        return [asked for _, asked in claims.sent]
+
+    def _ask_the_large_again(lane: Lane, answered: Answered) -> None:
+        lane.again.extend(part.request for part in answered.call.parts if len(part.digests) > 100)
+
+    asked = run(main)
+    assert asked.count(1) == 10, "each of the others was asked about"
+    last = max(number for number, events in enumerate(asked) if events == 1)
+    assert all(1 in asked[number : number + 60] for number in range(0, last, 60)), "and none waited for long"
+    assert asked.count(500) > 100, "the large ones went on meanwhile"
