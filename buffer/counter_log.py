@@ -52,6 +52,8 @@ class Registry(NamedTuple):
 class LogUnavailable(Exception):
     """Not now, or the outcome is unknown: produce the same records again later. The message says what happened."""
 
+    durable = 0  # so many from the first one on are in the log, whatever became of the others: they need not be produced again
+
 
 class CounterLog(Protocol):
     @property
@@ -66,9 +68,9 @@ class CounterLog(Protocol):
         """Connect and check. Raises LogUnavailable (try again) or UnfitLog (do not)."""
 
     async def produce(self, records: Sequence[Record]) -> None:
-        """Return when every record is durable in the log, in order within a partition.
+        """Return when every record is durable in the log, in order within a partition, however long that takes while it goes on.
 
-        Raises LogUnavailable: any subset may have been written.
+        Raises LogUnavailable: any subset may have been written, the first `durable` ones were.
         """
 
     async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:

@@ -5,22 +5,26 @@ record's value means, when to flush, who reads.
 
 Idempotent producer, acks=all, every future awaited. One request to produce at a time. Whatever goes wrong, a deadline included, ends the
 producer and is LogUnavailable: the outcome is unknown then, and the same records produced again by a new producer are duplicates that the
-rater knows by their numbers.
+rater knows by their numbers. What is much goes in portions, the next one once all of the last is acknowledged: each has the deadline to
+itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
+from buffer.portions import Portions
 from buffer.registration import branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key, overtaken, registry_of
+
+T = TypeVar("T")
 
 # A batch is compressed in one go on the event loop: small enough not to hold it up. A larger record has a batch of its own.
 _BATCH_BYTES = 300_000
@@ -39,6 +43,7 @@ class KafkaLog:
         self._cluster = cluster
         self._prepared: Prepared | None = None
         self._producer: AIOKafkaProducer | None = None
+        self._portions = Portions(cluster.deadline_ms / 1000)
         self._one_at_a_time = asyncio.Lock()
 
     @property
@@ -59,14 +64,10 @@ class KafkaLog:
         await self._send("connecting a producer", self._cluster.counters, {})
 
     async def produce(self, records: Sequence[Record]) -> None:
-        messages: dict[int, list[_Message]] = {}
-        for record in records:
-            messages.setdefault(record.partition, []).append(_Message(None, record.value, list(record.headers)))
-        await self._send("producing counters", self._cluster.counters, messages)
+        await self._in_portions(records, lambda record: len(record.value), self._produce)
 
     async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:
-        messages = [_Message(one.tenant.encode(), one.body, [("v", b"1")]) for one in rejected]
-        await self._send("producing rejected events", self._cluster.rejected, {0: messages} if messages else {})
+        await self._in_portions(rejected, lambda one: len(one.body), self._produce_rejected)
 
     async def register(self, writer: bytes) -> None:
         if writer not in (await self.registry()).writers:  # who was retired stays retired
@@ -128,6 +129,31 @@ class KafkaLog:
             await _end(producer)
 
     # Producing.
+
+    async def _in_portions(
+        self, wanted: Sequence[T], size_of: Callable[[T], int], produce: Callable[[Sequence[T]], Awaitable[None]]
+    ) -> None:
+        clock_s, durable = asyncio.get_running_loop().time, 0
+        for portion in self._portions.of(wanted, size_of):
+            started_s = clock_s()
+            try:
+                await produce(portion)
+            except LogUnavailable as error:
+                self._portions.failed()
+                error.durable = durable
+                raise
+            self._portions.took(clock_s() - started_s, sum(map(size_of, portion)))
+            durable += len(portion)
+
+    async def _produce(self, records: Sequence[Record]) -> None:
+        messages: dict[int, list[_Message]] = {}
+        for record in records:
+            messages.setdefault(record.partition, []).append(_Message(None, record.value, list(record.headers)))
+        await self._send("producing counters", self._cluster.counters, messages)
+
+    async def _produce_rejected(self, rejected: Sequence[Rejected]) -> None:
+        messages = [_Message(one.tenant.encode(), one.body, [("v", b"1")]) for one in rejected]
+        await self._send("producing rejected events", self._cluster.rejected, {0: messages})
 
     async def _send(self, what: str, topic: str, messages: Mapping[int, Sequence[_Message]]) -> None:
         async with self._one_at_a_time:

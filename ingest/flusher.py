@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import structlog
 
@@ -24,6 +25,8 @@ from ingest.fair_shares import Shares
 from ingest.snapshot import Latency
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
@@ -216,25 +219,31 @@ class Flusher:
         return records
 
     async def _finish(self, flush: int, records: Sequence[Record], rejected: Sequence[Rejected]) -> None:
-        wait_s = _FIRST_RETRY_S
-        while True:
-            try:
-                await self._log.produce(records)
-                for piece in _pieces(rejected):
-                    await self._log.produce_rejected(piece)
-                break
-            except LogUnavailable as error:
-                self.failures += 1
-                log.warning(
-                    "the counter log is unavailable; the same flush is produced again", flush=flush, error=str(error), wait_s=wait_s
-                )
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
+        await self._insist(flush, self._log.produce, records)
+        for piece in _pieces(rejected):
+            await self._insist(flush, self._log.produce_rejected, piece)
         self._journal.append(Flushed(flush))
         for one in rejected:
             self.rejected_held.give(one.tenant, len(one.body))
         self.outstanding_tallies = {}
         self._on_the_way_since_us = 0
+
+    async def _insist(self, flush: int, produce: Callable[[Sequence[T]], Awaitable[None]], wanted: Sequence[T]) -> None:
+        """Until all of it is in the log. What this process knows to be there does not go out again: after a crash it does."""
+        wait_s = _FIRST_RETRY_S
+        while wanted:
+            try:
+                await produce(wanted)
+                return
+            except LogUnavailable as error:
+                self.failures += 1
+                if error.durable:  # it went on for a while
+                    wanted, wait_s = wanted[error.durable :], _FIRST_RETRY_S
+                log.warning(
+                    "the counter log is unavailable; the same flush is produced again", flush=flush, error=str(error), wait_s=wait_s
+                )
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, _LONGEST_RETRY_S)
 
 
 def _pieces(rejected: Sequence[Rejected]) -> Iterator[Sequence[Rejected]]:

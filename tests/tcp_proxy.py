@@ -1,4 +1,4 @@
-"""A TCP proxy that does to connections what networks do: loses replies, delays, resets, leaves half of a connection open, cuts off.
+"""A TCP proxy that does to connections what networks do: loses replies, delays, throttles, resets, leaves half of one open, cuts off.
 
 Belongs here: bytes in both directions, and the faults. Must not know: which protocol it carries, when a fault is due.
 """
@@ -29,6 +29,7 @@ class TcpProxy:
         self.replies_lost = False  # what the server sends is thrown away
         self.cut_off = False  # nothing arrives on either side, and nobody is told
         self.delay_s = 0.0  # of every piece, either way; order stays
+        self.bytes_per_s = 0  # of each connection, towards the server; 0: as many as there are
         self._listening: asyncio.Server | None = None
         self._links: set[_Link] = set()
 
@@ -119,6 +120,8 @@ class _Link:
             while data := await source.read(1 << 16):
                 if proxy.delay_s:
                     await asyncio.sleep(proxy.delay_s)
+                if proxy.bytes_per_s and not replies:
+                    await asyncio.sleep(len(data) / proxy.bytes_per_s)
                 if self.half_open or proxy.cut_off or (replies and proxy.replies_lost):
                     continue
                 sink.write(data)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -29,8 +31,10 @@ from rater.source import Received, SourceUnavailable
 from tests import services
 from tests.conformance.counter_log_places import ALICE, BOB, PARTITIONS, KafkaPlace, Reader, numbers, opened, reading, record, records
 from tests.integration.rating import REQUESTS, Writer
+from tests.tcp_proxy import TcpProxy
 
 DEADLINE_MS = 1500
+PATIENT_MS = 3000  # a first portion over a link of a megabyte a second fits in it three times
 OUTAGE_S = 2.5
 
 
@@ -128,6 +132,93 @@ async def test_a_flush_of_many_batches_is_whole_after_an_outage_in_its_middle(br
         await stay_down(broker)
         assert await producing > 0
     assert_complete(await read_all(fragile), 60, range(PARTITIONS))
+
+
+@pytest.fixture
+async def link() -> AsyncIterator[TcpProxy]:
+    """The way to a broker that no client gets to otherwise: it is reached under the address that the broker itself tells."""
+    link = TcpProxy()
+    await link.start()
+    with services.kafka_broker(advertised__listeners=f"PLAINTEXT://{link.address}") as broker:
+        link.server = ("127.0.0.1", broker.port)
+        yield link
+    await link.stop()
+
+
+@pytest.fixture
+def beyond(link: TcpProxy) -> KafkaPlace:
+    return KafkaPlace(link.address, "beyond.", PATIENT_MS)
+
+
+def incompressible_flush(megabytes: int) -> list[Record]:
+    return [
+        record(n, partition, value=os.urandom(200_000))
+        for n in range(1, 1 + 5 * megabytes // PARTITIONS)
+        for partition in range(PARTITIONS)
+    ]
+
+
+async def test_a_flush_that_takes_longer_than_the_deadline_is_late_and_not_given_up(link: TcpProxy, beyond: KafkaPlace) -> None:
+    """A slow link, and a flush that no deadline would hold."""
+    flush = incompressible_flush(6)
+    async with opened(beyond.log()) as log:
+        link.bytes_per_s = 1_000_000
+        await log.produce(flush)
+        link.bytes_per_s = 0
+    assert [numbers(await read_all(beyond), partition) for partition in range(PARTITIONS)] == [list(range(1, 11))] * PARTITIONS
+
+
+async def test_a_link_that_is_slower_than_expected_costs_some_tries_and_no_more(link: TcpProxy, beyond: KafkaPlace) -> None:
+    """A first portion does not arrive within the deadline."""
+    flush, tries = incompressible_flush(3), 0
+    async with opened(beyond.log()) as log:
+        link.bytes_per_s = 300_000
+        async with asyncio.timeout(120):
+            while flush:
+                try:
+                    tries += 1
+                    await log.produce(flush)
+                    break
+                except LogUnavailable as error:
+                    flush = flush[error.durable :]
+        link.bytes_per_s = 0
+    assert tries > 1, "it was not slow: the test shows nothing"
+    assert_complete(await read_all(beyond), 5, range(PARTITIONS))
+
+
+async def test_what_was_acknowledged_before_an_outage_is_told(link: TcpProxy, beyond: KafkaPlace) -> None:
+    """So that it need not go out again; of the other records any may be there."""
+    flush = incompressible_flush(12)
+    async with opened(beyond.log()) as log:
+        link.bytes_per_s = 1_000_000
+        producing = asyncio.ensure_future(log.produce(flush))
+        await asyncio.sleep(4)
+        link.cut_off = True
+        with pytest.raises(LogUnavailable, match=rf"did not answer within {PATIENT_MS} ms \(producing counters\)") as told:
+            await producing
+        link.cut_off, link.bytes_per_s = False, 0
+        link.reset()
+        durable = told.value.durable
+        assert 0 < durable < len(flush)
+        await insist(lambda: log.produce(flush[durable:]))
+    received = await read_all(beyond)
+    assert_complete(received, 20, range(PARTITIONS))
+    copies = Counter((one.headers["partition"], one.headers["n"]) for one in received)
+    assert all(copies[b"%d" % one.partition, b"%d" % one.n] == 1 for one in flush[:durable])
+
+
+async def test_a_slow_flush_can_be_cancelled_and_its_log_closed(link: TcpProxy, beyond: KafkaPlace) -> None:
+    log = beyond.log()
+    await log.open()
+    link.bytes_per_s = 1_000_000
+    producing = asyncio.ensure_future(log.produce(incompressible_flush(30)))
+    await asyncio.sleep(3)
+    assert not producing.done()
+    producing.cancel()  # the time to stop in order is over
+    with pytest.raises(asyncio.CancelledError):
+        await producing
+    async with asyncio.timeout(15):
+        await log.close()
 
 
 async def test_closing_does_not_wait_for_a_broker_that_is_gone(broker: services.Kafka, fragile: KafkaPlace) -> None:

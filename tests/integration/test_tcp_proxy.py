@@ -128,6 +128,14 @@ async def test_a_delay_keeps_the_order(proxy: TcpProxy, client: Client) -> None:
     assert asyncio.get_running_loop().time() - start_s >= 2 * proxy.delay_s, "there and back"
 
 
+async def test_a_slow_way_carries_so_many_bytes_a_second_and_replies_at_once(proxy: TcpProxy, client: Client) -> None:
+    proxy.bytes_per_s = 1_000_000
+    start_s = asyncio.get_running_loop().time()
+    for number in range(5):
+        await ask(client, b"%d" % number + b"x" * 20_000 + b"\n")
+    assert asyncio.get_running_loop().time() - start_s >= 0.1, "five times twenty thousand"
+
+
 async def test_new_connections_go_to_another_server(proxy: TcpProxy, client: Client) -> None:
     two = Echo("two")
     proxy.server = await two.start()

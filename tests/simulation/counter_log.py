@@ -115,13 +115,19 @@ class SimulatedLog:
                 shared.append(self._writer, record)
             await asyncio.sleep(shared.rng.uniform(0.0005, 0.01))
             return
-        for record in records:  # any subset, some of it later than the answer; in order within a partition
-            fate = shared.rng.random()
-            if fate < 0.4:
-                shared.append(self._writer, record)
-            elif fate < 0.7:
-                asyncio.get_running_loop().call_later(shared.rng.uniform(0, 5), shared.append, self._writer, record)
-        raise LogUnavailable("the outcome is unknown")
+        arrived = [self._arrives(record) for record in records]
+        error = LogUnavailable("the outcome is unknown")
+        error.durable = [*arrived, False].index(False)
+        raise error
+
+    def _arrives(self, record: Record) -> bool:
+        """At once; or else perhaps later than the answer, or never."""
+        rng, fate = self._shared.rng, self._shared.rng.random()
+        if fate < 0.4:
+            self._shared.append(self._writer, record)
+        elif fate < 0.7:
+            asyncio.get_running_loop().call_later(rng.uniform(0, 5), self._shared.append, self._writer, record)
+        return fate < 0.4
 
     async def produce_rejected(self, rejected: Sequence[Rejected]) -> None:
         await self._reach()

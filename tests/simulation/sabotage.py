@@ -17,7 +17,7 @@ import buffer.journal_segments as journal_segments
 import buffer.registration as registration
 import ingest.calls as calls
 import parshall.writer_loss as writer_loss
-from buffer.counter_log import Record, Registry, Retired
+from buffer.counter_log import LogUnavailable, Record, Registry, Retired
 from buffer.journal_records import CallRecord, Entering, FlushCommit, JournalRecord, Through
 from buffer.journal_segments import SegmentFacts, Tail
 from buffer.journal_state import Replayed, Standing
@@ -616,6 +616,25 @@ def _uncommitted_flush_exists() -> Iterator[None]:
 
 
 @contextmanager
+def _one_more_is_durable() -> Iterator[None]:
+    """Of a try that failed, one record more counts as being in the log than the log has said."""
+    insist = Flusher._insist
+
+    async def broken(self: Flusher, flush: int, produce: Callable[[Any], Any], wanted: Sequence[Any]) -> None:
+        async def told(some: Sequence[Any]) -> None:
+            try:
+                await produce(some)
+            except LogUnavailable as error:
+                error.durable += 1
+                raise
+
+        await insist(self, flush, told, wanted)
+
+    with patch.object(Flusher, "_insist", broken):
+        yield
+
+
+@contextmanager
 def _rater_does_not_skip() -> Iterator[None]:
     apply = Ledger.apply
 
@@ -895,6 +914,7 @@ SABOTAGES: dict[str, Sabotage] = {
     "a flush without its commit exists": Sabotage(
         _only(FLUSHING, "kill", steps=(FLUSH_PART,), disk_s=(0.0002,), turn_us=(1000,)), _uncommitted_flush_exists
     ),
+    "a record that may not be in the log is not produced again": Sabotage(_only(FLUSHING, "produce_outcome_unknown"), _one_more_is_durable),
     "the rater counts known records": Sabotage(
         _only(FLUSHING, "produce_outcome_unknown", "kill", steps=(PRODUCED, FLUSHED)), _rater_does_not_skip
     ),
