@@ -47,15 +47,20 @@ class OrderedConnection(asyncio.Protocol):
 
     @classmethod
     async def open(cls, connect: Connect, timeout_s: float) -> OrderedConnection:
-        async with asyncio.timeout(timeout_s):
-            made: list[OrderedConnection] = []
+        made: list[OrderedConnection] = []
 
-            def factory() -> asyncio.Protocol:
-                made.append(cls(timeout_s))
-                return made[-1]
-
-            await connect(factory)
+        def factory() -> asyncio.Protocol:
+            made.append(cls(timeout_s))
             return made[-1]
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                await connect(factory)
+        except BaseException:  # uvloop makes it before it connects, and its watch would keep it for ever
+            for unconnected in made:
+                unconnected.end(ConnectionEnded("no connection was made"))
+            raise
+        return made[-1]
 
     # ---- out
 
