@@ -217,6 +217,11 @@ async def _send_in_order(producer: AIOKafkaProducer, topic: str, partition: int,
     await asyncio.gather(*acknowledged)
 
 
+class _Forgiving(set[object]):
+    def remove(self, batch: object) -> None:
+        self.discard(batch)
+
+
 async def _end(producer: AIOKafkaProducer) -> None:
     """Give up what is queued, then stop: `stop` alone would wait for a broker that does not answer for ever.
 
@@ -228,6 +233,8 @@ async def _end(producer: AIOKafkaProducer) -> None:
             while sender is not None and not sender.done():
                 sender.cancel()  # again and again: it first waits for the requests it has sent, each of which is to be cancelled too
                 await asyncio.wait([sender], timeout=0.05)
+            # aiokafka removes a batch from these when its future ends, and one that it had put back for another try is not among them.
+            queue._pending_batches = _Forgiving(queue._pending_batches)
             for batch in [*queue._pending_batches, *(batch for batches in queue._batches.values() for batch in batches)]:
                 batch.future.cancel()
             await producer.stop()

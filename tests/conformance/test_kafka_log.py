@@ -124,6 +124,26 @@ async def test_an_outage_costs_nothing_that_was_acknowledged(
     assert [line for line in lines if "kafka answers again" in line["event"]]
 
 
+async def test_what_waits_for_another_try_is_given_up_without_a_traceback(broker: services.Kafka, fragile: KafkaPlace) -> None:
+    """A broker that dies between two flushes. aiokafka refuses to forget what it has put back; that went to the loop, in each outage."""
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    log = fragile.log()
+    await log.open()
+    await log.produce(records([1]))
+    broker.kill()
+    producing = asyncio.ensure_future(log.produce(records([2])))
+    assert log._producer is not None
+    queue = log._producer._message_accumulator
+    while not any(batch.retry_count for batches in queue._batches.values() for batch in batches):
+        assert not producing.done(), "nothing was put back: the test shows nothing"
+        await asyncio.sleep(0)
+    await log.close()
+    with pytest.raises(asyncio.CancelledError):
+        await producing
+    assert told == []
+
+
 async def test_a_flush_of_many_batches_is_whole_after_an_outage_in_its_middle(broker: services.Kafka, fragile: KafkaPlace) -> None:
     flush = [record(n, partition, value=bytes([n % 251]) * 200_000) for n in range(1, 61) for partition in range(PARTITIONS)]
     async with opened(fragile.log()) as log:
