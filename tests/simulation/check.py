@@ -2,18 +2,23 @@
 
 At every moment: no event is counted twice (counter_log.py says so when a record arrives), the ledger of each writer adds up at each flush
 (node.py), and what was promised would survive: after a power loss each event that was answered as counted is counted, or stands in a
-journal. At the end: exactly the acknowledged events are counted, once; every event asked about again is answered; nothing has a gap.
+journal. At the end: exactly the acknowledged events are counted, once, and the counters are what they make them; every event asked about
+again is answered; nothing has a gap; tallies and `usage.rejected` tell of all that senders were answered.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 from dedupe.digest import digest
+from tests.simulation.counter_log import CounterName
 from tests.simulation.departures import SOURCE, journalled
 from tests.simulation.node import TENANTS
 from tests.simulation.world import Sent, World
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ASKED_AGAIN = 30  # of the latest events
 
 
@@ -53,6 +58,9 @@ def check_end(world: World) -> None:
     for node in world.nodes:
         node.check_ledger()
     _check_ledger(world)
+    if not world.lost_disks:  # the last flush of one may be in the log in part, and what it rejected lost
+        _check_usage(world)
+        _check_told(world)
 
 
 def _check_event(sent: Sent, counted: int) -> None:
@@ -77,3 +85,42 @@ def _check_ledger(world: World) -> None:
         # The last flush of a lost disk may be in the log in part: its tallies without all of its counters, or these without them.
         cut_short = sum(disk.held_events for disk in world.lost_disks)
         assert abs(mine.get("accepted", 0) - counted[tenant]) <= cut_short, f"{tenant}: {mine}, counted {counted[tenant]}"
+
+
+def _check_usage(world: World) -> None:
+    """By plain arithmetic from the events that are counted; of `largest`, which not every catalogue has, what can be said of it."""
+    ledger = world.log.ledger
+    made: dict[CounterName, tuple[int, int]] = {}
+    sizes: dict[tuple[str, str, int], list[int]] = {}
+    for (number, name), sent in world.sent.items():
+        tenant, subject, data = TENANTS[number], sent.body["subject"], sent.body["data"]
+        if not ledger.events[tenant, name]:
+            continue
+        assert isinstance(subject, str) and isinstance(data, dict)
+        start_s = (sent.time - _EPOCH) // timedelta(hours=1) * 3600
+        made["requests", tenant, subject, start_s, (data["region"], name)] = (1, 1)
+        known = made.get(key := ("bytes", tenant, subject, start_s, (data["region"],)), (0, 0))
+        made[key] = (known[0] + data["bytes"], known[1] + 1)
+        sizes.setdefault((tenant, subject, start_s), []).append(data["size"])
+    counted = {key: total for key, total in ledger.usage.items() if key[0] != "largest"}
+    wrong = {key: (counted.get(key), made.get(key)) for key in counted.keys() | made.keys() if counted.get(key) != made.get(key)}
+    assert not wrong, f"counters (counted, made by the events): {wrong}"
+    for (meter, tenant, subject, start_s, _), (value, events) in ledger.usage.items():
+        if meter == "largest":
+            mine = sizes[tenant, subject, start_s]
+            assert value in mine and 0 < events <= len(mine), f"the largest of {mine} is {value}, of {events} events"
+
+
+def _check_told(world: World) -> None:
+    """Answers may be given twice, and be lost; a tally and a record of each there are."""
+    tallies = world.log.ledger.tallies
+    for (tenant, verdict), events in world.answered.items():
+        assert tallies[tenant, verdict] >= events, (
+            f"{events} events of {tenant} were answered as {verdict}, and {tallies[tenant, verdict]} are told"
+        )
+    kept = Counter((one.tenant, json.loads(one.body)["code"]) for one in world.log.rejected)
+    for (tenant, verdict), events in tallies.items():
+        if verdict not in ("received", "accepted", "duplicate"):
+            assert kept[tenant, verdict] >= events, (
+                f"{events} events of {tenant} were rejected as {verdict}, and {kept[tenant, verdict]} are kept"
+            )

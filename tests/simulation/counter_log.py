@@ -18,6 +18,8 @@ from buffer.registration import add_entry, branches_key, encode_branches
 from tests.simulation.steps import Steps
 from tests.simulation.topic import Topic
 
+CounterName = tuple[str, str, str, int, tuple[str, ...]]  # meter, tenant, subject, window start, dimensions
+
 
 class SharedLog:
     """What survives every crash: topics and the registry."""
@@ -190,6 +192,7 @@ class Ledger:
         self.last: Counter[tuple[bytes, int]] = Counter()
         self.held: dict[tuple[bytes, int], dict[int, Record]] = {}
         self.events: Counter[tuple[str, str]] = Counter()  # (tenant, event) -> how often counted
+        self.usage: dict[CounterName, tuple[int, int]] = {}  # what all counters of a name add up to: (value, events)
         self.tallies: Counter[tuple[str, str]] = Counter()  # (tenant, verdict)
 
     def apply(self, writer: bytes, record: Record) -> None:
@@ -206,8 +209,12 @@ class Ledger:
 
     def _fold(self, record: Record) -> None:
         value = json.loads(record.value)
-        for meter, tenant, _, _, dimensions, _, events in value["counters"]:
-            if value["meters"][meter][0] == "requests":
+        for meter, tenant, subject, start_s, dimensions, number, events in value["counters"]:
+            name, _, aggregation, *_ = value["meters"][meter]
+            key = (name, tenant, subject, start_s, tuple(dimensions))
+            known = self.usage.get(key, (0, 0))
+            self.usage[key] = (max(known[0], int(number)) if aggregation == "max" else known[0] + int(number), known[1] + events)
+            if name == "requests":
                 event = dimensions[-1]
                 self.events[tenant, event] += events
                 assert self.events[tenant, event] == 1, f"{event} is counted {self.events[tenant, event]} times"

@@ -35,11 +35,12 @@ T = TypeVar("T")
 LOG = "simulated-log"
 TENANTS = {1: "demo", 2: "acme"}
 _METER = {"event_type": "http.request", "window": "1h"}
-# Each event has one counter of the first meter to itself; a subject has many events. The second catalogue reads another field besides, so
-# its events have another shape.
+# Each event has one counter of the first meter to itself; a subject, and a counter of the second meter, has many events. The second
+# catalogue reads another field besides, so its events have another shape.
 _REQUESTS = {**_METER, "name": "requests", "aggregation": "count", "dimensions": {"region": "data.region", "event": "data.event"}}
 _LARGEST = {**_METER, "name": "largest", "aggregation": "max", "value": "data.size"}
-CATALOGUES = (read_catalogue([_REQUESTS]), read_catalogue([_REQUESTS, _LARGEST]))
+_BYTES = {**_METER, "name": "bytes", "aggregation": "sum", "value": "data.bytes", "dimensions": {"region": "data.region"}}
+CATALOGUES = (read_catalogue([_REQUESTS, _BYTES]), read_catalogue([_REQUESTS, _BYTES, _LARGEST]))
 MIN_FREE_BYTES = 1 << 20
 _FOR_EVER_S = 10**9
 _SETTINGS = Settings()

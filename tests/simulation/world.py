@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -61,6 +62,7 @@ class World:
         self.surroundings.on_defect = self.defect
         self.nodes = [Node(self.surroundings, f"w{index}") for index in range(self.rng.randint(*habits.writers))]
         self.sent: dict[tuple[int, str], Sent] = {}
+        self.answered: Counter[tuple[str, str]] = Counter()  # (tenant, verdict) -> events, in all answers that a writer gave
         self.defects: list[BaseException] = []
         self.broken: asyncio.Future[None] = loop.create_future()  # ends with the first defect
         self.after_an_answer: Callable[[Node], None] | None = None  # a fault that waits for the next answer to happen at once
@@ -247,6 +249,7 @@ class World:
                 "zone": self.rng.choice("abc"),
                 "event": name,
                 "size": len(self.sent) * 37 % 101,
+                "bytes": len(self.sent) * 7919 % 10_007,
             },
         }
         self.sent[tenant, name] = sent = Sent(tenant, name, body, time)
@@ -314,6 +317,9 @@ class World:
             self.stats.answers["gave up"] += 1
             return None
         assert outcome.received == outcome.accepted + outcome.duplicate + len(outcome.rejections)
+        verdicts = {"accepted": outcome.accepted, "duplicate": outcome.duplicate}
+        verdicts |= Counter(rejection.code for rejection in outcome.rejections)
+        self.answered.update({(TENANTS[batch[0].tenant], verdict): events for verdict, events in verdicts.items()})
         rejections = {rejection.index: rejection.code for rejection in outcome.rejections}
         for index, sent in enumerate(batch):
             sent.promised = sent.promised or index not in rejections
