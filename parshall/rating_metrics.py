@@ -5,7 +5,9 @@ Belongs here: names, kinds, what each one means. Must not know: SQL, HTTP.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import asyncpg
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -14,7 +16,9 @@ from prometheus_client.registry import Collector
 
 from rater import query
 from rater.consume import RaterCounts
-from rater.postgres import FAILURES
+from rater.postgres import COMMAND_TIMEOUT_S, FAILURES
+
+PATIENCE_S = 2.0  # Prometheus gives a scrape ten seconds, and all else that a scrape brings must not wait for PostgreSQL
 
 _COUNTED = {
     "records": "Counter records applied.",
@@ -28,6 +32,11 @@ _COUNTED = {
 }
 
 
+class _Answer(NamedTuple):
+    rating: query.Rating
+    positions: Mapping[str, int]
+
+
 class RatingCollector(Collector):
     """`refresh` before it is read."""
 
@@ -38,20 +47,36 @@ class RatingCollector(Collector):
         self._log = log
         self._rating: query.Rating | None = None  # None: PostgreSQL does not answer
         self._positions: Mapping[str, int] = {}
+        self._asking: asyncio.Task[_Answer | None] | None = None
 
     async def refresh(self) -> None:
+        """What does not answer in time goes on being asked, by that one question: a new one at each scrape would pile up there."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        asking = self._asking
+        done, _ = await asyncio.wait([asking], timeout=PATIENCE_S)
+        answer = asking.result() if done else None
+        self._rating = None if answer is None else answer.rating
+        if answer is not None:
+            self._positions = answer.positions
+
+    async def _ask(self) -> _Answer | None:
+        """None: it cannot be asked."""
         try:
-            self._rating = await query.rating(self._pool)
-            if self._counts is not None:
-                self._positions = await query.positions(self._pool, self._log())
+            async with self._pool.acquire(timeout=COMMAND_TIMEOUT_S) as connection:
+                rating = await query.rating(connection)
+                positions = {} if self._counts is None else await query.positions(connection, self._log())
         except FAILURES:
-            self._rating = None
+            return None
+        return _Answer(rating, positions)
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("parshall_postgres_up", "1 while PostgreSQL answers.", int(self._rating is not None))
+        yield GaugeMetricFamily(
+            "parshall_postgres_up", "1 while PostgreSQL answers, and within two seconds.", int(self._rating is not None)
+        )
         if self._rating is not None:
             yield from _stored(self._rating)
         if self._counts is not None:

@@ -233,14 +233,14 @@ async def parked_record(pool: asyncpg.Pool, number: int) -> tuple[dict[str, byte
     return None if row is None else (dict(zip(row[0], row[1], strict=True)), row[2])
 
 
-async def rating(pool: asyncpg.Pool) -> Rating:
-    row = await pool.fetchrow(QUERY["rating"])
+async def rating(connection: PoolConnectionProxy) -> Rating:
+    row = await connection.fetchrow(QUERY["rating"])
     assert row is not None, "a query of aggregates has one row"
     return Rating(*row)
 
 
-async def positions(pool: asyncpg.Pool, log: str) -> dict[str, int]:
-    return {row["stream"]: row["next_position"] for row in await pool.fetch(QUERY["positions"], log)}
+async def positions(connection: PoolConnectionProxy, log: str) -> dict[str, int]:
+    return {row["stream"]: row["next_position"] for row in await connection.fetch(QUERY["positions"], log)}
 
 
 async def parked(pool: asyncpg.Pool, most: int = 1000) -> list[ParkedRecord]:
