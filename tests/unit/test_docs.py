@@ -28,7 +28,9 @@ from parshall.cli import COMMANDS
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.reload_routes import reload_routes
-from parshall.settings import IngestSettings
+from parshall.settings import IngestSettings, Settings
+from parshall.sizing import Machines
+from parshall.wiring import GENERATION_US, lifetime_us
 from rater.api import MOST_ROWS
 from rater.consume import RaterCounts
 from rater.prices.book import price_for, read_books
@@ -156,6 +158,19 @@ def test_an_alert_watches_what_is_exported_and_names_the_next_command(rule: Mapp
     assert re.match(r"`(parshall|kubectl|kafka-[a-z-]+\.sh) ", rule["annotations"]["description"])
     assert [name for name in re.findall(r"`parshall ([a-z]+)", told) if name not in COMMANDS] == []
     assert set(re.findall(r"parshall_\w+", told)) <= exported_metrics().keys()
+
+
+def test_a_writer_that_was_seen_and_is_not_any_more_is_told() -> None:
+    """Its own series are gone by then: what is left is that there were some, whichever pod, worker and version it was."""
+    (rule,) = [rule for rule in RULES if "max_over_time(parshall_writer_info" in rule["expr"]]
+    found = re.fullmatch(
+        r"max by \(writer\) \(max_over_time\(parshall_writer_info\[(\d)d\]\)\) unless max by \(writer\) \(parshall_writer_info\)",
+        rule["expr"],
+    )
+    assert found is not None
+    assert 60 * int(rule["for"].removesuffix("m")) > Machines().start_s, "who reads its journal comes back"
+    assert int(found[1]) * 86_400_000_000 > GENERATION_US + lifetime_us(Settings()), "it stands until a drained one can be retired"
+    assert f"alert {rule['alert']}" in (PROJECT / "docs" / "OPERATING.md").read_text()
 
 
 # --- Prices
