@@ -342,6 +342,24 @@ def test_a_drain_is_repeated_but_for_what_a_person_must_decide() -> None:
     assert all(mount.get("readOnly") for mount in container_of(audit)["volumeMounts"] if mount["name"].startswith("journal"))
 
 
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job["metadata"]["name"])
+def test_a_finished_job_is_deleted_before_it_is_in_the_way(job: dict[str, Any]) -> None:
+    """Its name is taken, and the object of its pod holds the claims, until then; its log goes with it."""
+    name = job["metadata"]["name"]
+    assert "generateName" not in job["metadata"] and "ttlSecondsAfterFinished" not in job["spec"]
+    (file,) = [file for file in KUBERNETES.glob("*-job.example.yaml") if yaml.safe_load(file.read_text()) == job]
+    head = " ".join(line.removeprefix("#").strip() for line in file.read_text().splitlines() if line.startswith("#"))
+    assert 0 < head.find(f"`kubectl logs job/{name}`") < head.find(f"`kubectl delete job {name}`")
+    assert f"`kubectl delete job {name}`" in (PROJECT / "docs" / "OPERATING.md").read_text()
+
+
+def test_no_claim_is_deleted_while_a_job_holds_it() -> None:
+    paragraphs = (PROJECT / "docs" / "OPERATING.md").read_text().split("\n\n")
+    deleting = [paragraph for paragraph in paragraphs if "`kubectl delete pvc" in paragraph]
+    assert len(deleting) == 2
+    assert all(0 < paragraph.find("`kubectl delete job ") < paragraph.find("`kubectl delete pvc") for paragraph in deleting)
+
+
 # --- What goes into the image
 
 
