@@ -119,8 +119,6 @@ def test_the_example_is_the_one_that_kubernetes_gets() -> None:
 
 def variables() -> Iterator[tuple[str, str]]:
     """Every PARSHALL_ variable that a deployment file sets, with the place."""
-    for name in re.findall(r"\b(PARSHALL_[A-Z_]+)=", DOCKERFILE):
-        yield "Dockerfile", name
     for service, definition in own_services():
         for name in definition["environment"]:
             yield f"compose.yaml {service}", name
@@ -226,10 +224,16 @@ def test_the_port_is_the_same_everywhere() -> None:
             assert [entry["targetPort"] for entry in manifest["spec"]["ports"]] == ["http"]
 
 
+def test_the_image_overrides_no_setting_of_the_file() -> None:
+    """A variable wins over the file: a journal could go into a volume that nobody named."""
+    assert re.findall(r"PARSHALL_\w+=", DOCKERFILE) == []
+
+
 def test_the_data_folder_is_on_a_volume() -> None:
     data = settings().data
     assert f"\nVOLUME {data}\n" in DOCKERFILE
-    assert f"PARSHALL_DATA={data}\n" in DOCKERFILE
+    assert f"\nWORKDIR {data}\n" in DOCKERFILE
+    assert not Path(Settings().data).is_absolute(), "a file that does not name it has it there"
     assert [volume.split(":")[1] for volume in COMPOSE["services"]["ingest"]["volumes"]] == [data]
     ingest = manifest_of("StatefulSet", INGEST)
     (claim,) = ingest["spec"]["volumeClaimTemplates"]
