@@ -14,6 +14,7 @@ from typing import Any
 from redis.asyncio.connection import SSLConnection, parse_url
 
 from dedupe.ordered_connection import Connect
+from dedupe.redis_info import in_cluster_mode
 
 _REFUSAL = re.compile(r"WRONGPASS|NOAUTH|ERR .*(password|DB index)")
 _NO_RIGHT = re.compile(r"NOPERM|ERR The user executing the script can't")
@@ -46,7 +47,7 @@ class RedisAddress:
             return (
                 f"The Redis at {self.name} does not let us in ({told}): redis.url must hold its user, its password and a database it has."
             )
-        return None
+        return in_cluster_mode(self.name, told)
 
     @classmethod
     def from_url(cls, url: str) -> RedisAddress:

@@ -21,7 +21,7 @@ from dedupe.ordered_connection import ConnectionEnded, OrderedConnection, pack
 from dedupe.port import Call, History, Identity, Refused, Reply, State, UnsuitableStore, Verdicts
 from dedupe.rebuild import StartOver, enter, refused
 from dedupe.redis_address import RedisAddress
-from dedupe.redis_info import QUESTION, SAFE_POLICY, Info, check_policy, clocks_differ, read_info
+from dedupe.redis_info import QUESTION, SAFE_POLICY, Info, check_mode, check_policy, clocks_differ, read_info
 from dedupe.scripts import HEAD, NAMESPACE, Context, arguments_of, context_arguments, context_of, load
 
 log = logging.getLogger(__name__)
@@ -132,11 +132,12 @@ class RedisClaims:
         )
 
     async def _prepare(self, connection: OrderedConnection) -> None:
-        """Who we are, which database, the scripts; and a look at the one setting that loses claims."""
+        """Who we are, which database, the scripts; and a look at what it is, and at the one setting that loses claims."""
         address = self._address
         for command in address.introduction:
             await connection.ask(pack(command))
         found = read_info(cast(bytes, await connection.ask(QUESTION)))
+        check_mode(address.name, found.mode)
         if found.policy != SAFE_POLICY and found.evicted:
             await self._close_store(connection)
         check_policy(address.name, found.policy)

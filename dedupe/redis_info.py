@@ -1,4 +1,5 @@
-"""What INFO tells of a Redis: whether it throws keys away when its memory is full (the policy, and how many went), and its clock.
+"""What INFO tells of a Redis: whether it is a server of the kind that keeps claims, whether it throws keys away when its memory is full
+(the policy, and how many went), and its clock.
 
 Belongs here: the question, the answer, the sentences for the operator. Must not know: connections, when it is asked.
 
@@ -16,9 +17,17 @@ from dedupe.port import UnsuitableStore
 QUESTION = pack([b"INFO", b"memory", b"stats", b"server"])
 SAFE_POLICY = b"noeviction"
 CLOCK_OFF_US = 30_000_000  # two clocks that differ by more are worth a word: no clock that is kept right is so far off
+_UNKNOWN = b"unknown"
+_UNFIT = {  # mode -> what to do
+    b"cluster": "The Redis at {name} is in cluster mode, where the keys that one call needs lie on several nodes: redis.url must name one "
+    "primary that is in no cluster, or several such, separated by commas, that share the tenants (docs/decisions/0015-shards.md).",
+    b"sentinel": "What answers at {name} is a Sentinel, which keeps no claims: redis.url must name the primary that it watches, by a name "
+    "or an address that goes with it when another Redis becomes the primary.",
+}
 
 
 class Info(NamedTuple):
+    mode: bytes  # standalone, as a rule
     policy: bytes
     evicted: int  # keys, since the server started or its statistics were reset
     clock_us: int | None  # since 1970 UTC; None: it does not say
@@ -27,6 +36,7 @@ class Info(NamedTuple):
 def read_info(info: bytes) -> Info:
     evicted, clock_us = _field(info, b"evicted_keys"), _field(info, b"server_time_usec")
     return Info(
+        mode=_mode(info),
         policy=_field(info, b"maxmemory_policy"),
         evicted=int(evicted) if evicted.isdigit() else 0,
         clock_us=int(clock_us) if clock_us.isdigit() else None,
@@ -44,6 +54,17 @@ def clocks_differ(name: str, off_us: int) -> str | None:
     )
 
 
+def check_mode(name: str, mode: bytes) -> None:
+    """Raises UnsuitableStore."""
+    if mode in _UNFIT:
+        raise UnsuitableStore(_UNFIT[mode].format(name=name))
+
+
+def in_cluster_mode(name: str, told: str) -> str | None:
+    """The sentence for the operator, where what was refused is refused in cluster mode alone: choosing a database, before anything else."""
+    return _UNFIT[b"cluster"].format(name=name) if "in cluster mode" in told else None
+
+
 def check_policy(name: str, policy: bytes) -> None:
     """Raises UnsuitableStore."""
     if policy != SAFE_POLICY:
@@ -54,10 +75,15 @@ def check_policy(name: str, policy: bytes) -> None:
         )
 
 
+def _mode(info: bytes) -> bytes:
+    """Valkey has another name for it, unless it is told to be compatible."""
+    return next((mode for name in (b"redis_mode", b"server_mode") if (mode := _field(info, name)) != _UNKNOWN), _UNKNOWN)
+
+
 def _field(info: bytes, name: bytes) -> bytes:
     """The value of a line `name:value`."""
     for line in info.split(b"\r\n"):
         key, _, value = line.partition(b":")
         if key == name:
             return value
-    return b"unknown"
+    return _UNKNOWN

@@ -44,7 +44,7 @@ from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
 from dedupe.redis_writers import RedisWriters
 from parshall.writer_loss import Loss, end_lost_writer
-from tests.services import Redis, redis_server, valkey_server
+from tests.services import Redis, fetch, free_port, redis_server, valkey_server
 
 HOUR_US = 3_600_000_000
 PROJECT = Path(__file__).parents[2]
@@ -762,6 +762,36 @@ async def test_a_redis_that_evicts_is_refused() -> None:
         await asyncio.wait_for(InRedis(server).claims().run(Journal()), 10)
 
 
+@pytest.mark.parametrize(("server", "db"), [(redis_server, 0), (valkey_server, 0), (redis_server, 3)])
+async def test_a_node_of_a_cluster_is_refused(server: Callable[..., AbstractContextManager[Redis]], db: int) -> None:
+    """Redis refuses another database there before it is asked what it is."""
+    with server(cluster_enabled="yes") as node:
+        why = (
+            f"The Redis at 127.0.0.1:{node.port} is in cluster mode, .*: redis.url must name one primary that is in no cluster, or several"
+        )
+        with pytest.raises(UnsuitableStore, match=why):
+            await asyncio.wait_for(claims_at(f"redis://127.0.0.1:{node.port}/{db}").run(Journal()), 10)
+
+
+class Sentinel(Redis):
+    def command(self) -> Sequence[str]:
+        """It insists on a file."""
+        (self.folder / "sentinel.conf").write_text(
+            f"port {self.port}\nbind 127.0.0.1\nsentinel monitor primary 127.0.0.1 {free_port()} 1\n"
+        )
+        return [str(self._program), str(self.folder / "sentinel.conf"), "--sentinel"]
+
+
+async def test_a_sentinel_is_not_taken_for_a_store(tmp_path: Path) -> None:
+    sentinel = Sentinel(tmp_path, "sentinel", fetch.redis(), {})
+    sentinel.start()
+    try:
+        with pytest.raises(UnsuitableStore, match=r"is a Sentinel, which keeps no claims: redis.url must name the primary that it watches"):
+            await asyncio.wait_for(claims_at(sentinel.url).run(Journal()), 10)
+    finally:
+        sentinel.kill()
+
+
 @pytest.mark.parametrize(
     ("user", "db", "told"),
     [("", 0, "NOAUTH"), (":wrong@", 0, "WRONGPASS"), ("nobody:right@", 0, "WRONGPASS"), (":right@", 99, "DB index is out of range")],
@@ -782,8 +812,11 @@ def rights_in_the_docs() -> list[str]:
 
 
 def claims_of_parshall(server: Redis) -> RedisClaims:
-    address = RedisAddress.from_url(f"redis://parshall:secret@127.0.0.1:{server.port}/0")
-    return RedisClaims(address, identity=IDENTITY, clock_us=lambda: NOW_US, entropy=os.urandom)
+    return claims_at(f"redis://parshall:secret@127.0.0.1:{server.port}/0")
+
+
+def claims_at(url: str) -> RedisClaims:
+    return RedisClaims(RedisAddress.from_url(url), identity=IDENTITY, clock_us=lambda: NOW_US, entropy=os.urandom)
 
 
 async def test_the_rights_in_the_docs_suffice_also_to_claim_everything_again(in_redis: InRedis) -> None:
