@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 
 from dedupe.ordered_connection import Connect
 from dedupe.redis_info import in_cluster_mode
+from dedupe.redis_tls import tls_context
 
 _REFUSAL = re.compile(r"WRONGPASS|NOAUTH|ERR .*(password|DB index)")
 _NO_RIGHT = re.compile(r"NOPERM|ERR The user executing the script can't")
@@ -51,27 +53,18 @@ class RedisAddress:
 
     @classmethod
     def from_url(cls, url: str) -> RedisAddress:
-        """redis://, rediss:// or unix://; ValueError otherwise."""
+        """redis://, rediss:// or unix://. Raises ValueError, without a password in it; where it is about TLS, a BadOption."""
         parsed: dict[str, Any] = dict(parse_url(url))
         db = int(parsed.get("db", 0))
+        tls = tls_context(parsed, tls=parsed.get("connection_class") is SSLConnection)
         if "path" in parsed:
             return cls(_unix(parsed["path"]), parsed.get("username"), parsed.get("password"), db, parsed["path"])
         host, port = parsed.get("host", "localhost"), int(parsed.get("port", 6379))
-        connect = _tcp(host, port, _tls(parsed))
+        connect = _tcp(host, port, tls)
         return cls(connect, parsed.get("username"), parsed.get("password"), db, f"{host}:{port}")
 
 
-def _tls(parsed: dict[str, Any]) -> Any:
-    """An SSLContext, or None for plain TCP."""
-    if parsed.get("connection_class") is not SSLConnection:
-        return None
-    options = {name: value for name, value in parsed.items() if name.startswith("ssl_")}
-    if "ssl_check_hostname" in options:  # redis-py's parser leaves it a string
-        options["ssl_check_hostname"] = str(options["ssl_check_hostname"]).lower() not in ("false", "0", "no")
-    return SSLConnection(**options).ssl_context.get()
-
-
-def _tcp(host: str, port: int, tls: Any) -> Connect:
+def _tcp(host: str, port: int, tls: ssl.SSLContext | None) -> Connect:
     async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         transport, _ = await asyncio.get_running_loop().create_connection(factory, host, port, ssl=tls)
         return transport

@@ -402,7 +402,13 @@ def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
                 "1 worker, or any number with --redis URL (redis.url)",
             )
         )
-    return problems + _kafka_security(raw, settings.kafka)
+    return problems + _redis_options(raw, settings.redis) + _kafka_security(raw, settings.kafka)
+
+
+def _redis_options(raw: Raw, redis: RedisSettings) -> list[Problem]:
+    from parshall.redis_options import check_options  # it needs the problems that are defined here
+
+    return check_options(raw, redis)
 
 
 def _kafka_security(raw: Raw, kafka: KafkaSettings) -> list[Problem]:

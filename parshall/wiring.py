@@ -45,6 +45,7 @@ from rater.source import Source
 
 if TYPE_CHECKING:
     from buffer.kafka_cluster import KafkaCluster
+    from dedupe.redis_address import RedisAddress
 
 log = structlog.get_logger()
 
@@ -127,12 +128,13 @@ async def make_writer(
     counter_log = make_counter_log(settings, folder, world)
     try:
         await _connect(counter_log)
+        shards = make_shards(settings, counter_log.identity, world)
     except BaseException:
         await counter_log.close()
         raise
     writer = Writer(
         journal,
-        make_shards(settings, counter_log.identity, world),
+        shards,
         counter_log,
         tuner,
         tenants={tenant.number: tenant.name for tenant in settings.tenants},
@@ -155,18 +157,18 @@ async def _connect(counter_log: CounterLog) -> None:
 
 
 def make_shards(settings: Settings, log_identity: str, world: World = REAL) -> list[Claims]:
+    """Raises CannotStart when a certificate file is not what it was when the settings were checked."""
     if not settings.redis.urls:
         from dedupe.in_process import InProcessClaims
 
         return [InProcessClaims(identity=identity_of(settings, log_identity), clock_us=world.clock_us, entropy=world.entropy)]
     from dedupe.clearance import Clearance
-    from dedupe.redis_address import RedisAddress
     from dedupe.redis_claims import RedisClaims
 
     clearance = Clearance(len(settings.redis.urls)) if len(settings.redis.urls) > 1 else None
     return [
         RedisClaims(
-            RedisAddress.from_url(url),
+            _redis_address(url),
             identity=identity_of(settings, log_identity, shard),
             clock_us=world.clock_us,
             entropy=world.entropy,
@@ -174,6 +176,15 @@ def make_shards(settings: Settings, log_identity: str, world: World = REAL) -> l
         )
         for shard, url in enumerate(settings.redis.urls)
     ]
+
+
+def _redis_address(url: str) -> RedisAddress:
+    from dedupe.redis_address import RedisAddress
+
+    try:
+        return RedisAddress.from_url(url)
+    except ValueError as error:
+        raise CannotStart(f"redis.url: {error}") from error
 
 
 def identity_of(settings: Settings, log_identity: str, shard: int = 0) -> Identity:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import shlex
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -42,8 +43,10 @@ from dedupe.port import (
 )
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
+from dedupe.redis_tls import BadOption
 from dedupe.redis_writers import RedisWriters
 from parshall.writer_loss import Loss, end_lost_writer
+from tests.secured_kafka import certificates
 from tests.services import Redis, fetch, free_port, redis_server, valkey_server
 
 HOUR_US = 3_600_000_000
@@ -760,6 +763,26 @@ REMEDY = r"evicts keys .* \(maxmemory-policy allkeys-lru\), .* set maxmemory-pol
 async def test_a_redis_that_evicts_is_refused() -> None:
     with redis_server(maxmemory_policy="allkeys-lru", maxmemory="100mb") as server, pytest.raises(UnsuitableStore, match=REMEDY):
         await asyncio.wait_for(InRedis(server).claims().run(Journal()), 10)
+
+
+async def test_over_tls_with_a_certificate_of_ours() -> None:
+    port = free_port()
+    with certificates() as made:
+        files = {"tls_cert_file": str(made.broker), "tls_key_file": str(made.broker), "tls_ca_cert_file": str(made.ca)}
+        locked = made.ca.with_name("locked.key")
+        lock = ["openssl", "pkey", "-aes256", "-passout", "pass:hidden", "-in", str(made.client_key), "-out", str(locked)]
+        subprocess.run(lock, check=True, stdin=subprocess.DEVNULL)
+        url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={made.ca}&ssl_certfile={made.client}&ssl_keyfile="
+        with pytest.raises(BadOption, match=r"^ssl_keyfile asks for a passphrase: a key without one"):
+            claims_at(f"{url}{locked}")
+        with pytest.raises(BadOption, match=r"^ssl_certfile .*client\.pem cannot be used \(KEY_VALUES_MISMATCH\): PEM files with a cert"):
+            claims_at(f"{url}{made.broker}")
+        with redis_server(tls_port=str(port), **files):
+            for event, end in (("a", str(made.client_key)), ("b", f"{locked}&ssl_password=hidden")):
+                claims = claims_at(f"{url}{end}")
+                async with running(claims, Journal()):
+                    assert await codes(claims, call(1, section(event))) == b""
+                    await claims.close(1)
 
 
 @pytest.mark.parametrize(("server", "db"), [(redis_server, 0), (valkey_server, 0), (redis_server, 3)])

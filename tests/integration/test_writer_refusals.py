@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import shutil
@@ -26,10 +27,11 @@ from ingest.decode import Decoder
 from ingest.sink import Unavailable
 from ingest.writer import Writer
 from parshall.data_folder import DataFolder
-from parshall.errors import FAILED
+from parshall.errors import FAILED, REFUSED
 from parshall.settings import Settings
 from parshall.wiring import REAL, World, clock_us, make_decoder, make_writer, meter_numbers, read_catalogue
 from parshall.worker import not_ready, why_stopped
+from tests import services
 
 FLOOD, TRICKLE = 1, 2
 SMALL_JOURNAL = 8 << 20  # smaller than settings may make it
@@ -273,6 +275,24 @@ async def test_who_never_reached_redis_stops_at_once(tmp_path: Path) -> None:
     await asyncio.gather(serving, return_exceptions=True)
     await counter_log.close()
     await writer.journal.close()
+
+
+async def test_a_certificate_that_went_since_the_settings_were_checked_leaves_nothing_open(
+    tmp_path: Path, kafka: services.Kafka, topic_prefix: str
+) -> None:
+    """A producer of Kafka that is not closed says so when it goes, which is an error here."""
+    url = f"rediss://:hidden@127.0.0.1:1?ssl_ca_certs={tmp_path}/ca.pem"
+    of_kafka = {"bootstrap": kafka.address, "topic_prefix": topic_prefix, "create_topics": True, "accept_weak": True}
+    settings = Settings.model_validate({"redis": {"url": url}, "kafka": of_kafka})
+    data = DataFolder(str(tmp_path / "data")).make()
+    with pytest.raises(CannotStart) as told:
+        await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
+    assert str(told.value) == (
+        f"redis.url: ssl_ca_certs {tmp_path}/ca.pem cannot be read: No such file or directory: a PEM file that this user may read"
+    )
+    assert why_stopped(told.value) == REFUSED
+    del told
+    gc.collect()
 
 
 async def test_an_old_copy_of_the_journal_is_not_opened(tmp_path: Path) -> None:
