@@ -17,6 +17,7 @@ import pytest
 import yaml
 from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 
+from buffer.kafka_cluster import KafkaCluster, Topic, objections_to
 from ingest.admin import LEAST_INTERVAL_MS, MOST_INTERVAL_MS, admin_routes
 from ingest.auth import INGEST
 from ingest.batch import REJECTION_CODES
@@ -143,6 +144,11 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
+def rule_of(alert: str) -> Mapping[str, Any]:
+    (rule,) = [rule for rule in RULES if rule["alert"] == alert]
+    return rule
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_an_alert_watches_what_is_exported_and_names_the_next_command(rule: Mapping[str, Any]) -> None:
     watched = set(re.findall(r"parshall_\w+", rule["expr"]))
@@ -162,7 +168,7 @@ def test_an_alert_watches_what_is_exported_and_names_the_next_command(rule: Mapp
 
 def test_a_writer_that_was_seen_and_is_not_any_more_is_told() -> None:
     """Its own series are gone by then: what is left is that there were some, whichever pod, worker and version it was."""
-    (rule,) = [rule for rule in RULES if "max_over_time(parshall_writer_info" in rule["expr"]]
+    rule = rule_of("ParshallWriterGone")
     found = re.fullmatch(
         r"max by \(writer\) \(max_over_time\(parshall_writer_info\[(\d)d\]\)\) unless max by \(writer\) \(parshall_writer_info\)",
         rule["expr"],
@@ -171,6 +177,38 @@ def test_a_writer_that_was_seen_and_is_not_any_more_is_told() -> None:
     assert 60 * int(rule["for"].removesuffix("m")) > Machines().start_s, "who reads its journal comes back"
     assert int(found[1]) * 86_400_000_000 > GENERATION_US + lifetime_us(Settings()), "it stands until a drained one can be retired"
     assert f"alert {rule['alert']}" in (PROJECT / "docs" / "OPERATING.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if "`kafka-" in rule["annotations"]["description"]], ids=lambda rule: rule["alert"]
+)
+def test_a_command_of_kafka_in_an_alert_can_be_run(rule: Mapping[str, Any]) -> None:
+    """Without --from-beginning a consumer shows what comes from now on, which may be nothing."""
+    commands = re.findall(r"`(kafka-[^`]*)`", rule["annotations"]["description"])
+    assert [command for command in commands if '--bootstrap-server "$KAFKA"' not in command] == []
+    assert [command for command in commands if command.startswith("kafka-console-consumer") and "--from-beginning" not in command] == []
+
+
+def test_the_alert_of_refusals_explains_each_reason() -> None:
+    page = (PROJECT / "docs" / "OPERATING.md").read_text()
+    (told,) = [paragraph for paragraph in page.split("\n\n") if paragraph.startswith("Reasons of a refusal:")]
+    reasons = set(re.findall(r"`([a-z_]+)`", told)) - {"draining"}
+    explained = rule_of("ParshallRequestsRefused")["annotations"]["description"].split(". ")[1:]
+    assert {name for part in explained for name in part.split(": ")[0].split(", ")} == reasons
+
+
+def test_what_each_topic_must_take_is_what_is_looked_at() -> None:
+    cluster = KafkaCluster("localhost:9092")
+    page = (PROJECT / "docs" / "FORMATS.md").read_text()
+    for name in cluster.topics:
+        small = {
+            "min.insync.replicas": "2",
+            "cleanup.policy": "compact" if name == cluster.writers else "delete",
+            "max.message.bytes": "999999",
+        }
+        refused = any("max.message.bytes" in objection.remedy for objection in objections_to(cluster, Topic(name, 1, 3, small)))
+        (settings,) = re.findall(rf"^\| `{name}` \| [^|]* \| ([^|]*) \|", page, re.MULTILINE)
+        assert ("`max.message.bytes` of 1,000,000 or more" in settings) == refused
 
 
 # --- Prices
