@@ -94,7 +94,7 @@ class Constants(NamedTuple):
     kafka_counter: Cost = Cost(16, "B/counter", 50, SIZES, "Kafka, a counter, compressed by zstd")
     record: Cost = Cost(450, "B/record", 15, SIZES, "Kafka, journal and PostgreSQL, a record without its counters")
     # The rater and PostgreSQL.
-    rater: Speed = Speed(21_200, "counters/s", 25, RATING, "a rater process, waiting for PostgreSQL included")
+    rater: Speed = Speed(21_200, "counters/s", 25, RATING, "a rater process, fed from memory, waiting for PostgreSQL included")
     postgres_counter: Cost = Cost(18_300, "ns/counter", 25, SIZES, "PostgreSQL, CPU")
     postgres_wal: Cost = Cost(940, "B/counter", 25, SIZES, "PostgreSQL, write-ahead log")
     postgres_record: Cost = Cost(40, "B/counter", 50, SIZES, "PostgreSQL, a counter in the table of records")

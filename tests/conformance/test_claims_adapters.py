@@ -368,6 +368,18 @@ async def test_a_journal_that_began_elsewhere_is_no_old_copy(place: Place) -> No
         await asyncio.wait_for(place.claims().run(Journal(closed=[(os.urandom(16), 3)])), 10)
 
 
+async def test_where_a_store_that_was_left_is_claimed_again_the_horizon_of_a_lost_writer_counts(place: Place) -> None:
+    """It lacks what that writer claimed elsewhere since, like a store that was emptied."""
+    journal = Journal()
+    claims = place.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a")))
+    back = replace(journal.reopened(1), branch=ELSEWHERE, lost_horizon_us=NOW_US - HOUR_US)
+    claims = place.claims()
+    async with running(claims, back):
+        assert await answer(claims, call(1, section("b"), time_us=NOW_US - HOUR_US)) == Refused(1, NOW_US - HOUR_US)
+
+
 async def test_a_new_writer_does_not_believe_a_store_that_others_have_left(place: Place) -> None:
     """It has no branch to compare, but the registry says where the others went."""
     one = Journal()

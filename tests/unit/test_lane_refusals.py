@@ -1,4 +1,4 @@
-"""What a call tells the store, the journal and usage.rejected about events that are asked about a second time, or refused."""
+"""What a call tells of events that are asked about a second time or refused by the horizon, and the room that a lane gives back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,12 @@ class Replies:
 
 def lane_of(claims: Any, shares: Shares, answered: list[Answered]) -> Lane:
     return Lane(
-        0, claims, calls_in_flight=2, events_per_call=8192, waiting_events=shares, is_open=lambda _: True,
+        0,
+        claims,
+        calls_in_flight=2,
+        events_per_call=8192,
+        waiting_events=shares,
+        is_open=lambda _: True,
         on_answered=lambda _, one: answered.append(one),
     )
 
@@ -93,8 +98,13 @@ def test_what_nobody_waits_for_any_more_gives_its_room_to_the_other_shards() -> 
     async def main(loop: SimulatedLoop) -> None:
         shares, waited_for = Shares(1000), [True]
         lane = Lane(
-            0, Silent(), calls_in_flight=2, events_per_call=8192, waiting_events=shares,  # type: ignore[arg-type]
-            is_open=lambda _: waited_for[0], on_answered=lambda _, one: None,
+            0,
+            Silent(),
+            calls_in_flight=2,
+            events_per_call=8192,
+            waiting_events=shares,  # type: ignore[arg-type]
+            is_open=lambda _: waited_for[0],
+            on_answered=lambda _, one: None,
         )
         for name in range(5):
             lane.push(Request(batch([name]), 0, loop.create_future()))
