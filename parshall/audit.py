@@ -42,7 +42,8 @@ HELP = f"""Prove that no event was lost or counted twice, from the journals, the
 
 It reads, and changes nothing; the service may run, and must where PostgreSQL is the one that `up` brings along. Give it the journals of
 every writer: those below the data folder are found, others are named with --journal. A registered writer whose journal is not given makes
-the audit fail: what it holds is unknown. Whatever differs is one line: what and where, and what to do next.
+the audit fail: what it holds is unknown. Data folders remember their tenants; --config is for where Kafka and PostgreSQL are, and for a
+folder that remembers none. Whatever differs is one line: what and where, and what to do next.
 
 \b
 Examples:
@@ -63,11 +64,12 @@ _READINGS = 5  # of a journal whose oldest segments go while it is read
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given: object) -> None:
+    from parshall.check import read_settings
     from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
 
     configure_logs("audit", level=logging.CRITICAL)  # whatever matters is in the answer, or is why there is none
-    settings = _only_to_read(_read_settings(config, given))
+    settings = _only_to_read(read_settings(config, settings_given(given)))
     if not os.path.isdir(settings.data):
         raise Stop(f"There is no data folder {settings.data}: say with --data where it is.", USAGE)
     for directory in journals:
@@ -80,17 +82,6 @@ def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given:
     click.echo(_as_json(verdict) if as_json else _as_text(verdict))
     if verdict.differences:
         raise click.exceptions.Exit(FAILED)
-
-
-def _read_settings(config: str | None, given: Mapping[str, object]) -> Settings:
-    from importlib import resources
-
-    from parshall.check import read_settings
-
-    if config is not None:
-        return read_settings(config, settings_given(given), defaults={})
-    with resources.as_file(resources.files("parshall") / "demo.toml") as demo:
-        return read_settings(str(demo), settings_given(given), defaults={})
 
 
 def _only_to_read(settings: Settings) -> Settings:
@@ -108,7 +99,8 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
     log = LogSide(wanted=rated.wanted)
     log.writers = await _read_registry(settings, folder)
     directories = journals_below(folder.path, more_journals)
-    journals = await asyncio.to_thread(lambda: [_read_journal(settings, directory, rated.wanted) for directory in directories])
+    tenants = _names(settings, folder, directories)
+    journals = await asyncio.to_thread(lambda: [_read_journal(tenants, directory, rated.wanted) for directory in directories])
     await _read_log(settings, folder, log)
     for key in rated.wanted:
         lent = next((found[key] for found in (log.found, *(journal.found for journal in journals)) if key in found), None)
@@ -116,7 +108,7 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
             counted.lend((bytes.fromhex(key[0]), *key[1:]), lent)
     rated.differences = [Difference(*finding) for finding in counted.findings()]
     verdict = compare(journals, log, rated)
-    verdict.differences.extend(await asyncio.to_thread(_counted_twice, settings, directories))
+    verdict.differences.extend(await asyncio.to_thread(_counted_twice, tenants, directories))
     return verdict
 
 
@@ -168,13 +160,33 @@ def _why_no_postgres(error: Exception, folder: DataFolder, *, embedded: bool) ->
     return f"PostgreSQL cannot be read: {error}."
 
 
-def _read_journal(settings: Settings, directory: str, wanted: frozenset[RecordKey]) -> JournalSide:
+def _names(settings: Settings, folder: DataFolder, directories: list[str]) -> dict[int, str]:
+    """Of every tenant that a journal may know by its number: as the folders remember them, each beside its journals, and as the
+    configuration has them, if there is one."""
+    from buffer.disk import RealDisk
+    from parshall.known_tenants import OtherTenant, known_with, read
+    from parshall.settings import TenantSettings
+
+    numbers = {tenant.name: tenant.number for tenant in settings.tenants}
+    files = [folder.tenants_file, *(f"{directory}/../../{os.path.basename(folder.tenants_file)}" for directory in directories)]
+    try:
+        for file in dict.fromkeys(map(os.path.realpath, files)):
+            served = [TenantSettings(name=name, number=number) for name, number in numbers.items()]
+            numbers = known_with(read(file, RealDisk()), served, file)
+    except OtherTenant as error:
+        raise Stop(f"Who the tenants are cannot be told: {error}", USAGE) from error
+    if directories and not numbers:
+        file = folder.tenants_file
+        raise Stop(f"Nothing says what the tenants are called, as there is no {file}: give the configuration with --config.", USAGE)
+    return {number: name for name, number in numbers.items()}
+
+
+def _read_journal(tenants: Mapping[int, str], directory: str, wanted: frozenset[RecordKey]) -> JournalSide:
     from buffer.disk import RealDisk
     from buffer.journal import JournalError, read_journal
     from buffer.journal_segments import kept_segments
     from parshall.audit_journal import JournalSide
 
-    tenants = {tenant.number: tenant.name for tenant in settings.tenants}
     disk = RealDisk()
     try:
         for _ in range(_READINGS):
@@ -189,7 +201,7 @@ def _read_journal(settings: Settings, directory: str, wanted: frozenset[RecordKe
     raise Stop(f"The journal in {directory} changes faster than it can be read: audit again when less is sent.", UNAVAILABLE)
 
 
-def _counted_twice(settings: Settings, directories: Iterable[str]) -> list[Difference]:
+def _counted_twice(tenants: Mapping[int, str], directories: Iterable[str]) -> list[Difference]:
     """What two journals, or one, granted twice."""
     from buffer.disk import RealDisk
     from buffer.journal import JournalError
@@ -197,12 +209,11 @@ def _counted_twice(settings: Settings, directories: Iterable[str]) -> list[Diffe
     from parshall.audit_digests import granted_twice
 
     disk = RealDisk()
-    names = {tenant.number: tenant.name for tenant in settings.tenants}
     each_once = {os.path.realpath(directory): directory for directory in directories}.values()
     journals = [(directory, partial(read_outlines, directory, disk)) for directory in each_once]
     size = sum(map(_size_of, each_once))
     try:
-        return list(granted_twice(journals, size, lambda number: names.get(number, str(number))))
+        return list(granted_twice(journals, size, lambda number: tenants.get(number, str(number))))
     except JournalError as error:
         raise Stop(str(error), FAILED) from error
 

@@ -45,21 +45,24 @@ def known_with(known: Mapping[str, int], tenants: Iterable[TenantSettings], file
 
 def check(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> None:
     """Raises OtherTenant."""
-    known_with(_read(file, disk), tenants, file)
+    known_with(read(file, disk), tenants, file)
 
 
 def remember(file: str, disk: Disk, tenants: Iterable[TenantSettings]) -> None:
     """Raises OtherTenant, and then nothing is changed."""
-    before = _read(file, disk)
+    before = read(file, disk)
     after = known_with(before, tenants, file)
     if after != before:
         disk.replace(file, msgspec.json.encode(_Known(1, after)))
 
 
-def _read(file: str, disk: Disk) -> dict[str, int]:
+def read(file: str, disk: Disk) -> dict[str, int]:
+    """Name -> number, of all that were ever served from there. Raises OtherTenant where the file is there and cannot be read."""
     try:
         return msgspec.json.decode(disk.read(file), type=_Known).tenants
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise OtherTenant(f"{file} cannot be read ({error.strerror}).") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise OtherTenant(f"{file} cannot be read ({error}): restore it, or remove it when no tenant was ever renamed.") from error

@@ -68,9 +68,11 @@ class Service:
     def data(self) -> Path:
         return self.folder / "data"
 
-    def audit(self, *more: str, data: Path | None = None) -> Answer:
-        command = [sys.executable, "-m", "parshall", "audit", "--config", str(self.folder / "parshall.toml")]
-        command += ["--data", str(data or self.data), *self.options, *more]
+    def audit(self, *more: str, data: Path | None = None, config: Path | None = None) -> Answer:
+        return self.audit_with(["--config", str(config or self.folder / "parshall.toml"), *more], data)
+
+    def audit_with(self, more: Sequence[str], data: Path | None = None) -> Answer:
+        command = [sys.executable, "-m", "parshall", "audit", "--data", str(data or self.data), *self.options, *more]
         if data is not None and "--postgres" not in self.options:
             command += ["--postgres", self.dsn]
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
@@ -175,6 +177,33 @@ def test_journals_can_be_named(embedded: Service, tmp_path: Path) -> None:
     answer.names("is registered, but its journal was not given", "--journal")
     found = embedded.audit("--journal", f"{elsewhere}/writers/0", "--journal", f"{elsewhere}/writers/../writers/0", data=copy)
     assert (found.code, found.errors) == (0, "")
+
+
+def test_without_a_configuration_the_folder_says_who_its_tenants_are(embedded: Service, tmp_path: Path) -> None:
+    answer = embedded.audit_with([])
+    assert (answer.code, answer.errors) == (0, "") and HOLDS in answer.output, answer
+    assert answer.output == embedded.audit().output
+    copy = embedded.copy(tmp_path / "data")
+    refused = embedded.audit_with([], copy)
+    assert (refused.code, refused.output) == (2, "")
+    assert refused.errors == (
+        f"Nothing says what the tenants are called, as there is no {copy}/tenants.json: give the configuration with --config.\n"
+    )
+
+
+def test_a_configuration_that_gives_a_tenant_another_name_is_refused(embedded: Service, tmp_path: Path) -> None:
+    config = tmp_path / "other.toml"
+    config.write_text((embedded.folder / "parshall.toml").read_text().replace('"acme"', '"other"'))
+    answer = embedded.audit(config=config)
+    assert (answer.code, answer.output) == (2, ""), answer
+    assert answer.errors.startswith("Who the tenants are cannot be told: The number ") and "of the tenant 'acme' here" in answer.errors
+
+
+def test_a_tenant_that_the_configuration_has_lost_keeps_its_name(embedded: Service, tmp_path: Path) -> None:
+    config = tmp_path / "fewer.toml"
+    config.write_text('[[tenants]]\nname = "demo"\nnumber = 1\n')
+    answer = embedded.audit(config=config)
+    assert answer.code == 0 and HOLDS in answer.output, answer
 
 
 # ---- a journal or the log was changed
