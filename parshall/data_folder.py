@@ -21,6 +21,7 @@ from parshall.embedded_postgres import NOBODY
 from parshall.errors import UNAVAILABLE, USAGE, Stop
 
 LONGEST_SOCKET_PATH = 107
+_CONTENTS = ("lock", "run", "writers", "log", "postgres", "flush.json", "tenants.json")
 _RUNNING_S = 3.0  # how long to wait for a tree that looks as if it will stay
 _ENDING_S = 45.0  # how long for the rest of one whose supervisor is gone
 
@@ -34,7 +35,8 @@ class DataFolder:
         self._sockets = self._short_folder("postgres/run", ".s.PGSQL.5432")
 
     def make(self) -> DataFolder:
-        """What is not there yet. Raises Stop where this user cannot write."""
+        """What is not there yet. Raises Stop where this user cannot write, or should not."""
+        self._refuse_anothers()
         try:
             # Where root must run PostgreSQL as somebody else, that one must get through; every folder below is closed.
             os.makedirs(self.path, mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
@@ -47,6 +49,32 @@ class DataFolder:
         if not os.access(f"{self.path}/run", os.W_OK | os.X_OK):
             raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
         return self
+
+    def _refuse_anothers(self) -> None:
+        """Root could use it, and would leave files that its user cannot open. A folder with nothing of ours in it may be used: a
+        volume belongs to whoever made it."""
+        if os.geteuid() != 0:
+            return
+        allowed = (0, self._owner_of_new_files())
+        for name in _CONTENTS:
+            try:
+                owner = os.lstat(f"{self.path}/{name}").st_uid
+            except OSError:
+                continue  # told where it is needed
+            if owner not in allowed and not (name == "postgres" and owner == NOBODY):  # given away by an earlier start of root
+                raise Stop(
+                    f"The data folder {self.path} belongs to uid {owner}, who could not use it any more once root has: "
+                    "run as that user, or choose another with --data.",
+                    USAGE,
+                )
+
+    def _owner_of_new_files(self) -> int:
+        """Some mounts give every file to one user, whoever makes it."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                return os.fstat(file.fileno()).st_uid
+        except OSError:
+            return os.geteuid()
 
     def journal(self, worker: int) -> str:
         return f"{self.path}/writers/{worker}"

@@ -22,7 +22,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -83,6 +83,7 @@ class EmbeddedPostgres:
 
     async def start(self) -> None:
         """Return when it takes connections. Also starts again after its process died."""
+        refuse_anothers(self._directory)
         self._make_folders()
         identity = choose_identity(self._directory)
         give_to(identity.file_owner, [self._directory, self._sockets])
@@ -275,18 +276,26 @@ def enter_namespace() -> None:
         os.close(descriptor)
 
 
+def refuse_anothers(directory: str) -> None:
+    """Before anything is changed. Root may take back what an earlier start gave to nobody; others could not use theirs any more."""
+    if not os.path.exists(directory):
+        return
+    owner = os.stat(directory).st_uid
+    if owner not in ((0, NOBODY) if os.geteuid() == 0 else (os.geteuid(),)):
+        raise EmbeddedPostgresError(f"{directory} belongs to uid {owner}, and this is uid {os.geteuid()}: choose another --data.")
+
+
 def choose_identity(directory: str) -> Identity:
     if os.geteuid() != 0:
-        owner = os.stat(directory).st_uid
-        if owner != os.geteuid():
-            raise EmbeddedPostgresError(f"{directory} belongs to uid {owner}, and this is uid {os.geteuid()}: choose another --data.")
         return Identity(None, namespace=False)
-    if _namespace_permitted():
+    namespace = _namespace_permitted()
+    if namespace and _reachable(directory, 0, {os.getegid(), *os.getgroups()}):  # it keeps the rights of an owner, and no others of root
         return Identity(None, namespace=True)
-    if _reachable_for_nobody(directory):
+    if _reachable(directory, None):
         return Identity(NOBODY, namespace=False)
     raise EmbeddedPostgresError(
-        f"PostgreSQL cannot run as root, user namespaces are forbidden here, and {directory} lies below a folder that only root can enter: "
+        f"PostgreSQL cannot run as root, {'' if namespace else 'user namespaces are forbidden here, '}and {directory} lies below a folder "
+        f"that only {'its owner' if namespace else 'root'} can enter: "
         f"run as another user, choose a --data that everybody can reach, or use --postgres DSN."
     )
 
@@ -298,10 +307,13 @@ def _namespace_permitted() -> bool:
         return False
 
 
-def _reachable_for_nobody(path: str) -> bool:
+def _reachable(path: str, user: int | None, groups: Collection[int] = ()) -> bool:
+    """For this user, or for somebody who owns nothing (None)."""
     while path != "/":
         path = os.path.dirname(path)
-        if not os.stat(path).st_mode & stat.S_IXOTH:
+        status = os.stat(path)
+        needed = stat.S_IXUSR if status.st_uid == user else stat.S_IXGRP if status.st_gid in groups else stat.S_IXOTH
+        if not status.st_mode & needed:
             return False
     return True
 

@@ -16,8 +16,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from ingest.auth import hash_key
 from tests import services
-from tests.acceptance.up import ENVIRONMENT, PARSHALL, Up, now, run, runs
+from tests.acceptance.up import ENVIRONMENT, PARSHALL, ROOT, Up, now, run, runs
 
 
 def refused(*arguments: str) -> tuple[int, str]:
@@ -298,6 +299,31 @@ def test_what_cannot_be_is_told_in_a_sentence(data: Path, arguments: list[str], 
     assert all(word in sentence for word in words), sentence
     assert "\n" not in sentence
     assert not (data / "postgres").exists()
+
+
+def test_root_on_the_folder_of_another_user(starts: list[Up], data: Path, port: int) -> None:
+    if os.geteuid() != 0:
+        return  # nobody else could
+    starts.append(Up(data, port))
+    assert starts[0].interrupt() == 0
+    for path in (data, *data.rglob("*")):
+        os.chown(path, 1000, 1000, follow_symlinks=False)
+    before = {str(path): path.lstat().st_ctime_ns for path in (data / "lock", *data.rglob("*"))}
+    for role in (
+        ["up"],
+        ["ingest", "--config", str(data.parent / "parshall.toml"), "--redis", "redis://127.0.0.1:1", "--kafka", "127.0.0.1:1"],
+    ):
+        (data.parent / "parshall.toml").write_text(with_a_key("demo"))
+        finished = run(*role, "--data", str(data), "--listen", f"127.0.0.1:{port}")
+        assert (finished.returncode, finished.stdout) == (2, "")
+        assert finished.stderr.startswith(f"The data folder {data} belongs to uid 1000, ") and len(finished.stderr.splitlines()) == 1
+    assert {str(path): path.lstat().st_ctime_ns for path in (data / "lock", *data.rglob("*"))} == before
+
+
+def with_a_key(tenant: str) -> str:
+    """The demo's configuration under another name, with the key `k`."""
+    demo = (ROOT / "parshall" / "demo.toml").read_text().replace('"demo"', f'"{tenant}"')
+    return f'{demo}\n[[keys]]\ntenant = "{tenant}"\nhash = "{hash_key("k")}"\nscopes = ["ingest", "read", "admin"]\n'
 
 
 def test_an_interrupt_while_it_starts(data: Path, port: int) -> None:

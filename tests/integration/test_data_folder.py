@@ -67,6 +67,45 @@ def test_nobody_else_can_look_into_it(tmp_path: Path) -> None:
     assert os.stat(folder.path).st_mode & 0o066 == 0
 
 
+def snapshot(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.lstat().st_uid) for path in (folder, *folder.rglob("*")))
+
+
+def made_by(user: int, path: Path) -> Path:
+    DataFolder(str(path)).make().lock("x", print)
+    (path / "postgres").mkdir()
+    for one in (path, *path.rglob("*")):
+        os.chown(one, user, user)
+    return path
+
+
+def test_root_does_not_take_what_is_another_users(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        return  # nobody else can
+    for name in (None, "lock", "writers", "postgres"):  # all of it, or one thing alone
+        path = made_by(1000, tmp_path / f"d-{name}")
+        if name is not None:
+            for one in (path, *path.rglob("*")):
+                os.chown(one, *(1000, 1000) if one.name == name else (0, 0))
+        before = snapshot(path)
+        with pytest.raises(
+            Stop, match=rf"^The data folder {path} belongs to uid 1000, .*: run as that user, or choose another with --data\.$"
+        ):
+            DataFolder(str(path)).make()
+        assert snapshot(path) == before
+
+
+def test_root_uses_what_is_its_own_or_empty_or_was_given_to_nobody(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        return
+    own, volume = made_by(0, tmp_path / "own"), tmp_path / "volume"
+    os.chown(own / "postgres", 65534, 65534)
+    volume.mkdir()
+    os.chown(volume, 10001, 10001)
+    for path in (own, volume, volume):  # the second start finds in it what the first one made
+        DataFolder(str(path)).make()
+
+
 def test_the_lock_is_held_until_the_last_process_that_inherited_it_is_gone(tmp_path: Path) -> None:
     folder = DataFolder(str(tmp_path / "d")).make()
     lock = folder.lock("listening on somewhere", print)

@@ -19,6 +19,7 @@ import pytest
 HERE = Path(__file__).parent
 NOBODY = 65534
 WAYS = ["as this user", "as nobody", "as root without namespaces"] if os.geteuid() == 0 else ["as this user"]
+AS_ROOT = ["as this user", "as root without namespaces"] if os.geteuid() == 0 else []
 EXACT = Decimal("12345678901234567890123456789012345678.123456789012345678")
 
 
@@ -220,6 +221,30 @@ async def test_one_folder_changes_hands_between_all_ways(folder: Path) -> None:
         await remember(owner, Decimal(number))
         assert await query(owner, "select count(*) from kept") == number + 1
         await owner.end()
+
+
+async def test_what_is_another_users_stays_theirs(folder: Path) -> None:
+    for way in AS_ROOT:
+        (folder / way / "postgres" / "data").mkdir(parents=True)
+        for one in (folder, *folder.rglob("*")):
+            os.chown(one, 1000, 1000)
+        owner = Owner(folder / way, way)
+        said = await owner.start()
+        await owner.end()
+        assert said == f"refused {folder / way}/postgres belongs to uid 1000, and this is uid 0: choose another --data."
+        assert {one.lstat().st_uid for one in (folder, *folder.rglob("*"))} == {1000}
+
+
+async def test_below_a_folder_that_only_another_can_enter_it_says_so(folder: Path) -> None:
+    """Root cannot either, once it is not root any more."""
+    for way in AS_ROOT:
+        os.chown(folder, 1000, 1000)
+        folder.chmod(0o700)
+        owner = Owner(folder / way, way)
+        said = await owner.start()
+        await owner.end()
+        assert said.startswith("refused PostgreSQL cannot run as root, ") and "/postgres lies below a folder that only" in said
+        assert not (folder / way / "postgres" / "lock").exists()
 
 
 async def test_data_of_another_version_is_told_in_a_sentence(folder: Path) -> None:
