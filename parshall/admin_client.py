@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from http.client import HTTPException, IncompleteRead, InvalidURL
 from socket import SOCK_STREAM, getaddrinfo
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import click
 
@@ -83,14 +84,33 @@ def _addresses(url: str) -> list[str]:
 
 def key_option(command: F) -> F:
     text = "API key. [default: demo-key, at a loopback address]"
-    return click.option("--key", envvar="PARSHALL_KEY", show_envvar=True, help=text)(command)
+    return click.option("--key", envvar="PARSHALL_KEY", show_envvar=True, callback=_key, help=text)(command)
+
+
+def _key(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A header has no room for lines; and the key itself is shown to nobody."""
+    if value is not None and any(character < " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in value):
+        raise Stop("The API key (--key or PARSHALL_KEY) has a character in it that no key has, such as a line break.", USAGE)
+    return value
 
 
 def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _split(value)
+    if "@" in (value if parts is None else parts.netloc):  # told first, as what is no URL is shown
+        raise Stop("The URL has a user or a password in it: leave them out, Parshall is given a key with --key or in PARSHALL_KEY.", USAGE)
+    if parts is None or parts.query or parts.fragment:
         raise click.BadParameter(f"{value!r} is not a URL as in {DEFAULT_URL}")
     return value.rstrip("/")
+
+
+def _split(url: str) -> SplitResult | None:
+    """None where it is none that can be asked."""
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        return None
+    return parts if parts.scheme in ("http", "https") and host and url.isprintable() and " " not in url else None
 
 
 def key_or_demo(url: str, key: str | None) -> str:
@@ -102,37 +122,65 @@ def key_or_demo(url: str, key: str | None) -> str:
     raise Stop(f"{url} needs an API key: give it with --key or in PARSHALL_KEY.", USAGE)
 
 
+class _NoRedirects(HTTPRedirectHandler):
+    """Wherever it leads to, that is not to be given the key."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_opener = build_opener(_NoRedirects)
+
+
 def ask(method: str, url: str, path: str, key: str, body: dict[str, object] | None = None) -> dict[str, Any]:
     request = Request(url + path, method=method, data=None if body is None else json.dumps(body).encode())
-    request.add_header("Authorization", f"Bearer {key}")
+    request.add_header("Authorization", f"Bearer {key}".encode().decode("latin-1"))  # a header is sent as latin-1
     if body is not None:
         request.add_header("Content-Type", "application/json")
     try:
-        with urlopen(request, timeout=PATIENCE_S) as answer:
-            content = answer.read()
+        decoded = json.loads(_read(url, request) or b"{}")
+    except (ValueError, RecursionError):
+        decoded = None
+    if not isinstance(decoded, dict):
+        raise not_parshall(url)
+    return decoded
+
+
+def _read(url: str, request: Request) -> bytes:
+    try:
+        with _opener.open(request, timeout=PATIENCE_S) as answer:
+            content: bytes = answer.read()
+            return content
     except HTTPError as error:
         raise _refusal(url, error) from error
     except TimeoutError as error:  # of the answer; that of the connection comes as a URLError
         said = f"{url} has not answered within {PATIENCE_S} seconds, and may still do what it was asked: look in its log, or ask once more."
         raise Stop(said, UNAVAILABLE) from error
+    except IncompleteRead as error:
+        said = f"{url} broke off in the middle of its answer, and may have done what it was asked: ask once more."
+        raise Stop(said, UNAVAILABLE) from error
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise Stop(f"Nothing answers at {url} ({reason}). Is Parshall running there? --url says where to look.", UNAVAILABLE) from error
-    try:
-        decoded = json.loads(content) if content else {}
-    except ValueError:
-        decoded = None
-    if not isinstance(decoded, dict):
-        raise Stop(f"What answers at {url} is not Parshall.", FAILED)
-    return decoded
+    except InvalidURL as error:
+        raise Stop(f"{url} is not a URL as in {DEFAULT_URL}.", USAGE) from error
+    except HTTPException as error:
+        raise not_parshall(url) from error
+
+
+def not_parshall(url: str) -> Stop:
+    return Stop(f"What answers at {url} is not Parshall.", FAILED)
 
 
 def _refusal(url: str, error: HTTPError) -> Stop:
     try:
         said = str(json.loads(error.read()).get("detail", ""))
-    except (ValueError, AttributeError, OSError):
+    except (ValueError, AttributeError, OSError, HTTPException, RecursionError):
         said = ""
     match error.code:
+        case 301 | 302 | 303 | 307 | 308:
+            where = error.headers.get("Location") or "another address"
+            return Stop(f"{url} sends on to {where}, and is not Parshall: give the address of Parshall with --url.", FAILED)
         case 401:
             return Stop(f"{url} does not know this key: give the right one with --key or PARSHALL_KEY.", FAILED)
         case 403:

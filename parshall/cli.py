@@ -109,7 +109,7 @@ def main() -> None:
         sys.stderr.close()  # the reader of our output has seen enough
         sys.exit(1)
     except OSError as error:
-        sys.exit(_cannot_write(error) if error.errno in NO_ROOM and error.filename is None else _report_bug(error))
+        sys.exit(_cannot_write(error) if error.errno in NO_ROOM and error.filename is None else _nowhere() or _report_bug(error))
     except Exception as error:
         sys.exit(_report_bug(error))
 
@@ -134,6 +134,16 @@ def _cannot_write(error: OSError) -> int:
     give_up(sys.stdout)
     say(f"Not everything could be written ({error.strerror}): make room, then run the same command again.")
     return UNAVAILABLE
+
+
+def _nowhere() -> int | None:
+    """Where this was started, no path that begins there can be found."""
+    try:
+        os.getcwd()
+    except OSError:
+        say("The folder that this was started in is gone: go to another one (cd), then start it again.")
+        return UNAVAILABLE
+    return None
 
 
 def _report_bug(error: Exception) -> int:

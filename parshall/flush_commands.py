@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from parshall.admin_client import ask, ask_each, key_option, key_or_demo, nodes_options
+from parshall.admin_client import ask, ask_each, key_option, key_or_demo, nodes_options, not_parshall
 from parshall.errors import EXIT_CODES
 
 HELP = f"""Read and change how often a running service hands its counters on.
@@ -41,7 +42,7 @@ def flush() -> None:
 def show(urls: Sequence[str], each_address: bool, key: str | None) -> None:
     def one(url: str) -> str:
         answer = ask("GET", url, "/v1/admin/flush", key_or_demo(url, key))
-        return f"every {in_words(int(answer['interval_ms']))}"
+        return f"every {in_words(_interval_ms(url, answer))}"
 
     ask_each(urls, each_address, one)
 
@@ -55,7 +56,7 @@ def show(urls: Sequence[str], each_address: bool, key: str | None) -> None:
 def set_interval(interval: int, urls: Sequence[str], each_address: bool, key: str | None) -> None:
     def one(url: str) -> str:
         answer = ask("PUT", url, "/v1/admin/flush", key_or_demo(url, key), {"interval_ms": interval})
-        return f"every {in_words(int(answer.get('interval_ms', interval)))} from now on, also after a restart"
+        return f"every {in_words(_interval_ms(url, answer))} from now on, also after a restart"
 
     ask_each(urls, each_address, one)
 
@@ -65,10 +66,18 @@ def set_interval(interval: int, urls: Sequence[str], each_address: bool, key: st
 @key_option
 def now(urls: Sequence[str], each_address: bool, key: str | None) -> None:
     def one(url: str) -> str:
-        ask("POST", url, "/v1/admin/flush/now", key_or_demo(url, key))
+        if ask("POST", url, "/v1/admin/flush/now", key_or_demo(url, key)).get("flushed") is not True:
+            raise not_parshall(url)
         return "flushed"
 
     ask_each(urls, each_address, one)
+
+
+def _interval_ms(url: str, answer: dict[str, Any]) -> int:
+    interval_ms = answer.get("interval_ms")
+    if not isinstance(interval_ms, int):
+        raise not_parshall(url)
+    return interval_ms
 
 
 def parse_interval(text: str) -> int:

@@ -6,10 +6,11 @@ Must not know: what follows and what does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from parshall.admin_client import ask, ask_each, key_option, key_or_demo, nodes_options
+from parshall.admin_client import ask, ask_each, key_option, key_or_demo, nodes_options, not_parshall
 from parshall.errors import EXIT_CODES
 
 HELP = f"""Let a running service read its configuration file again, without missing a request.
@@ -31,8 +32,15 @@ Examples:
 def reload(urls: Sequence[str], each_address: bool, key: str | None) -> None:
     def one(url: str) -> str:
         answer = ask("POST", url, "/v1/admin/reload", key_or_demo(url, key))
-        in_force, after_restart = answer.get("in_force") or [], answer.get("after_restart") or []
+        in_force, after_restart = _names(url, answer, "in_force"), _names(url, answer, "after_restart")
         lines = [f"in force now: {', '.join(in_force)}" if in_force else "nothing changed that can follow without a restart"]
         return "\n".join(lines + ([f"after a restart: {', '.join(after_restart)}"] if after_restart else []))
 
     ask_each(urls, each_address, one)
+
+
+def _names(url: str, answer: dict[str, Any], what: str) -> list[str]:
+    names = answer.get(what)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise not_parshall(url)
+    return names

@@ -68,7 +68,7 @@ def send(
         stop = error
     except KeyboardInterrupt:
         stop = Stop("Interrupted. Start the same command again to go on: nothing is counted twice.", INTERRUPTED)
-    rejected.close(inputs, complete=stop is None)
+    stop = rejected.close(inputs, complete=stop is None) or stop
     _report(sender, rejected, as_json, stop)
     _leave(stop.code if stop else FAILED if sender.summary.rejected else OK)
 
@@ -123,22 +123,30 @@ class RejectFiles:
 
     def write(self, reject: Reject) -> None:
         path = self.path_for(reject.file)
-        if path not in self._files:
-            try:
+        try:
+            if path not in self._files:
                 self._files[path] = open(path, "wb")  # noqa: SIM115 - open until the end, `close` closes it
-            except OSError as error:
-                raise Stop(
-                    f"Cannot write rejected events to {path}: {error.strerror}; choose another place with --rejects.", FAILED
-                ) from error
-        self._files[path].write(reject.encode())
+            self._files[path].write(reject.encode())
+        except OSError as error:
+            raise _cannot_write(path, error) from error
 
-    def close(self, inputs: list[Input], *, complete: bool) -> None:
-        """What an earlier run wrote about a file goes when this run found nothing wrong with it. A pipe brings something else each time."""
-        for file in self._files.values():
-            file.close()
+    def close(self, inputs: list[Input], *, complete: bool) -> Stop | None:
+        """What an earlier run wrote about a file goes when this run found nothing wrong with it. A pipe brings something else each time.
+        Returns why not all could be written."""
+        stop = None
+        for path, file in self._files.items():
+            try:
+                file.close()
+            except OSError as error:
+                stop = _cannot_write(path, error)
         for path in {self.path_for(source.name) for source in inputs} - set(self._files):
             if complete and os.path.exists(path) and self._path is None and path != self.path_for("-"):
                 os.unlink(path)
+        return stop
+
+
+def _cannot_write(path: str, error: OSError) -> Stop:
+    return Stop(f"Cannot write rejected events to {path}: {error.strerror}; choose another place with --rejects.", FAILED)
 
 
 class Progress:

@@ -17,6 +17,7 @@ import msgspec
 from parshall.send_lines import Batch, Line
 
 LONGEST_PAUSE_S = 60
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what an answer that is not ours may be
 NOT_JSON = "not_json"  # the code of lines that were not sent
 
 
@@ -82,7 +83,7 @@ class NotParshall(Exception):
 def read_verdicts(batch: Batch, body: bytes) -> Verdicts:
     try:
         verdicts = msgspec.json.decode(body, type=Verdicts)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise NotParshall(f"the body of the answer is not a list of verdicts ({error})") from error
     sent = len(batch.lines)
     if verdicts.received != sent or verdicts.accepted + verdicts.duplicate + verdicts.rejected != sent:
@@ -97,7 +98,7 @@ def problem_text(body: bytes) -> str:
     try:
         problem = msgspec.json.decode(body, type=dict[str, Any])
         return str(problem.get("detail") or problem.get("title") or problem)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return body[:200].decode(errors="replace").strip()
 
 

@@ -89,7 +89,7 @@ class Sender:
                     attempt += 1
                     self.summary.retries += 1
                 case _:
-                    raise Stop(self._refused(status, body), USAGE if status in (401, 403, 404) else FAILED)
+                    raise Stop(self._refused(status, body), USAGE if status in (401, 403, 404) or 300 <= status < 400 else FAILED)
 
     async def _try(self, session: aiohttp.ClientSession, batch: Batch) -> tuple[int, str | None, bytes]:
         """Status 0: no answer; whether the events were counted nobody knows, and sending them again is safe."""
@@ -129,6 +129,8 @@ class Sender:
                 return f"This key may not send events to {self._target.url} (it lacks the scope `ingest`)."
             case 404:
                 return f"There is no /v1/events at {self._target.url}: is this the address of Parshall?"
+            case 301 | 302 | 303 | 307 | 308:
+                return f"{self._target.url} sends on to another address, and is not Parshall: give the address of Parshall with --url."
             case 413:
                 return f"One event alone is larger than {self._target.url} takes: {said}"
             case _:

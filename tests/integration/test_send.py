@@ -245,6 +245,9 @@ async def test_an_interrupt_while_standard_input_is_silent(service: Service) -> 
         (["--key", "wrong"], "does not know this key", 2),
         (["--url", "http://127.0.0.1:9", "--patience", "0"], "Gave up after 0 s at http://127.0.0.1:9", 3),
         (["--url", "nonsense"], "is not a URL", 2),
+        (["--url", "http://user:secret@127.0.0.1:9"], "The URL has a user or a password in it", 2),
+        (["--key", "k\r"], "has a character in it that no key has", 2),
+        (["--key", "k\udcff"], "has a character in it that no key has", 2),
     ],
 )
 async def test_what_cannot_work_is_told_in_a_sentence(
@@ -254,17 +257,40 @@ async def test_what_cannot_work_is_told_in_a_sentence(
     found, _, err = await send(file, "--url", service.url, *arguments)
     assert found == code
     assert sentence in err
-    assert "Traceback" not in err
+    assert not any(word in err for word in ("Traceback", "defect", "secret"))
 
 
 async def test_what_answers_is_not_parshall(service: Service, tmp_path: Path) -> None:
-    async def page(request: web.BaseRequest, body: bytes) -> web.StreamResponse | None:
-        return web.Response(text="<html>welcome</html>", content_type="text/html")
+    file = write(tmp_path / "e.ndjson", ["a"])
+    no_text = b'{"received":1,"accepted":0,"duplicate":0,"rejected":1,"errors":[{"index":0,"code":"\xff"}]}'
+    for answer in (b"<html>welcome</html>", no_text, b'{"x":' + b"[" * 100_000):
 
-    service.mischief = [page]
+        async def page(request: web.BaseRequest, body: bytes, answer: bytes = answer) -> web.StreamResponse | None:
+            return web.Response(body=answer)
+
+        service.mischief = [page]
+        code, _, err = await send(file, "--url", service.url)
+        assert code == 2
+        assert "does not answer as Parshall does" in err
+
+
+async def test_the_key_is_not_taken_to_where_an_answer_sends_on(service: Service, tmp_path: Path) -> None:
+    async def elsewhere(request: web.BaseRequest, body: bytes) -> web.StreamResponse | None:
+        return web.Response(status=307, headers={"Location": f"{service.url}/elsewhere"})
+
+    service.mischief = [elsewhere]
     code, _, err = await send(write(tmp_path / "e.ndjson", ["a"]), "--url", service.url)
-    assert code == 2
-    assert "does not answer as Parshall does" in err
+    assert (code, len(service.bodies)) == (2, 1)
+    assert err == f"{service.url} sends on to another address, and is not Parshall: give the address of Parshall with --url.\n"
+
+
+@pytest.mark.parametrize("number", [1, 10_000])  # it shows at the end, or on the way
+async def test_a_full_disk_for_what_is_rejected(service: Service, tmp_path: Path, number: int) -> None:
+    service.most_events = 10_000
+    file = write(tmp_path / "e.ndjson", [f"bad-{n}" for n in range(number)])
+    code, out, err = await send(file, "--url", service.url, "--rejects", "/dev/full")
+    assert code == 1 and out.startswith("events")
+    assert err == "Cannot write rejected events to /dev/full: No space left on device; choose another place with --rejects.\n"
 
 
 async def test_a_file_that_is_not_there(service: Service, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from ingest.auth import hash_key
 from tests.services import free_port
 
+ROOT = Path(__file__).parents[2]
 PARSHALL = [sys.executable, "-m", "parshall"]
 
 
@@ -176,3 +179,19 @@ def test_a_command_that_reads_makes_no_folder(tmp_path: Path) -> None:
         2,
         f"The PostgreSQL in {tmp_path} does not run: start `parshall up` there, or say with --postgres which one.\n",
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["up"], ["ingest", "--redis", "redis://127.0.0.1:1", "--kafka", "127.0.0.1:1"]], ids=lambda one: one[0]
+)
+def test_a_folder_that_is_gone_is_told_in_a_sentence(arguments: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "parshall.toml"
+    key = f'\n[[keys]]\ntenant = "demo"\nhash = "{hash_key("k")}"\nscopes = ["ingest"]\n'
+    config.write_text((ROOT / "parshall" / "demo.toml").read_text() + key)
+    command = [*PARSHALL, *arguments, "--config", str(config)]
+    leave = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; exec {shlex.join(command)}"
+    done = subprocess.run(["bash", "-c", leave], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout == ""
+    assert (done.stderr, done.returncode) == (
+        "The folder that this was started in is gone: go to another one (cd), then start it again.\n", 3
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,6 +17,8 @@ from parshall import admin_client
 from parshall.errors import Stop
 from parshall.flush_commands import flush
 from parshall.reload_command import reload
+
+ANSWERS = {"/v1/admin/reload": b'{"in_force":["keys"],"after_restart":["listen"]}', "/v1/admin/flush/now": b'{"flushed":true}'}
 
 
 class Node:
@@ -29,7 +32,7 @@ class Node:
             def do_PUT(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 node.asked.append((self.command, self.path, json.loads(body) if body else None))
-                content = b'{"detail":"not now"}' if status != 200 else body or b'{"in_force":["keys"],"after_restart":["listen"]}'
+                content = b'{"detail":"not now"}' if status != 200 else body or ANSWERS[self.path]
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -112,3 +115,113 @@ def test_one_that_took_the_question_and_is_silent_is_not_taken_for_absent(monkey
     assert done.exception.message == why
     done = run(flush, "now", "--url", url)
     assert isinstance(done.exception, Stop) and done.exception.message.startswith(f"Nothing answers at {url} (")
+
+
+# ---- what is no Parshall, and what cannot be asked
+
+
+class Stranger:
+    """Takes one connection after the other, and gives each the same bytes for an answer."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self.asked: list[bytes] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._server.accept()
+            with connection:
+                if not (question := connection.recv(65_536)):
+                    return
+                self.asked.append(question)
+                connection.sendall(self._answer)
+
+    def close(self) -> None:
+        with socket.create_connection(self._server.getsockname()) as last:
+            last.shutdown(socket.SHUT_WR)
+            self._thread.join()
+        self._server.close()
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[Stranger]:
+    stranger = Stranger(answer)
+    try:
+        yield stranger
+    finally:
+        stranger.close()
+
+
+def http(body: bytes, status: str = "200 OK", head: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n%s\r\n%s" % (status.encode(), len(body), head, body)
+
+
+COMMANDS = [(flush, "show"), (flush, "set", "--interval", "5s"), (flush, "now"), (reload,)]
+NO_HTTP = [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 no\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"A: " + b"b" * 70_000 + b"\r\n\r\n"]
+OTHER_JSON = [http(body) for body in (b"{}", b"[]", b'{"interval_ms":"x","in_force":7}', b"\xff", b"[" * 100_000, b"9" * 10_000)]
+
+
+@pytest.mark.parametrize("answer", [*NO_HTTP, *OTHER_JSON], ids=lambda answer: answer[-20:].decode(errors="replace"))
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
+def test_what_answers_is_not_parshall(command: Any, answer: bytes) -> None:
+    with answering(answer) as stranger:
+        done = run(*command, "--url", stranger.url)
+    assert isinstance(done.exception, Stop), done.exception
+    assert (done.exception.message, done.exception.code) == (f"What answers at {stranger.url} is not Parshall.", 1)
+
+
+def test_an_answer_that_is_cut_short() -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{") as stranger:
+        done = run(flush, "now", "--url", stranger.url)
+    assert isinstance(done.exception, Stop) and done.exception.code == 3
+    assert done.exception.message.startswith(f"{stranger.url} broke off in the middle of its answer, and may have done what it was asked")
+    with answering(b"HTTP/1.1 503 No\r\nContent-Length: 100\r\n\r\n{") as stranger:
+        done = run(flush, "now", "--url", stranger.url)
+    assert isinstance(done.exception, Stop) and done.exception.message.startswith(f"{stranger.url} cannot do that now (503)")
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Over there"])
+def test_the_key_is_not_taken_to_where_an_answer_sends_on(status: str) -> None:
+    with answering(http(b'{"interval_ms":1000,"flushed":true,"in_force":[],"after_restart":[]}')) as other:
+        with answering(http(b"", status, b"Location: %s/v1\r\n" % other.url.encode())) as stranger:
+            said = [run(*command, "--url", stranger.url).exception for command in COMMANDS]
+        assert other.asked == []
+    for one in said:
+        assert isinstance(one, Stop) and one.code == 1
+        assert one.message == f"{stranger.url} sends on to {other.url}/v1, and is not Parshall: give the address of Parshall with --url."
+
+
+def test_a_key_that_no_header_can_carry() -> None:
+    for key in ("k\r", "k\nX: y", "\x01", "k\x7f", "\udcff"):
+        for command in COMMANDS:
+            done = CliRunner().invoke(command[0], [*command[1:]], env={"PARSHALL_KEY": key})
+            assert isinstance(done.exception, Stop) and done.exception.code == 2, (key, done.exception)
+            assert (
+                done.exception.message == "The API key (--key or PARSHALL_KEY) has a character in it that no key has, such as a line break."
+            )
+
+
+def test_a_key_in_any_script(nodes: list[Node]) -> None:
+    with answering(http(b'{"interval_ms":1000}')) as stranger:
+        done = CliRunner().invoke(flush, ["show", "--url", stranger.url, "--key", "ключ"])
+    assert done.output == "every 1s\n"
+    assert "Authorization: Bearer ключ\r\n".encode() in stranger.asked[0]
+
+
+@pytest.mark.parametrize("url", ["http://u:secret@127.0.0.1:9", "http://secret@127.0.0.1:9", "http://u:sec ret@[::1"])
+def test_a_url_with_a_password_is_refused_without_showing_it(url: str) -> None:
+    for command in COMMANDS:
+        done = run(*command, "--url", url)
+        assert isinstance(done.exception, Stop) and done.exception.code == 2
+        assert done.exception.message.startswith("The URL has a user or a password in it: leave them out")
+
+
+@pytest.mark.parametrize("rest", ["127.0.0.1:99999", "[::1", "a b", "127.0.0.1:9/?x=1", "127.0.0.1:9/#x", "a" * 80, "a..b", "x\ny"])
+def test_what_is_no_url(rest: str) -> None:
+    for command in (*COMMANDS, (flush, "now", "--each-address")):
+        done = run(*command, "--url", f"http://{rest}")
+        assert done.exit_code == 2 and "is not a URL as in http://127.0.0.1:8080" in done.output, done.output
