@@ -12,7 +12,7 @@ from socket import SOCK_STREAM, getaddrinfo
 from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 import click
 
@@ -129,7 +129,8 @@ class _NoRedirects(HTTPRedirectHandler):
         return None
 
 
-_opener = build_opener(_NoRedirects)
+# Nor is a proxy that the environment names, as for `parshall send`: nodes are asked themselves, and none lies before the loopback.
+_opener = build_opener(ProxyHandler({}), _NoRedirects)
 
 
 def ask(method: str, url: str, path: str, key: str, body: dict[str, object] | None = None) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,7 @@ from parshall.errors import Stop
 from parshall.flush_commands import flush
 from parshall.reload_command import reload
 
+PROJECT = Path(__file__).parents[2]
 ANSWERS = {"/v1/admin/reload": b'{"in_force":["keys"],"after_restart":["listen"]}', "/v1/admin/flush/now": b'{"flushed":true}'}
 
 
@@ -193,6 +198,19 @@ def test_the_key_is_not_taken_to_where_an_answer_sends_on(status: str) -> None:
     for one in said:
         assert isinstance(one, Stop) and one.code == 1
         assert one.message == f"{stranger.url} sends on to {other.url}/v1, and is not Parshall: give the address of Parshall with --url."
+
+
+def test_proxies_of_the_environment_are_not_asked(nodes: list[Node]) -> None:
+    with answering(http(b'{"interval_ms":1,"flushed":true,"in_force":[],"after_restart":[]}')) as proxy:
+        there = ["--url", nodes[0].url, "--key", "k"]
+        # In a process of its own: urllib looks at the environment once.
+        environment = {**os.environ, "http_proxy": proxy.url, "all_proxy": proxy.url, "no_proxy": "", "PYTHONPATH": str(PROJECT)}
+        for words in (["flush", "now"], ["reload"]):
+            command = [sys.executable, "-m", "parshall", *words, *there]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert proxy.asked == []
+    assert [path for _, path, _ in nodes[0].asked] == ["/v1/admin/flush/now", "/v1/admin/reload"]
 
 
 def test_a_key_that_no_header_can_carry() -> None:
