@@ -68,7 +68,7 @@ def up(config: str | None, **given: object) -> None:
     holder, address = reserve(settings.address)
     with holder:
         postgres, settings = find_postgres(settings, folder)
-        said = welcome(settings, folder.path, address, as_called(sys.argv[0]), demo=config is None)
+        said = welcome(settings, folder.path, address, as_called(sys.argv[0]), os.environ, demo=config is None)
         _run(settings, folder, address, postgres, origin, lock, lambda: announce(said))
 
 

@@ -5,33 +5,49 @@ Pure. The curl commands work as they are pasted into bash, as often as one likes
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from parshall.admin_client import DEFAULT_URL
 from parshall.settings import Address, Settings
 
 
-def welcome(settings: Settings, data: str, address: Address, command: str, *, demo: bool) -> str:
-    """`command` is how this program is called again."""
+def welcome(settings: Settings, data: str, address: Address, command: str, environment: Mapping[str, str], *, demo: bool) -> str:
+    """`command` is how this program is called again; `environment` is where it finds what it is not told."""
     url = address.url
-    key = "demo-key" if demo else "$PARSHALL_KEY"
-    tenant = (
-        'Tenant "demo", key "demo-key".'
-        if demo
-        else f"{len(settings.tenants)} tenant(s) of the configuration; put a key into PARSHALL_KEY."
-    )
-    auth = f'-H "Authorization: Bearer {key}"'
-    first = send_one(url, auth) if demo else ""
+    auth = f'-H "Authorization: Bearer {"demo-key" if demo else "$PARSHALL_KEY"}"'
+    there = _options(url, environment, demo=demo)
     return f"""
-{tenant} Data in {data}
-{first}
+{_who(settings, demo=demo)} Data in {data}
+{send_one(url, auth) if demo else ""}
 What came of it, a second or two later:
 
-  curl -s {auth} "{url}/v1/usage?meter=requests&subject=customer-1"
-  curl -s {auth} "{url}/v1/charges?subject=customer-1&period=$(date -u +%Y-%m)"
+  curl -s {auth} "{url}/v1/usage?meter={_meter(settings, demo=demo)}"
+  curl -s {auth} "{url}/v1/charges?{"subject=customer-1&" if demo else ""}period=$(date -u +%Y-%m)"
   curl -s {auth} {url}/v1/ledger
 
-Next: {command} send FILE…    {command} flush show    {command} --help
+Next: {command} send{there} FILE…    {command} flush show{there}    {command} --help
 Ctrl-C stops; the next start goes on from there.
 
 Parshall is ready at {url}"""
+
+
+def _who(settings: Settings, *, demo: bool) -> str:
+    if demo:
+        return 'Tenant "demo", key "demo-key".'
+    return f"{len(settings.tenants)} tenant(s) of the configuration; `export PARSHALL_KEY=…` with the key of one."
+
+
+def _meter(settings: Settings, *, demo: bool) -> str:
+    """One to ask for. Whose usage a configuration counts nobody knows here: that of all subjects together."""
+    return "requests&subject=customer-1" if demo else quote(str(settings.meters[0]["name"]), safe="")
+
+
+def _options(url: str, environment: Mapping[str, str], *, demo: bool) -> str:
+    """What a command must be told, to ask this service and no other."""
+    given = f" --url {shlex.quote(url)}" if environment.get("PARSHALL_URL", DEFAULT_URL) != url else ""
+    return given + (" --key demo-key" if demo and "PARSHALL_KEY" in environment else "")
 
 
 def send_one(url: str, auth: str) -> str:

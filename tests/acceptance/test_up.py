@@ -9,6 +9,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.error import HTTPError
@@ -67,6 +68,63 @@ def test_a_first_hour(starts: list[Up], data: Path, port: int) -> None:
         assert b'parshall_flush_interval_seconds{worker="0"} 3600.0' in metrics.read()
     again.process.send_signal(signal.SIGTERM)
     assert again.process.wait(60) == 0
+
+
+def typed(welcome: str) -> tuple[str, str]:
+    """What it suggests to type: how to send files, how to see the interval."""
+    found = re.search(r"^Next: python -m (parshall send.*?) {4}python -m (parshall flush show.*?) {4}", welcome, re.MULTILINE)
+    assert found is not None, welcome
+    return tuple(f"{shlex.quote(sys.executable)} -m {words}" for words in found.groups())  # type: ignore[return-value]
+
+
+def an_event(folder: Path) -> Path:
+    event = {
+        "specversion": "1.0",
+        "type": "http.request",
+        "source": "t",
+        "id": "a",
+        "time": now(),
+        "subject": "s",
+        "data": {"region": "eu"},
+    }
+    event["data"] |= {"zone": "a", "bytes": 3}  # type: ignore[operator]
+    file = folder / "a file"
+    file.write_text(json.dumps(event) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("environment", [{}, {"PARSHALL_KEY": "of another service", "PARSHALL_URL": "http://127.0.0.1:1"}])
+def test_what_it_suggests_works_at_another_address(
+    starts: list[Up], data: Path, port: int, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    for name, value in {"PYTHONPATH": str(ROOT), **environment}.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    starts.append(Up(data, port))
+    send, show = typed(starts[0].welcome)
+    assert starts[0].paste(show) == "every 1s\n"
+    assert "all new" in starts[0].paste(send.replace("FILE…", shlex.quote(str(an_event(data.parent)))))
+
+
+def test_what_it_suggests_works_with_a_configuration(starts: list[Up], data: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PARSHALL_KEY", "k")
+    config = data.parent / "parshall.toml"
+    config.write_text(with_a_key("acme").replace('"requests"', '"calls"'))
+    starts.append(Up(data, port, "--config", str(config)))
+    up = starts[0]
+    assert "export PARSHALL_KEY=" in up.welcome and "demo" not in up.welcome
+    usage, charges, ledger = curls(up.welcome)
+    assert json.loads(up.paste(usage))["data"] == []  # before there is any, too
+    send, show = typed(up.welcome)
+    assert up.paste(show) == "every 1s\n"
+    assert "all new" in up.paste(send.replace("FILE…", shlex.quote(str(an_event(data.parent)))))
+    while json.loads(up.paste(ledger))["tenants"]["acme"]["rated"] != 1:
+        time.sleep(0.05)
+    assert json.loads(up.paste(usage))["data"][0]["value"] == "1"
+    assert [line["meter"] for line in json.loads(up.paste(charges))["subjects"][0]["lines"]] == ["calls", "egress_bytes"]
 
 
 def test_at_the_end_all_is_flushed_and_rated(starts: list[Up], data: Path, port: int, postgres: services.Postgres, database: str) -> None:
