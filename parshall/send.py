@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 HELP = f"""Send FILEs of events, one JSON object a line, as an edge worker would.
 
-A FILE may be gzipped; - is standard input. Every request is sent again until it is answered: events are never counted twice, so an
-interrupted `send` is simply started again, and says how many events were already counted.
+A FILE may be gzipped; - is standard input, of which no line waits for longer than about a second. Every request is sent again until it is
+answered: events are never counted twice, so an interrupted `send` is simply started again, and says how many events were already counted.
 
 \b
 Examples:
@@ -63,14 +63,33 @@ def send(
     stop: Stop | None = None
     try:
         with progress:
-            asyncio.run(sender.send(_all_batches(inputs, batch, progress), lambda: progress.show(sender)))
+            batches = _all_batches(inputs, batch, progress)
+            asyncio.run(sender.send(batches, lambda: progress.show(sender), progress.held))
     except Stop as error:
-        stop = error
+        stop = Stop(" ".join([error.message, *_gone_by(inputs, sender)]), error.code)
     except KeyboardInterrupt:
-        stop = Stop("Interrupted. Start the same command again to go on: nothing is counted twice.", INTERRUPTED)
+        stop = Stop(" ".join(["Interrupted.", *_how_to_go_on(inputs), *_gone_by(inputs, sender)]), INTERRUPTED)
     stop = rejected.close(inputs, complete=stop is None) or stop
     _report(sender, rejected, as_json, stop)
     _leave(stop.code if stop else FAILED if sender.summary.rejected else OK)
+
+
+def _how_to_go_on(inputs: list[Input]) -> list[str]:
+    return [] if all(source.once for source in inputs) else ["Start the same command again to go on: nothing is counted twice."]
+
+
+def _gone_by(inputs: list[Input], sender: Sender) -> list[str]:
+    """What the same command will not read again."""
+    told = []
+    for source in inputs:
+        lines = source.lines_read - sender.answered[source.name] if source.once else 0
+        if lines > 0:
+            name = "standard input" if source.name == "-" else source.name
+            told.append(
+                f"From {name} up to {lines:,} lines were read of which it is not known that they count: "
+                "send them again from where they came, nothing is counted twice."
+            )
+    return told
 
 
 def _all_batches(inputs: list[Input], size: int, progress: Progress) -> Iterator[Batch | BadLine]:
@@ -169,6 +188,9 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.render_finish()
+
+    def held(self) -> Batch | None:
+        return self.current.held() if self.current is not None else None
 
     def show(self, sender: Sender) -> None:
         summary = sender.summary

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Generic, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from parshall.send_lines import BadLine, Batch
 
 T = TypeVar("T")
 
+_HELD_S = 1.0  # how long lines that were read wait for others to come along
 _ANSWER_S = 60  # longer than the service's own deadline for a request
 
 
@@ -30,21 +32,25 @@ class Target(NamedTuple):
 
 
 class Sender:
-    """`on_reject` and `on_wait` are told on the way; `summary` always says what is certain so far."""
+    """`on_reject` and `on_wait` are told on the way; `summary` always says what is certain so far, `answered` how many lines of each file
+    that is about."""
 
     def __init__(
         self, target: Target, *, entropy: Callable[[int], bytes], on_reject: Callable[[Reject], None], on_wait: Callable[[str], None]
     ) -> None:
         self.summary = Summary()
+        self.answered: Counter[str] = Counter()
         self._target = target
         self._url = f"{target.url.rstrip('/')}/v1/events"
         self._entropy = entropy
         self._on_reject = on_reject
         self._on_wait = on_wait
 
-    async def send(self, batches: Iterator[Batch | BadLine], on_progress: Callable[[], None]) -> None:
-        """Return when all are answered. Raises Stop when one cannot be."""
-        source = _Ahead(batches, self._target.parallel)
+    async def send(
+        self, batches: Iterator[Batch | BadLine], on_progress: Callable[[], None], held: Callable[[], Batch | None] = lambda: None
+    ) -> None:
+        """Return when all are answered. Raises Stop when one cannot be. `held` gives what `batches` has read and waits with."""
+        source = _Ahead(batches, self._target.parallel, held)
         headers = {"Authorization": f"Bearer {self._target.key}", "Content-Type": "application/json"}
         connector = aiohttp.TCPConnector(limit=self._target.parallel)
         async with aiohttp.ClientSession(headers=headers, connector=connector, timeout=aiohttp.ClientTimeout(total=_ANSWER_S)) as session:
@@ -66,6 +72,7 @@ class Sender:
         while (item := await source.next()) is not None:
             if isinstance(item, BadLine):
                 self.summary.by_code[NOT_JSON] += 1
+                self.answered[item.file] += 1
                 self._on_reject(Reject(item.file, item.line, NOT_JSON, item.detail, None))
             else:
                 await self._deliver(session, item)
@@ -117,6 +124,7 @@ class Sender:
         except NotParshall as error:
             raise Stop(f"{self._url} does not answer as Parshall does: {error}.", USAGE) from error
         self.summary.add(verdicts)
+        self.answered[batch.file] += len(batch.lines)
         for error_ in verdicts.errors:
             self._on_reject(Reject(batch.file, batch.lines[error_.index], error_.code, error_.detail, error_.id))
 
@@ -147,10 +155,12 @@ def _why(status: int, body: bytes) -> str:
 class _Ahead(Generic[T]):
     """Reads an iterator that blocks in a thread of its own, a few items ahead. The thread may hang in a read: nobody waits for it.
 
-    An iterator that fails is at its end there, so that what came before is dealt with as always; `failure` says why.
+    An iterator that fails is at its end there, so that what came before is dealt with as always; `failure` says why. Where nothing comes
+    for a while, `held` is asked for what the iterator has begun.
     """
 
-    def __init__(self, iterator: Iterator[T], ahead: int) -> None:
+    def __init__(self, iterator: Iterator[T], ahead: int, held: Callable[[], T | None]) -> None:
+        self._held = held
         self._loop = asyncio.get_running_loop()
         self.failure: Exception | None = None
         self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
@@ -160,7 +170,14 @@ class _Ahead(Generic[T]):
 
     async def next(self) -> T | None:
         """None at the end, to every caller."""
-        item = await self._queue.get()
+        while True:
+            try:
+                async with asyncio.timeout(_HELD_S):
+                    item = await self._queue.get()
+                break
+            except TimeoutError:
+                if (begun := self._held()) is not None:
+                    return begun
         if isinstance(item, Exception):
             self.failure, item = item, None
         if item is None:

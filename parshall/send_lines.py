@@ -9,9 +9,11 @@ import gzip
 import io
 import os
 import re
+import stat
+import threading
 import zlib
-from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple, cast
 
 import msgspec
 
@@ -58,18 +60,55 @@ def make_batch(file: str, lines: tuple[Line, ...]) -> Batch:
     return Batch(file, lines, b"[" + b",".join(line.text for line in lines) + b"]")
 
 
+class Pile:
+    """The lines of the batch that is not full yet. The thread that reads adds to it; what waits in it for too long, another takes."""
+
+    def __init__(self, file: str, size: int, most_bytes: int = MOST_BODY_BYTES) -> None:
+        self.blank = 0  # lines that are nothing to send
+        self._file = file
+        self._size = size
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._lines: list[Line] = []
+        self._length = 0
+
+    def add(self, line: Line) -> list[Batch]:
+        """What is full by that."""
+        with self._lock:
+            full = [self._take()] if self._lines and self._length + len(line.text) > self._most_bytes else []
+            self._lines.append(line)
+            self._length += len(line.text) + 1
+            return [*full, self._take()] if len(self._lines) == self._size else full
+
+    def take(self) -> Batch | None:
+        with self._lock:
+            return self._take() if self._lines else None
+
+    def _take(self) -> Batch:
+        lines, self._lines, self._length = tuple(self._lines), [], 0
+        return make_batch(self._file, lines)
+
+
 class Input:
-    """One file, open. `position` tells how many bytes of it have been read, out of `size` (None: nobody knows)."""
+    """One file, open. `position` tells how many bytes of it have been read, out of `size` (None: nobody knows).
+
+    `once`: a pipe or a terminal, whose lines come when they come, and cannot be read again.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         try:
             self._raw = io.FileIO(0, closefd=False) if name == STDIN else io.FileIO(name)
-            buffered = io.BufferedReader(self._raw, 1 << 18)
+            self.once = not stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode)
+            self._counted = _Counted(self._raw.readinto)
+            buffered = io.BufferedReader(self._counted if self.once else self._raw, 1 << 18)
             self._gzip = buffered.peek(2)[:2] == _GZIP_MAGIC
         except OSError as error:
             raise Stop(f"Cannot read {name}: {error.strerror}.", USAGE) from error
-        self._file: IO[bytes] = io.BufferedReader(_Unpacked(buffered), 1 << 18) if self._gzip else buffered
+        if self._gzip:
+            self._counted = _Counted(_Unpacked(buffered.read1).readinto)
+        self._file: IO[bytes] = io.BufferedReader(self._counted, 1 << 18) if self._gzip else buffered
+        self._pile: Pile | None = None
         self.size = None if name == STDIN else os.fstat(self._raw.fileno()).st_size
 
     @property
@@ -81,9 +120,19 @@ class Input:
         except (ValueError, OSError):  # closed: read to its end. Not asked first: the thread that reads may close it meanwhile
             return self.size
 
+    @property
+    def lines_read(self) -> int:
+        """Of a file that is read once: those that are to be sent, and empty ones that were read ahead."""
+        return self._counted.lines - (self._pile.blank if self._pile else 0)
+
+    def held(self) -> Batch | None:
+        """What has been read and waits for more, where more may be long in coming."""
+        return self._pile.take() if self.once and self._pile else None
+
     def batches(self, size: int) -> Iterator[Batch | BadLine]:
+        self._pile = Pile(self.name, size)
         try:
-            yield from cut(self.name, self._file, size)
+            yield from cut(self.name, self._file, self._pile)
         except EOFError as error:
             what = f"{self.name} is cut off; the lines before that place were sent"
             raise Stop(f"{what}: send the whole file once you have it, nothing is counted twice.", USAGE) from error
@@ -99,14 +148,41 @@ class Input:
                 self._raw.close()
 
 
-class _Unpacked(io.RawIOBase):
-    """What a gzip file holds, piece by piece: all that comes before a place that is damaged, where GzipFile alone drops a whole read."""
+class _Counted(io.RawIOBase):
+    """Knows how many lines were read from it, also those that nobody has asked for yet."""
 
-    def __init__(self, packed: IO[bytes]) -> None:
-        self._file = gzip.GzipFile(fileobj=packed)
+    def __init__(self, read_into: Callable[[Any], int | None]) -> None:
+        self.lines = 0
+        self._read_into = read_into
+        self._in_a_line = False
 
     def readable(self) -> bool:
         return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        length = self._read_into(buffer)
+        if length:
+            piece = bytes(buffer[:length])
+            self.lines += piece.count(b"\n")
+            self._in_a_line = not piece.endswith(b"\n")
+        elif length == 0 and self._in_a_line:  # the last line may lack its end
+            self.lines += 1
+            self._in_a_line = False
+        return length
+
+
+class _AsItComes:
+    """For GzipFile, which asks for large pieces and would wait until a slow pipe has brought one."""
+
+    def __init__(self, read1: Callable[[int], bytes]) -> None:
+        self.read = read1
+
+
+class _Unpacked:
+    """What a gzip file holds, piece by piece: all that comes before a place that is damaged, where GzipFile alone drops a whole read."""
+
+    def __init__(self, read1: Callable[[int], bytes]) -> None:
+        self._file = gzip.GzipFile(fileobj=cast(IO[bytes], _AsItComes(read1)))
 
     def readinto(self, buffer: Any) -> int:
         piece = self._file.read1(len(buffer))
@@ -114,35 +190,26 @@ class _Unpacked(io.RawIOBase):
         return len(piece)
 
 
-def cut(name: str, file: IO[bytes], size: int, most_bytes: int = MOST_BODY_BYTES) -> Iterator[Batch | BadLine]:
-    """Batches of at most `size` events and about `most_bytes`, in the order of the file; lines that are no JSON object one by one.
+def cut(name: str, file: IO[bytes], pile: Pile) -> Iterator[Batch | BadLine]:
+    """Batches as `pile` makes them, in the order of the file; lines that are no JSON object one by one.
 
     What cannot be read further is raised once all that was read is out.
     """
-    lines: list[Line] = []
-    length = 0
     try:
         for number, text in _numbered(file):
-            if not text:
-                continue
             line = Line(number, text)
-            if (wrong := what_is_wrong(text)) is not None:
+            if not text:
+                pile.blank += 1
+            elif (wrong := what_is_wrong(text)) is not None:
                 yield BadLine(name, line, wrong)
-                continue
-            if lines and length + len(text) > most_bytes:
-                yield make_batch(name, tuple(lines))
-                lines, length = [], 0
-            lines.append(line)
-            length += len(text) + 1
-            if len(lines) == size:  # at once, not when the next line comes: standard input may be a slow pipe
-                yield make_batch(name, tuple(lines))
-                lines, length = [], 0
+            else:
+                yield from pile.add(line)  # at once when it is full, not when the next line comes: that may be long in coming
     except (OSError, EOFError, zlib.error):
-        if lines:
-            yield make_batch(name, tuple(lines))
+        if (rest := pile.take()) is not None:
+            yield rest
         raise
-    if lines:
-        yield make_batch(name, tuple(lines))
+    if (rest := pile.take()) is not None:
+        yield rest
 
 
 def what_is_wrong(text: bytes) -> str | None:

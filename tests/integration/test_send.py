@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -237,6 +238,49 @@ async def test_an_interrupt_while_standard_input_is_silent(service: Service) -> 
     await process.wait()
     process.stdin.close()
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_lines_of_a_slow_pipe_are_sent_while_it_is_silent(service: Service, packed: bool) -> None:
+    process = await start("-", "--url", service.url, stdin=asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    packer = zlib.compressobj(wbits=31)
+    for id_ in ("a", "b", "c"):
+        line = json.dumps({"id": id_}).encode() + b"\n"
+        process.stdin.write(packer.compress(line) + packer.flush(zlib.Z_SYNC_FLUSH) if packed else line)
+        while id_ not in service.counted:
+            await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    assert (await process.stderr.read()).decode() == "Interrupted.\n"  # nothing that was read is missing
+    assert await process.wait() == 130
+    process.stdin.close()
+
+
+async def test_what_was_read_of_a_pipe_and_is_not_answered_is_told(service: Service) -> None:
+    service.hold = asyncio.Event()
+    service.hold_after = 1
+    for signalled, more in ((True, []), (False, ["--patience", "0"])):
+        service.bodies, service.mischief = [], []
+        process = await start("-", "--url", service.url, "--batch", "2", "--parallel", "1", *more, stdin=asyncio.subprocess.PIPE)
+        assert process.stdin is not None and process.stderr is not None
+        if not signalled:
+
+            async def fails(request: web.BaseRequest, body: bytes) -> web.StreamResponse | None:
+                return web.Response(status=503) if len(service.bodies) > 1 else None
+
+            service.hold, service.mischief = None, [fails, fails]
+        process.stdin.write(b"".join(b'{"id":"%d"}\n' % n for n in range(9)) + b'{"id"')
+        while len(service.bodies) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # for what it reads ahead
+        if signalled:
+            process.send_signal(signal.SIGINT)
+        said = (await process.stderr.read()).decode()
+        assert await process.wait() == (130 if signalled else 3)
+        told = "From standard input up to 7 lines were read of which it is not known that they count: send them again from where they came"
+        assert f"{told}, nothing is counted twice.\n" in said and "same command again" not in said, said
+        process.stdin.close()
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parshall.errors import Stop
-from parshall.send_lines import LONGEST_LINE, MOST_NESTING, BadLine, Batch, Input, Line, cut, make_batch, what_is_wrong
+from parshall.send_lines import LONGEST_LINE, MOST_NESTING, BadLine, Batch, Input, Line, Pile, cut, make_batch, what_is_wrong
 
 
 def items(text: bytes, size: int = 2, most_bytes: int = 1 << 20) -> list[Batch | BadLine]:
-    return list(cut("f", io.BytesIO(text), size, most_bytes))
+    return list(cut("f", io.BytesIO(text), Pile("f", size, most_bytes)))
 
 
 def numbers(item: Batch | BadLine) -> list[int]:
@@ -162,3 +162,30 @@ def test_of_a_gzip_file_that_is_damaged_all_lines_before_that_place_are_read(tmp
 def test_a_file_that_is_not_there_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(Stop, match=r"Cannot read .*: No such file"):
         Input(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_a_pipe_what_was_read_can_be_taken_and_is_counted(packed: bool) -> None:
+    reader, writer = os.pipe()
+    text = b'{"a":1}\n\nnonsense\n{"b":2}\n{"c":3}'
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(gzip.compress(text) if packed else text)
+    source = Input(f"/dev/fd/{reader}")
+    assert source.once and source.held() is None
+    batches = source.batches(10)
+    bad = next(batches)
+    assert numbers(bad) == [3]
+    held = source.held()
+    assert held is not None and numbers(held) == [1] and held.body == b'[{"a":1}]'
+    assert source.held() is None
+    (rest,) = batches
+    assert numbers(rest) == [4, 5]
+    assert source.lines_read == 4  # the empty one is nothing to send
+    os.close(reader)
+
+
+def test_what_is_held_of_a_file_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text('{"a":1}\nnonsense\n')
+    source = Input(str(tmp_path / "f"))
+    next(source.batches(10))
+    assert not source.once and source.held() is None
