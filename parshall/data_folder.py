@@ -36,7 +36,7 @@ class DataFolder:
 
     def make(self) -> DataFolder:
         """What is not there yet. Raises Stop where this user cannot write, or should not."""
-        self._refuse_anothers()
+        self.refuse_anothers()
         try:
             # Where root must run PostgreSQL as somebody else, that one must get through; every folder below is closed.
             os.makedirs(self.path, mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
@@ -50,7 +50,7 @@ class DataFolder:
             raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
         return self
 
-    def _refuse_anothers(self) -> None:
+    def refuse_anothers(self) -> None:
         """Root could use it, and would leave files that its user cannot open. A folder with nothing of ours in it may be used: a
         volume belongs to whoever made it."""
         if os.geteuid() != 0:

@@ -9,6 +9,7 @@ rater (it takes in what they flushed), PostgreSQL. A second signal hurries: what
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -121,9 +122,9 @@ class Supervisor:
     async def _wait_ready(self, worker: Child, socket: str) -> None:
         loop = asyncio.get_running_loop()
         say_s = loop.time() + _PATIENCE_TO_SAY_S
-        while not await answers_ready(socket):
+        while (reasons := await why_not_ready(socket)) != "":
             if loop.time() > say_s:
-                log.info("still waiting for a worker to be ready", child=worker.order.name)
+                log.info("still waiting for a worker to be ready", child=worker.order.name, reasons=reasons)
                 say_s += 3 * _PATIENCE_TO_SAY_S
             await asyncio.sleep(_READY_POLL_S)
         worker.was_ready = True
@@ -159,16 +160,25 @@ async def _start_postgres(postgres: EmbeddedPostgres) -> None:
         raise Stop(str(error), UNAVAILABLE) from error
 
 
-async def answers_ready(socket: str) -> bool:
-    """Whether the worker behind a control socket says that it serves."""
+async def why_not_ready(socket: str) -> str:
+    """What the worker behind a control socket says to /readyz; nothing when it is."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket)
     except OSError:
-        return False
+        return "It does not answer yet."
     try:
         writer.write(b"GET /readyz HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n")
-        return b" 200 " in await reader.readline()
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        return "" if b" 200 " in head.partition(b"\r\n")[0] else _detail(body)
     except OSError:
-        return False
+        return "It does not answer yet."
     finally:
         writer.close()
+
+
+def _detail(body: bytes) -> str:
+    try:
+        said = str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        said = ""
+    return said or "It does not say why."

@@ -9,7 +9,8 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 HELP = f"""See the writers that share the claims, and finish those that will not come back.
 
 A writer is a journal directory (DATA/writers/N of a `parshall ingest`). Each one registered is waited for whenever Redis has lost data,
-so one that is gone for good must be drained, from any machine that has its disk, or declared lost when the disk is gone too.
+so one that is gone for good must be drained, from any machine that has its disk, or declared lost when the disk is gone too. Of `up`
+without Redis, a writer whose journal is gone is declared lost while `up` is stopped.
 
 \b
 Examples:
@@ -90,15 +92,35 @@ def drain(directory: str, config: str | None, **given: object) -> None:
 def lost(writer_id: str, accept: bool, dead_since: int | None, config: str | None, **given: object) -> None:
     from parshall.writer_loss import declare_lost
 
-    settings = _settings(config, given, "lost", redis=True)
+    settings = _settings(config, given, "lost", redis=False)
+    if settings.kafka.bootstrap is not None:
+        _demand_redis(settings, "lost")
     try:
         writer = bytes.fromhex(writer_id)
     except ValueError:
         writer = b""
     if len(writer) != 16:
         raise Stop(f"{writer_id} is not the id of a writer, 32 hexadecimal digits: `parshall writer list` shows them.", USAGE)
-    for line in asyncio.run(declare_lost(settings, _folder(settings), writer, dead_since_us=dead_since, accept=accept, say=say)):
+    folder = _folder(settings)
+    with _out_of_use(folder, settings, config, writer, dead_since) if folder and not settings.redis.urls else nullcontext():
+        lines = asyncio.run(declare_lost(settings, folder, writer, dead_since_us=dead_since, accept=accept, say=say))
+    for line in lines:
         click.echo(line)
+
+
+@contextmanager
+def _out_of_use(folder: DataFolder, settings: Settings, config: str | None, writer: bytes, dead_since_us: int | None) -> Iterator[None]:
+    """Where claims are in the process of `up`: nobody runs on the folder meanwhile, and what can be seen in it does not contradict."""
+    from parshall.writer_folder import refuse_living, refuse_other_configuration
+
+    folder.refuse_anothers()
+    lock = folder.lock("parshall writer lost", say)
+    try:
+        refuse_other_configuration(folder, settings, given=config is not None)
+        refuse_living(folder, writer, dead_since_us)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _moment_us(text: str | None) -> int | None:
@@ -124,8 +146,12 @@ def _settings(config: str | None, given: Mapping[str, Any], command: str, *, red
     configure_logs(f"writer {command}", level=logging.WARNING)
     settings = read_settings(config, settings_given(given))
     if redis:
-        demand(settings, f"writer {command}", {"Redis": (settings.redis.url, "--redis")})
+        _demand_redis(settings, command)
     return settings
+
+
+def _demand_redis(settings: Settings, command: str) -> None:
+    demand(settings, f"writer {command}", {"Redis": (settings.redis.url, "--redis")})
 
 
 def _folder(settings: Settings) -> DataFolder | None:

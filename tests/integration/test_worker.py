@@ -18,7 +18,7 @@ from parshall import peers, worker
 from parshall.data_folder import DataFolder
 from parshall.errors import OK
 from parshall.settings import Address, Settings
-from parshall.supervisor import answers_ready
+from parshall.supervisor import why_not_ready
 from parshall.wiring import World
 from parshall.worker import Worker, WorkerOrder
 
@@ -51,7 +51,7 @@ async def serving(folder: DataFolder, world: World) -> AsyncIterator[None]:
     order = WorkerOrder(SETTINGS, folder, 0, 1, Address("127.0.0.1", 0))
     running = asyncio.create_task(Worker(order, world, lambda: None).run())
     async with asyncio.timeout(30):
-        while not running.done() and not await answers_ready(folder.control_socket(0)):
+        while not running.done() and await why_not_ready(folder.control_socket(0)):
             await asyncio.sleep(0.02)
         yield
         os.kill(os.getpid(), signal.SIGTERM)
