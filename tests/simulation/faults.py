@@ -79,6 +79,8 @@ def power_loss_at_a_disk_step(world: World, node: Node) -> None:
     def come_back() -> None:
         if node.disk.off:
             world.lose_power(node)
+        elif node.up:  # an error that lay in wait came first, and it may not have noticed it yet
+            world.loop.call_later(0.1, node.restart)
         node.restart()
 
     node.disk.on_failure = strike
