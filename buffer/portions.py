@@ -2,8 +2,8 @@
 
 Belongs here: cutting what is to be produced into portions, by how long earlier ones took. Must not know: Kafka, records, clocks.
 
-A deadline for each portion is one for progress: what takes longer is an outage. So a portion is kept far smaller than what the link carries
-in that time. Where it carries a lot, portions are large, and waiting for each costs nothing that could be measured.
+A deadline for each portion is one for progress: what takes longer is an outage. So a portion is kept smaller than half of what the link
+carries in that time. Where it carries a lot, portions are large, also where each acknowledgement takes its time: waiting costs little.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Portions:
             yield wanted[start:]
 
     def took(self, seconds: float, size: int) -> None:
-        """A portion of that size was acknowledged. A small one says nothing of how a large one would do."""
-        if seconds > self._deadline_s / 4:
+        """A portion of that size was acknowledged. One that is twice as large takes at most twice as long; of much larger ones it says
+        nothing."""
+        if seconds > self._deadline_s / 3:
             self._bytes = max(_LEAST_BYTES, self._bytes // 2)
-        elif seconds < self._deadline_s / 16 and 2 * size > self._bytes:
+        elif seconds < self._deadline_s / 6 and 2 * size > self._bytes:
             self._bytes = min(_MOST_BYTES, 2 * self._bytes)
 
     def failed(self) -> None:

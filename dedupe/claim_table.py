@@ -291,16 +291,16 @@ class ClaimTable:
         """Each copy is a duplicate of what its first is a claim of by now, or a conflict with it; or as pending as its first."""
         places = [(tenant, digest) for tenant, digests, _ in sections for digest in _split(digests, DIGEST_BYTES)]
         known = codes or bytes((GRANTED,)) * len(places)
+        newest_first = [self._claims[generation] for generation in sorted(self._claims, reverse=True)]
         of_copies = bytearray()
         for place, fingerprint in COPY.iter_unpack(copies):
-            value = b"" if known[place] == PENDING else self._found(*places[place])
-            of_copies.append(_duplicate_or_conflict(value, fingerprint) if value else PENDING)
+            if known[place] == PENDING:
+                of_copies.append(PENDING)
+                continue
+            tenant, digest = places[place]
+            value = next(held[tenant][digest] for held in newest_first if digest in held.get(tenant, ()))
+            of_copies.append(_duplicate_or_conflict(value, fingerprint))
         return known + of_copies
-
-    def _found(self, tenant: int, digest: bytes) -> bytes:
-        """The newest claim that is there."""
-        holders = [self._claims[g].get(tenant, {}) for g in sorted(self._claims, reverse=True)]
-        return next(held[digest] for held in holders if digest in held)
 
     def _verdict(self, value: bytes, my_number: int, number: int) -> int:
         other_number, call = _TAG.unpack_from(value)

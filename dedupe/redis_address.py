@@ -16,7 +16,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 
 from dedupe.ordered_connection import Connect
 from dedupe.redis_info import in_cluster_mode
-from dedupe.redis_tls import tls_context
+from dedupe.redis_tls import check_but_for_files, tls_context
 
 _REFUSAL = re.compile(r"WRONGPASS|NOAUTH|ERR .*(password|DB index)")
 _NO_RIGHT = re.compile(r"NOPERM|ERR The user executing the script can't")
@@ -56,12 +56,22 @@ class RedisAddress:
         """redis://, rediss:// or unix://. Raises ValueError, without a password in it; where it is about TLS, a BadOption."""
         parsed: dict[str, Any] = dict(parse_url(url))
         db = int(parsed.get("db", 0))
-        tls = tls_context(parsed, tls=parsed.get("connection_class") is SSLConnection)
+        tls = tls_context(parsed, tls=_is_tls(parsed))
         if "path" in parsed:
             return cls(_unix(parsed["path"]), parsed.get("username"), parsed.get("password"), db, parsed["path"])
         host, port = parsed.get("host", "localhost"), int(parsed.get("port", 6379))
         connect = _tcp(host, port, tls)
         return cls(connect, parsed.get("username"), parsed.get("password"), db, f"{host}:{port}")
+
+
+def check_url(url: str) -> None:
+    """All that can be said without the files that it names. Raises ValueError, as `RedisAddress.from_url`."""
+    parsed: dict[str, Any] = dict(parse_url(url))
+    check_but_for_files(parsed, tls=_is_tls(parsed))
+
+
+def _is_tls(parsed: dict[str, Any]) -> bool:
+    return parsed.get("connection_class") is SSLConnection
 
 
 def _tcp(host: str, port: int, tls: ssl.SSLContext | None) -> Connect:

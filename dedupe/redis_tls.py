@@ -42,16 +42,29 @@ class BadOption(ValueError):
 
 def tls_context(given: Mapping[str, Any], *, tls: bool) -> ssl.SSLContext | None:
     """None for plain TCP. Raises BadOption. `given`: all options of the URL."""
-    options = {name: value for name, value in given.items() if name.startswith("ssl_")}
-    _check_names(options, tls)
+    options = _checked(given, tls)
     if not tls:
         return None
     _check_files(options)
-    if "ssl_check_hostname" in options:  # redis-py's parser does not know every word for it
-        options["ssl_check_hostname"] = str(options["ssl_check_hostname"]).lower() not in ("false", "0", "no")
     for names, allowed in _GROUPS.items():
         _try({name: options[name] for name in names if name in options}, allowed)
     return _context(options)
+
+
+def check_but_for_files(given: Mapping[str, Any], *, tls: bool) -> None:
+    """For who asks no Redis, and need not have the files. Raises BadOption."""
+    options = _checked(given, tls)
+    for names, allowed in _GROUPS.items():
+        if not {*_FILES, "ssl_ca_path"} & set(names):
+            _try({name: options[name] for name in names if name in options}, allowed)
+
+
+def _checked(given: Mapping[str, Any], tls: bool) -> dict[str, Any]:
+    options = {name: value for name, value in given.items() if name.startswith("ssl_")}
+    _check_names(options, tls)
+    if "ssl_check_hostname" in options:  # redis-py's parser does not know every word for it
+        options["ssl_check_hostname"] = str(options["ssl_check_hostname"]).lower() not in ("false", "0", "no")
+    return options
 
 
 def _check_names(options: Mapping[str, Any], tls: bool) -> None:
@@ -92,7 +105,7 @@ def _try(some: Mapping[str, Any], allowed: str) -> None:
         _context(some)
     except BadOption:
         raise
-    except (RedisError, OSError, ValueError, TypeError) as error:
+    except (RedisError, OSError, ValueError, TypeError, OverflowError) as error:
         name = next(iter(some))
         wrong = "cannot be used" if name in _SECRET else f"{some[name]} cannot be used"
         raise BadOption(name, f"{wrong} ({_why(error)})", allowed) from error

@@ -9,7 +9,6 @@ A tenant has one shard, so a request has one lane, and one that stands still hol
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -51,7 +50,7 @@ class Lane:
         self.shard = shard
         self.claims = claims
         self._history: JournalHistory | None = None
-        self.again: deque[Request] = deque()  # to be asked about again: some of their events were pending
+        self.again: TurnQueue[Request] = TurnQueue()  # to be asked about again: some of their events were pending
         self.waiting: TurnQueue[Request] = TurnQueue()
         self.calls: dict[int, PlannedCall] = {}  # sent, not yet in the journal
         self.next_call = 1
@@ -138,28 +137,20 @@ class Lane:
         each time, shall not keep everybody else waiting."""
         requests: list[Request] = []
         self._again_first = not self._again_first
-        if self._again_first:
-            room = self._take(self._next_again, requests, self._most_events)
-            self._take(self._next_waiting, requests, room)
-        else:
-            room = self._take(self._next_waiting, requests, self._most_events)
-            self._take(self._next_again, requests, room)
+        room = self._most_events
+        queues = ((self.again, self.again.pop), (self.waiting, self._pop))
+        for queue, pop in queues if self._again_first else reversed(queues):
+            room = self._take(queue, pop, requests, room)
         return requests
 
-    def _take(self, next_one: Callable[[int | None], Request | None], requests: list[Request], room: int) -> int:
+    def _take(self, queue: TurnQueue[Request], pop: Callable[[], Request], requests: list[Request], room: int) -> int:
         """As many as fit; the first of a call fits whatever its size. Returns the room that is left."""
-        while (request := next_one(room if requests else None)) is not None:
+        while (first := queue.first()) is not None and (not requests or first.undecided <= room):
+            request = pop()
             if self._is_open(request):  # else its deadline passed while it waited: nothing of it is under way
                 requests.append(request)
                 room -= request.undecided
         return room
-
-    def _next_again(self, most: int | None) -> Request | None:
-        return self.again.popleft() if self.again and (most is None or self.again[0].undecided <= most) else None
-
-    def _next_waiting(self, most: int | None) -> Request | None:
-        first = self.waiting.first()
-        return None if first is None or (most is not None and first.undecided > most) else self._pop()
 
     # ---- calls
 

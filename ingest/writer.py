@@ -42,7 +42,7 @@ from ingest.snapshot import Latency
 log = structlog.get_logger()
 
 _ASK_AGAIN_S = 0.02  # a pending event waits for another writer's sync, or for a mark that comes within 50 ms
-_MOST_ASK_AGAIN_S = 0.5  # that writer is gone, or cannot sync: asked twice as late each time, up to this
+_MOST_DOUBLINGS = 5  # that writer is gone, or cannot sync: asked twice as late each time, up to 0.64 s
 _LAST_CALL = 2**32 - 1 - 2**20  # of an incarnation, in a shard: tags have four bytes for it, and some more calls come before it is noticed
 _SWEEP_S = 0.1  # how late a deadline may be noticed
 _IDLE_CALL_S = 60.0  # the horizon comes with replies: without any, an idle or full journal would never let a segment go
@@ -135,7 +135,7 @@ class Writer:
 
     @property
     def waiting_requests(self) -> int:
-        return sum(lane.waiting.length + len(lane.again) for lane in self.lanes)
+        return sum(lane.waiting.length + lane.again.length for lane in self.lanes)
 
     @property
     def waiting_events(self) -> int:
@@ -480,15 +480,16 @@ class Writer:
         self.pending_events += sum(request.undecided for request in pending)
         by_pause: dict[float, list[Request]] = {}
         for request in pending:
-            pause_s = min(_ASK_AGAIN_S * 2**request.asked_again, _MOST_ASK_AGAIN_S)
-            by_pause.setdefault(pause_s, []).append(request)
+            by_pause.setdefault(pause_before_asking_again_s(request.asked_again), []).append(request)
             request.asked_again += 1
         for pause_s, requests in by_pause.items():
             asyncio.get_running_loop().call_later(pause_s, self._ask_again, lane, requests)
 
     def _ask_again(self, lane: Lane, requests: Sequence[Request]) -> None:
         self.pending_events -= sum(request.undecided for request in requests)
-        lane.again.extend(request for request in requests if request in self._open)
+        for request in requests:
+            if request in self._open:
+                lane.again.push(request.batch.tenant, request)
         lane.send_calls()
 
     def _rejected_record(self, tenant: int, rejection: Rejection) -> Rejected:
@@ -524,6 +525,10 @@ class Writer:
             lane.history.mark = mark
             lane.claims.raise_mark(mark)
         self._look_idle()
+
+
+def pause_before_asking_again_s(asked_again: int) -> float:
+    return _ASK_AGAIN_S * (1 << min(asked_again, _MOST_DOUBLINGS))
 
 
 def _room_for(batch: Batch) -> int:

@@ -138,8 +138,9 @@ def ask(method: str, url: str, path: str, key: str, body: dict[str, object] | No
     request.add_header("Authorization", f"Bearer {key}".encode().decode("latin-1"))  # a header is sent as latin-1
     if body is not None:
         request.add_header("Content-Type", "application/json")
+    content = _read(url, request)
     try:
-        decoded = json.loads(_read(url, request) or b"{}")
+        decoded = json.loads(content or b"{}")
     except (ValueError, RecursionError):
         decoded = None
     if not isinstance(decoded, dict):
@@ -163,7 +164,7 @@ def _read(url: str, request: Request) -> bytes:
     except (URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise Stop(f"Nothing answers at {url} ({reason}). Is Parshall running there? --url says where to look.", UNAVAILABLE) from error
-    except InvalidURL as error:
+    except (InvalidURL, UnicodeError) as error:
         raise Stop(f"{url} is not a URL as in {DEFAULT_URL}.", USAGE) from error
     except HTTPException as error:
         raise not_parshall(url) from error

@@ -69,7 +69,7 @@ def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given:
     from parshall.logs import configure_logs
 
     configure_logs("audit", level=logging.CRITICAL)  # whatever matters is in the answer, or is why there is none
-    settings = _only_to_read(read_settings(config, settings_given(given)))
+    settings = _only_to_read(read_settings(config, settings_given(given), asks_redis=False))
     if not os.path.isdir(settings.data):
         raise Stop(f"There is no data folder {settings.data}: say with --data where it is.", USAGE)
     for directory in journals:

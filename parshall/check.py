@@ -42,14 +42,21 @@ def check(file: str | None, defaults: bool) -> None:
     click.echo(f"{file} is right: {_summary(read_settings(file, {}, failed=FAILED))}")
 
 
-def read_settings(file: str | None, options: dict[str, object], *, defaults: dict[str, object] | None = None, failed: int = 2) -> Settings:
+def read_settings(
+    file: str | None,
+    options: dict[str, object],
+    *,
+    defaults: dict[str, object] | None = None,
+    asks_redis: bool = True,
+    failed: int = 2,
+) -> Settings:
     """For every command: the settings in force, or the end of the command with everything that is wrong with them."""
     from parshall.settings import BadSettings, load_settings, near_misses
 
     for name, meant in near_misses(os.environ):
         say(f"{name} is no setting and is ignored; did you mean {meant}?")
     try:
-        return load_settings(file, environment=os.environ, options=options, defaults=defaults)
+        return load_settings(file, environment=os.environ, options=options, defaults=defaults, asks_redis=asks_redis)
     except BadSettings as bad:
         raise Stop("\n".join(map(str, bad.problems)), failed) from None
 

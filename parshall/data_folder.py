@@ -36,7 +36,7 @@ class DataFolder:
 
     def make(self) -> DataFolder:
         """What is not there yet. Raises Stop where this user cannot write, or should not."""
-        self.refuse_anothers()
+        self._refuse_anothers()
         try:
             # Where root must run PostgreSQL as somebody else, that one must get through; every folder below is closed.
             os.makedirs(self.path, mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
@@ -50,7 +50,7 @@ class DataFolder:
             raise Stop(f"The data folder {self.path} cannot be written to by this user. Choose another with --data.", USAGE)
         return self
 
-    def refuse_anothers(self) -> None:
+    def _refuse_anothers(self) -> None:
         """Root could use it, and would leave files that its user cannot open. A folder with nothing of ours in it may be used: a
         volume belongs to whoever made it."""
         if os.geteuid() != 0:
@@ -63,8 +63,8 @@ class DataFolder:
                 continue  # told where it is needed
             if owner not in allowed and not (name == "postgres" and owner == NOBODY):  # given away by an earlier start of root
                 raise Stop(
-                    f"The data folder {self.path} belongs to uid {owner}, who could not use it any more once root has: "
-                    "run as that user, or choose another with --data.",
+                    f"The data folder {self.path} belongs to uid {owner}, who could not use it any more once root has: run as that user "
+                    f"(where root has run on it before, `chown -R {owner}` it first), or choose another with --data.",
                     USAGE,
                 )
 

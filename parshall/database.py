@@ -21,7 +21,7 @@ def dsn_given(command: str, config: str | None, given: Mapping[str, Any]) -> str
     from parshall.up import find_postgres
 
     configure_logs(command)
-    settings = read_settings(config, settings_given(given))
+    settings = read_settings(config, settings_given(given), asks_redis=False)
     if settings.postgres.dsn is not None:
         return settings.postgres.dsn
     if not os.path.isdir(f"{settings.data}/postgres"):

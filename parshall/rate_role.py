@@ -33,7 +33,7 @@ def rate(config: str | None, **given: object) -> None:
     from parshall.reload import OF_ALL, origin_of
     from parshall.up import bring_schema_up
 
-    settings = read_settings(config, settings_given(given))
+    settings = read_settings(config, settings_given(given), asks_redis=False)
     demand(settings, "rate", {"Kafka": (settings.kafka.bootstrap, "--kafka"), "PostgreSQL": (settings.postgres.dsn, "--postgres")})
     configure_logs("rate")
     origin = origin_of(config, settings_given(given), {}, OF_ALL, settings)

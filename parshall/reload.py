@@ -45,9 +45,11 @@ class Origin(NamedTuple):
     configured: Settings  # as they were read, before a command completed them
 
     def read(self, content: bytes) -> Settings:
-        """`content`: what is in the file. Raises Refused."""
+        """`content`: what is in the file. Raises Refused. Which Redis is asked stays as it is, whatever became of its files."""
         try:
-            return load_settings(self.file, environment=os.environ, options=self.options, defaults=self.defaults, content=content)
+            return load_settings(
+                self.file, environment=os.environ, options=self.options, defaults=self.defaults, content=content, asks_redis=False
+            )
         except BadSettings as bad:
             raise Refused("\n".join(map(str, bad.problems))) from None
 

@@ -41,6 +41,7 @@ Examples:
 {EXIT_CODES}"""
 
 _AT_ONCE = 200  # records in one request to the log
+_TRIES_IN_VAIN = 3  # one after the other: the third is of a single record
 
 Chain = tuple[str, int]  # (writer in hex, partition)
 
@@ -104,7 +105,7 @@ def resend(
     from parshall.logs import configure_logs
 
     configure_logs("resend", level=logging.WARNING)
-    settings = read_settings(config, settings_given(given))
+    settings = read_settings(config, settings_given(given), asks_redis=False)
     directories = _journals(settings.data, journals)
     if settings.kafka.bootstrap is None and not os.path.exists(f"{settings.data}/log/log.json"):
         raise Stop(f"There is no counter log in {settings.data}/log: --kafka, --config or --data says where it is.", USAGE)
@@ -194,10 +195,26 @@ async def _resend_journal(
             sent.setdefault(chain, []).append(record.n)
             group.append(record)
         if len(group) == _AT_ONCE and not dry_run:
-            await log.produce(group)
+            await _produce(log, group)
             group = []
     if group and not dry_run:
-        await log.produce(group)
+        await _produce(log, group)
+
+
+async def _produce(log: CounterLog, group: Sequence[Record]) -> None:
+    """Over a slow link, too: a try that fails makes the next portion smaller. Raises LogUnavailable after some tries in vain."""
+    from buffer.counter_log import LogUnavailable
+
+    in_vain = 0
+    while group:
+        try:
+            await log.produce(group)
+            return
+        except LogUnavailable as error:
+            in_vain = 0 if error.durable else in_vain + 1
+            if in_vain == _TRIES_IN_VAIN:
+                raise
+            group = group[error.durable :]
 
 
 def _acknowledged(directory: str) -> Iterator[Record]:

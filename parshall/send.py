@@ -51,7 +51,7 @@ def send(
 ) -> None:
     import asyncio
 
-    from parshall.send_client import Sender, Target
+    from parshall.send_client import GaveUp, Sender, Target
     from parshall.send_lines import Input
 
     target = Target(url, key_or_demo(url, key), parallel, patience)
@@ -66,12 +66,19 @@ def send(
             batches = _all_batches(inputs, batch, progress)
             asyncio.run(sender.send(batches, lambda: progress.show(sender), progress.held))
     except Stop as error:
-        stop = Stop(" ".join([error.message, *_gone_by(inputs, sender)]), error.code)
+        later = _how_to_go_on(inputs) if isinstance(error, GaveUp) else []
+        stop = Stop(" ".join([error.message, *later, *_gone_by(inputs, sender)]), error.code)
     except KeyboardInterrupt:
         stop = Stop(" ".join(["Interrupted.", *_how_to_go_on(inputs), *_gone_by(inputs, sender)]), INTERRUPTED)
-    stop = rejected.close(inputs, complete=stop is None) or stop
+    stop = _both(stop, rejected.close(inputs, complete=stop is None))
     _report(sender, rejected, as_json, stop)
     _leave(stop.code if stop else FAILED if sender.summary.rejected else OK)
+
+
+def _both(first: Stop | None, other: Stop | None) -> Stop | None:
+    if first is None or other is None:
+        return first or other
+    return first if other.message in first.message else Stop(f"{first.message} {other.message}", first.code)
 
 
 def _how_to_go_on(inputs: list[Input]) -> list[str]:
@@ -86,7 +93,7 @@ def _gone_by(inputs: list[Input], sender: Sender) -> list[str]:
         if lines > 0:
             name = "standard input" if source.name == "-" else source.name
             told.append(
-                f"From {name} up to {lines:,} lines were read of which it is not known that they count: "
+                f"Of what was read from {name} it is not known whether up to {lines:,} of the last lines count: "
                 "send them again from where they came, nothing is counted twice."
             )
     return told

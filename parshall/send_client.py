@@ -31,6 +31,10 @@ class Target(NamedTuple):
     patience_s: int  # how long one batch is tried
 
 
+class GaveUp(Stop):
+    """Later it may be otherwise."""
+
+
 class Sender:
     """`on_reject` and `on_wait` are told on the way; `summary` always says what is certain so far, `answered` how many lines of each file
     that is about."""
@@ -111,9 +115,7 @@ class Sender:
     async def _wait(self, attempt: int, retry_after: str | None, give_up_s: float, why: str) -> None:
         pause = pause_ms(attempt, retry_after, datetime.now(UTC), self._entropy(1)[0])
         if asyncio.get_running_loop().time() + pause / 1000 > give_up_s:
-            raise Stop(
-                f"Gave up after {self._target.patience_s} s at {self._target.url}: {why}. The same command goes on later.", UNAVAILABLE
-            )
+            raise GaveUp(f"Gave up after {self._target.patience_s} s at {self._target.url}: {why}.", UNAVAILABLE)
         self._on_wait(f"{why}; again in {(pause + 500) // 1000} s")
         await asyncio.sleep(pause / 1000)
         self._on_wait("")

@@ -336,10 +336,12 @@ def load_settings(
     options: Mapping[str, object],
     defaults: Mapping[str, object] | None = None,
     content: bytes | None = None,
+    asks_redis: bool = True,
 ) -> Settings:
     """The file, overridden by PARSHALL_… variables, overridden by options ("redis.url" -> value). Raises BadSettings with everything wrong.
 
-    `defaults` are what a command wants where nobody said anything; `content` is what is in the file, where it was read before.
+    `defaults` are what a command wants where nobody said anything; `content` is what is in the file, where it was read before. Who does not
+    ask Redis need not have the files that redis.url names.
     """
     raw = read_raw(file, environment=environment, options=options, defaults=defaults or {}, fields=dict(scalar_fields()), content=content)
     if raw.syntax_error is not None:
@@ -350,7 +352,7 @@ def load_settings(
         # The sections of the catalogue and the prices are checked all the same: all problems in one go.
         problems = [_problem(raw, detail) for detail in _own_faults(error.errors(include_url=False))]
         raise BadSettings(_in_order(problems + _sections(raw))) from None
-    problems = _check_references(raw, settings) + _sections(raw)
+    problems = _check_references(raw, settings, asks_redis) + _sections(raw)
     if problems:
         raise BadSettings(_in_order(problems))
     return settings
@@ -381,7 +383,7 @@ def scalar_fields(model: type[BaseModel] = Settings, path: tuple[str, ...] = ())
             yield (*path, name), field
 
 
-def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
+def _check_references(raw: Raw, settings: Settings, asks_redis: bool) -> list[Problem]:
     problems = _repeated(raw, "tenants", "name", [tenant.name for tenant in settings.tenants])
     problems += _repeated(raw, "tenants", "number", [tenant.number for tenant in settings.tenants])
     names = [tenant.name for tenant in settings.tenants]
@@ -402,13 +404,13 @@ def _check_references(raw: Raw, settings: Settings) -> list[Problem]:
                 "1 worker, or any number with --redis URL (redis.url)",
             )
         )
-    return problems + _redis_options(raw, settings.redis) + _kafka_security(raw, settings.kafka)
+    return problems + _redis_options(raw, settings.redis, asks_redis) + _kafka_security(raw, settings.kafka)
 
 
-def _redis_options(raw: Raw, redis: RedisSettings) -> list[Problem]:
+def _redis_options(raw: Raw, redis: RedisSettings, files: bool) -> list[Problem]:
     from parshall.redis_options import check_options  # it needs the problems that are defined here
 
-    return check_options(raw, redis)
+    return check_options(raw, redis, files=files)
 
 
 def _kafka_security(raw: Raw, kafka: KafkaSettings) -> list[Problem]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -93,7 +94,7 @@ def as_called(program: str) -> str:
     if path.name == "__main__.py":
         return "python -m parshall"
     found = shutil.which(path.name)
-    return path.name if found is not None and path.exists() and os.path.samefile(found, path) else os.path.relpath(path)
+    return path.name if found is not None and path.exists() and os.path.samefile(found, path) else shlex.quote(os.path.relpath(path))
 
 
 def with_demo_key(settings: Settings) -> Settings:

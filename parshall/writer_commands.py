@@ -9,8 +9,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 HELP = f"""See the writers that share the claims, and finish those that will not come back.
 
 A writer is a journal directory (DATA/writers/N of a `parshall ingest`). Each one registered is waited for whenever Redis has lost data,
-so one that is gone for good must be drained, from any machine that has its disk, or declared lost when the disk is gone too. Of `up`
-without Redis, a writer whose journal is gone is declared lost while `up` is stopped.
+so one that is gone for good must be drained, from any machine that has its disk, or declared lost when the disk is gone too.
 
 \b
 Examples:
@@ -36,6 +34,13 @@ Examples:
   parshall writer lost 3f0c…  --config parshall.toml
 
 {EXIT_CODES}"""
+
+
+_CLAIMS_ARE_GONE = (
+    "`parshall writer lost` needs the Redis that has the claims (--redis). Where `up` ran without one, they went with the journal, and "
+    "nobody can tell any more which events were counted: that data folder takes no events any more. What was flushed can be read and "
+    "audited; new events need another --data."
+)
 
 
 @click.group(help=HELP)
@@ -93,34 +98,16 @@ def lost(writer_id: str, accept: bool, dead_since: int | None, config: str | Non
     from parshall.writer_loss import declare_lost
 
     settings = _settings(config, given, "lost", redis=False)
-    if settings.kafka.bootstrap is not None:
-        _demand_redis(settings, "lost")
+    if not settings.redis.urls:
+        raise Stop(_CLAIMS_ARE_GONE, USAGE)
     try:
         writer = bytes.fromhex(writer_id)
     except ValueError:
         writer = b""
     if len(writer) != 16:
         raise Stop(f"{writer_id} is not the id of a writer, 32 hexadecimal digits: `parshall writer list` shows them.", USAGE)
-    folder = _folder(settings)
-    with _out_of_use(folder, settings, config, writer, dead_since) if folder and not settings.redis.urls else nullcontext():
-        lines = asyncio.run(declare_lost(settings, folder, writer, dead_since_us=dead_since, accept=accept, say=say))
-    for line in lines:
+    for line in asyncio.run(declare_lost(settings, _folder(settings), writer, dead_since_us=dead_since, accept=accept, say=say)):
         click.echo(line)
-
-
-@contextmanager
-def _out_of_use(folder: DataFolder, settings: Settings, config: str | None, writer: bytes, dead_since_us: int | None) -> Iterator[None]:
-    """Where claims are in the process of `up`: nobody runs on the folder meanwhile, and what can be seen in it does not contradict."""
-    from parshall.writer_folder import refuse_living, refuse_other_configuration
-
-    folder.refuse_anothers()
-    lock = folder.lock("parshall writer lost", say)
-    try:
-        refuse_other_configuration(folder, settings, given=config is not None)
-        refuse_living(folder, writer, dead_since_us)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _moment_us(text: str | None) -> int | None:
@@ -146,12 +133,8 @@ def _settings(config: str | None, given: Mapping[str, Any], command: str, *, red
     configure_logs(f"writer {command}", level=logging.WARNING)
     settings = read_settings(config, settings_given(given))
     if redis:
-        _demand_redis(settings, command)
+        demand(settings, f"writer {command}", {"Redis": (settings.redis.url, "--redis")})
     return settings
-
-
-def _demand_redis(settings: Settings, command: str) -> None:
-    demand(settings, f"writer {command}", {"Redis": (settings.redis.url, "--redis")})
 
 
 def _folder(settings: Settings) -> DataFolder | None:

@@ -5,9 +5,6 @@ a retry of them is answered as duplicate. Claims of calls above its last known o
 answered before Redis had heard of it and does not send again loses them. It is retired with a horizon beyond everything that it can have
 claimed: where claims are rebuilt without its journal, an event at or before that time might be one that it counted, and is refused as
 too late rather than counted twice.
-
-Claims that were in its process are gone with it (`up` without Redis). Then nothing has to be closed or made void, nobody can tell how much
-is lost, and the horizon is in force from the next start on: every start makes the claims again.
 """
 
 from __future__ import annotations
@@ -72,6 +69,7 @@ async def declare_lost(
     from dedupe.redis_writers import RedisWriters, Unreachable
     from parshall.wiring import CLOCK_MARGIN_S, clock_us, identity_of
 
+    assert settings.redis.urls
     async with opened_log(settings, folder) as log:
         registry = (await log.registry()).writers
         if writer not in registry:
@@ -80,14 +78,10 @@ async def declare_lost(
             return [f"Writer {writer.hex()} is {'retired' if retired.lost is None else f'lost already: {retired.lost}'}."]
         say("Reading the counter log for what it flushed …")
         places = await _places(settings, folder, writer)
+        say("Looking through the claims for what it did not …")
         now_us = clock_us()
         ahead_us = (settings.ingest.max_skew_s + CLOCK_MARGIN_S) * 1_000_000
         horizon_us = (now_us if dead_since_us is None else dead_since_us) + ahead_us
-        if not settings.redis.urls:
-            lines = await end_without_claims(log, writer, places, horizon_us=horizon_us, accept=accept)
-            lines[-1:-1] = [since_when(dead_since_us, now_us), what_is_refused(horizon_us, now_us, at_any_start=True), *untimed(settings)]
-            return lines
-        say("Looking through the claims for what it did not …")
         try:
             async with AsyncExitStack() as opened:
                 stores = [
@@ -132,24 +126,6 @@ async def end_lost_writer(
     return loss, [*lines, f"Writer {writer.hex()} is retired: nobody waits for it any more."]
 
 
-async def end_without_claims(log: CounterLog, writer: bytes, places: Sequence[Place], *, horizon_us: int, accept: bool) -> list[str]:
-    """Where they were in its process. Does it only if `accept`."""
-    flushed = what_was_flushed(_in_shard(places, 0, 1), b"")
-    lines = [
-        _has(flushed.through),
-        "Its claims were in its process and are gone with it: what it answered after its last flush is lost, and how much that was cannot "
-        "be told, nor whether all of that flush is in the log.",
-    ]
-    if not accept:
-        not_yet = (
-            "Nothing was done yet: --i-accept-loss does it. If `up` is given --redis, give it here too. Is the disk really gone? "
-            "Where its journal is put back nothing is lost."
-        )
-        return [*lines, not_yet]
-    await log.retire(writer, Retired(horizon_us, " ".join(lines)))
-    return [*lines, f"Writer {writer.hex()} is retired: nobody waits for it any more."]
-
-
 class _End(NamedTuple):
     """Of a lost writer in one shard."""
 
@@ -174,26 +150,15 @@ def since_when(dead_since_us: int | None, now_us: int) -> str:
     return f"It is taken to be dead since {moment}, {hours} h {seconds // 60} min ago: what it counted later would count once more."
 
 
-def what_is_refused(horizon_us: int, now_us: int, *, at_any_start: bool = False) -> str:
-    """What the end of a writer costs where its claims are gone as well; `at_any_start`: they are."""
+def what_is_refused(horizon_us: int, now_us: int) -> str:
+    """What the end of a writer costs where its claims are gone as well."""
     until = f"{datetime.fromtimestamp(horizon_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    where = "From now on" if at_any_start else "Where claims have to be made again without it (Redis lost them too),"
-    told = f"{where} events up to {until} are refused for good, too_late"
+    told = f"Where claims have to be made again without it (Redis lost them too), events up to {until} are refused for good, too_late"
     if horizon_us <= now_us:
         return f"{told}: late ones, that is."
     return (
         f"{told}: so are all new ones until then, {(horizon_us - now_us) // 1_000_000} s from now. "
         "If it has been dead for longer, say since when: --dead-since."
-    )
-
-
-def untimed(settings: Settings) -> list[str]:
-    """What no horizon can hold."""
-    meters = [str(meter["name"]) for meter in settings.meters if meter.get("time") == "arrival"]
-    return (
-        [f"Of {', '.join(meters)}: an event without a time counts when it arrives, so sent again after that it counts again."]
-        if meters
-        else []
     )
 
 
@@ -254,14 +219,10 @@ def sort_out(claimed: Claimed, flushed: Flushed, last: Call) -> Loss:
     return Loss(cut_short, lost, doubtful)
 
 
-def _has(through: Call) -> str:
+def _sentences(loss: Loss, buried: Buried, through: Call, names: Mapping[int, str]) -> list[str]:
     incarnation, call = through
     flushed = f"call {call} of incarnation {incarnation.hex()}" if incarnation else "nothing"
-    return f"The counter log has what it counted up to {flushed}."
-
-
-def _sentences(loss: Loss, buried: Buried, through: Call, names: Mapping[int, str]) -> list[str]:
-    lines = [_has(through)]
+    lines = [f"The counter log has what it counted up to {flushed}."]
     if buried.incarnation:
         lines.append(f"Redis knows call {buried.last_call} of incarnation {buried.incarnation.hex()} as its last one that was on its disk.")
     else:

@@ -89,7 +89,8 @@ def test_root_does_not_take_what_is_another_users(tmp_path: Path) -> None:
                 os.chown(one, *(1000, 1000) if one.name == name else (0, 0))
         before = snapshot(path)
         with pytest.raises(
-            Stop, match=rf"^The data folder {path} belongs to uid 1000, .*: run as that user, or choose another with --data\.$"
+            Stop,
+            match=rf"^The data folder {path} belongs to uid 1000, .*: run as that user .*`chown -R 1000`.* another with --data\.$",
         ):
             DataFolder(str(path)).make()
         assert snapshot(path) == before

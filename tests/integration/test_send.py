@@ -278,8 +278,8 @@ async def test_what_was_read_of_a_pipe_and_is_not_answered_is_told(service: Serv
             process.send_signal(signal.SIGINT)
         said = (await process.stderr.read()).decode()
         assert await process.wait() == (130 if signalled else 3)
-        told = "From standard input up to 7 lines were read of which it is not known that they count: send them again from where they came"
-        assert f"{told}, nothing is counted twice.\n" in said and "same command again" not in said, said
+        told = "Of what was read from standard input it is not known whether up to 7 of the last lines count: send them again"
+        assert f"{told} from where they came, nothing is counted twice.\n" in said and "same command again" not in said, said
         process.stdin.close()
 
 

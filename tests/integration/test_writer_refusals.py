@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -20,12 +20,13 @@ from buffer.counter_log import LogUnavailable, Rejected
 from buffer.disk import RealDisk
 from buffer.flush_tuner import FlushTuner
 from buffer.local_log import LocalLog
+from dedupe.in_process import InProcessClaims
 from dedupe.port import CallsSpent
 from ingest.agreed_meters import CannotStart
 from ingest.batch import Batch
 from ingest.decode import Decoder
 from ingest.sink import Unavailable
-from ingest.writer import Writer
+from ingest.writer import Writer, pause_before_asking_again_s
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, REFUSED
 from parshall.settings import Settings
@@ -246,6 +247,23 @@ async def test_one_call_decides_however_often_an_id_comes(tmp_path: Path) -> Non
         assert [(one.accepted, one.duplicate, len(one.rejections)) for one in outcomes] == [(0, 2, 0), (0, 0, 1), (1, 0, 0)]
         assert lane.next_call == calls + 3, "within one turn of the loop they share a call"
         assert it.writer.flusher.live_counters == 2
+
+
+async def test_what_stays_pending_is_asked_about_less_and_less_often(tmp_path: Path) -> None:
+    """The writer that has claimed it is gone, and another request with it."""
+    async with running(tmp_path) as it:
+        lane, until = it.writer.lanes[0], asyncio.get_running_loop().time() + 3
+        assert (await it.writer.submit(it.batch(FLOOD, "other", 1), until)).accepted == 1
+        table, batch = cast(InProcessClaims, lane.claims).table, it.batch(FLOOD, "a", 1)
+        (claims,) = [held[FLOOD] for held in table._claims.values()]
+        claims[batch.digests[0]] = b"\xff" * 8 + batch.fingerprints  # of an incarnation that nobody knows
+        calls = lane.next_call
+        with pytest.raises(Unavailable, match="could not be settled before the deadline"):
+            await it.writer.submit(batch, until)
+        assert 2 < lane.next_call - calls < 12, "every 20 ms would be more than a hundred"
+        assert it.writer.pending_events <= 1
+    pauses = [pause_before_asking_again_s(asked) for asked in range(5000)]
+    assert pauses == sorted(pauses) and pauses[0] == 0.02 and pauses[-1] < 1
 
 
 async def test_who_has_used_up_its_call_numbers_ends_for_the_next_to_begin_anew(tmp_path: Path) -> None:

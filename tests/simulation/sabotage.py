@@ -43,7 +43,7 @@ Off = Callable[[], AbstractContextManager[None]]
 class Sabotage(NamedTuple):
     habits: Habits
     off: Off
-    shows_as: type[Exception] = AssertionError  # a promise that is broken; any other error may be one of the sabotage's own
+    shows_as: type[Exception] = AssertionError  # a promise that is broken; another error only where the product ends in it by itself
 
     def breaks(self, seed: int) -> str | None:
         """How this world shows that the guard is out; None: it does not."""

@@ -124,7 +124,8 @@ def test_who_is_asked_about_again_and_again_leaves_a_turn_to_others() -> None:
             is_open=lambda _: True,
             on_answered=_ask_the_large_again,
         )
-        lane.again.extend(Request(batch(range(number * 1000, number * 1000 + 500)), 0, loop.create_future()) for number in range(4))
+        for number in range(4):
+            lane.again.push(1, Request(batch(range(number * 1000, number * 1000 + 500)), 0, loop.create_future()))
         lane.send_calls()
         for name in range(10):
             lane.push(Request(batch([100_000 + name]), 0, loop.create_future()))
@@ -132,7 +133,9 @@ def test_who_is_asked_about_again_and_again_leaves_a_turn_to_others() -> None:
         return [asked for _, asked in claims.sent]
 
     def _ask_the_large_again(lane: Lane, answered: Answered) -> None:
-        lane.again.extend(part.request for part in answered.call.parts if len(part.digests) > 100)
+        for part in answered.call.parts:
+            if len(part.digests) > 100:
+                lane.again.push(1, part.request)
 
     asked = run(main)
     assert asked.count(1) == 10, "each of the others was asked about"

@@ -28,12 +28,21 @@ def test_quick_ones_grow_up_to_a_bound() -> None:
 
 
 def test_slow_ones_shrink_and_never_below_one_item() -> None:
-    found = sizes(Portions(DEADLINE_S), 5)
+    found = sizes(Portions(DEADLINE_S), 6)
     assert found[:3] == [1_000_000, 500_000, 250_000] and set(found[3:]) == {250_000}
 
 
 def test_what_takes_neither_long_nor_short_stays() -> None:
-    assert set(sizes(Portions(DEADLINE_S), 2)) == {1_000_000}
+    assert set(sizes(Portions(DEADLINE_S), 4)) == {1_000_000}
+
+
+def test_acknowledgements_that_take_their_time_do_not_keep_them_small() -> None:
+    """Whatever is sent, it takes two seconds: a cluster that has just come back. After an outage had made them small, too."""
+    portions = Portions(DEADLINE_S)
+    for _ in range(10):
+        portions.failed()
+    assert len(sizes(portions, 2)) < 25
+    assert len(sizes(portions, 2)) < 15
 
 
 def test_small_ones_do_not_prove_that_large_ones_pass() -> None:
@@ -41,7 +50,7 @@ def test_small_ones_do_not_prove_that_large_ones_pass() -> None:
     portions = Portions(DEADLINE_S)
     for _ in range(100):
         assert sizes(portions, 0.001, [bytes(1000)]) == [1000]
-    assert sizes(portions, 2)[0] == 1_000_000
+    assert sizes(portions, 4)[0] == 1_000_000
 
 
 def test_a_failed_one_is_followed_by_smaller_ones_until_they_are_quick_again() -> None:

@@ -41,6 +41,7 @@ def problems(url: str) -> list[str]:
         ),
         ("ssl_ciphers=bogus", "ssl_ciphers bogus cannot be used (No cipher can be selected.); allowed: names of ciphers"),
         ("ssl_min_version=5", "ssl_min_version 5 cannot be used ("),
+        (f"ssl_min_version={10**20}", f"ssl_min_version {10**20} cannot be used ("),
         ("ssl_min_version=new", "Invalid value for 'ssl_min_version' in connection URL"),
         ("ssl_ca_cert=/etc/ca.pem", "ssl_ca_cert is no option of TLS; allowed: ssl_cert_reqs, ssl_ca_certs"),
         ("db=first", "Invalid value for 'db' in connection URL"),
@@ -92,3 +93,20 @@ def test_what_can_be_used_is() -> None:
     lax = tls_context({"ssl_check_hostname": "no", "ssl_min_version": 772}, tls=True)
     assert lax is not None and (lax.check_hostname, lax.minimum_version) == (False, ssl.TLSVersion.TLSv1_3)
     assert tls_context({"db": 3}, tls=False) is None
+
+
+def test_who_asks_no_redis_need_not_have_its_files(tmp_path: Path) -> None:
+    """A rater, whose pod has no reason for them; a reload, which follows nothing of Redis. What else is wrong is told."""
+    file = tmp_path / "parshall.toml"
+    file.write_text('[redis]\nurl = "rediss://r:6380/0?ssl_ca_certs=/gone/ca.pem&ssl_certfile=/gone/c.pem&ssl_keyfile=/gone/k.pem"\n')
+    load_settings(str(file), environment={}, options={}, asks_redis=False)
+    words = [sys.executable, "-m", "parshall", "rate", "--config", str(file)]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=PROJECT)
+    assert ended.returncode == USAGE and "needs Kafka" in ended.stderr and "redis" not in ended.stderr
+    for option, told in (
+        ("ssl_cert_reqs=bogus", "cannot be used"),
+        ("ssl_ca_cert=/x", "is no option of TLS"),
+        ("db=first", "Invalid value"),
+    ):
+        with pytest.raises(BadSettings, match=told):
+            load_settings(None, environment={}, options={"redis.url": f"rediss://r?{option}"}, asks_redis=False)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from buffer.journal_records import Through
 from buffer.record import Place
 from dedupe.redis_writers import Claimed
-from parshall.check import read_settings
-from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, since_when, sort_out, untimed, what_is_refused, what_was_flushed
+from parshall.writer_loss import NO_CALL, Flushed, Loss, _in_shard, since_when, sort_out, what_is_refused, what_was_flushed
 
 OLD, NEW, LAST = b"o" * 16, b"n" * 16, b"l" * 16
 WRITER = b"w" * 16
@@ -61,12 +58,6 @@ def test_new_events_too_are_refused_while_the_horizon_lies_ahead() -> None:
     assert "so are all new ones until then, 600 s from now" in told and "--dead-since" in told
 
 
-def test_where_claims_were_in_the_process_they_are_refused_at_any_start() -> None:
-    told = what_is_refused(NOON_US + 600_000_000, NOON_US, at_any_start=True)
-    assert told.startswith("From now on events up to 2025-11-27T12:10:00Z are refused for good, too_late: so are all new ones until then")
-    assert "Redis" not in told
-
-
 def test_the_moment_of_a_death_is_said_again() -> None:
     assert since_when(None, NOON_US) == "It is taken to have counted until now."
     told = since_when(NOON_US - 5_400_000_000, NOON_US)
@@ -78,14 +69,3 @@ def test_else_late_ones_alone_are() -> None:
     for past_us in (0, 1, 3_600_000_000):
         told = what_is_refused(NOON_US - past_us, NOON_US)
         assert told.endswith("too_late: late ones, that is.") and "--dead-since" not in told
-
-
-def test_what_no_horizon_can_hold_is_told(tmp_path: Path) -> None:
-    config = tmp_path / "parshall.toml"
-    demo = (Path(__file__).parents[2] / "parshall" / "demo.toml").read_text()
-    config.write_text(demo)
-    assert untimed(read_settings(str(config), {})) == []
-    config.write_text(demo.replace('name = "tokens"', 'name = "tokens"\ntime = "arrival"', 1))
-    assert untimed(read_settings(str(config), {})) == [
-        "Of tokens: an event without a time counts when it arrives, so sent again after that it counts again."
-    ]
