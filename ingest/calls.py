@@ -8,7 +8,7 @@ first is asked about; the others are told beside the sections, so that however m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -232,15 +232,18 @@ def settle(call: PlannedCall, verdicts: Verdicts | None, too_late: Sequence[tupl
     if everything:
         result.claims.extend(call.sections)
     newest_us = 0
-    offset, copies_at = 0, sum([len(part.digests) for part in call.parts])
-    for part in call.parts:
-        end, copies_end = offset + len(part.digests), copies_at + len(part.copies)
-        if everything:
-            newest_us = max(newest_us, _settle_part(part, None, b"", result))
-        else:
-            newest_us = max(newest_us, _settle_part(part, replied[offset:end], replied[copies_at:copies_end], result))
-        offset, copies_at = end, copies_end
+    for part, of_part, of_copies in [(part, None, b"") for part in call.parts] if everything else _shared_out(call.parts, replied):
+        newest_us = max(newest_us, _settle_part(part, of_part, of_copies, result))
     return result._replace(deltas=together(result.deltas), newest_us=newest_us)
+
+
+def _shared_out(parts: Sequence[Part], replied: bytes) -> Iterator[tuple[Part, bytes, bytes]]:
+    """(part, what was replied of what it asks, and of its copies): those of all parts come last."""
+    at, copies_at = 0, sum([len(part.digests) for part in parts])
+    for part in parts:
+        end, copies_end = at + len(part.digests), copies_at + len(part.copies)
+        yield part, replied[at:end], replied[copies_at:copies_end]
+        at, copies_at = end, copies_end
 
 
 def _settle_part(part: Part, replied: bytes | None, of_copies: bytes, result: CallResult) -> int:

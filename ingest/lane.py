@@ -138,9 +138,11 @@ class Lane:
         requests: list[Request] = []
         self._again_first = not self._again_first
         room = self._most_events
-        queues = ((self.again, self.again.pop), (self.waiting, self._pop))
-        for queue, pop in queues if self._again_first else reversed(queues):
-            room = self._take(queue, pop, requests, room)
+        if self._again_first:
+            room = self._take(self.again, self.again.pop, requests, room)
+        room = self._take(self.waiting, self._pop, requests, room)
+        if not self._again_first:
+            self._take(self.again, self.again.pop, requests, room)
         return requests
 
     def _take(self, queue: TurnQueue[Request], pop: Callable[[], Request], requests: list[Request], room: int) -> int:
