@@ -143,12 +143,13 @@ class Api:
 
     async def _ledger(self, tenant: str | None, query: Mapping[str, str]) -> dict[str, Any]:
         only(query, ())
+        as_of_us = await queries.as_of_us(self._pool)  # before the numbers, as above
         tenants: dict[str, dict[str, Any]] = {tenant: _no_events()} if tenant is not None else {}
         for tally in await queries.tallies(self._pool, tenant):
             mine = tenants.setdefault(tally.tenant, _no_events())
             _count(mine, tally.verdict, tally.events)
             _count(mine["writers"].setdefault(tally.writer.hex(), _no_events_of_writer()), tally.verdict, tally.events)
-        answer: dict[str, Any] = {"as_of": _time(await queries.as_of_us(self._pool)), "tenants": tenants}
+        answer: dict[str, Any] = {"as_of": _time(as_of_us), "tenants": tenants}
         if tenant is None:
             answer["chains"] = [
                 {

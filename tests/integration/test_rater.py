@@ -781,6 +781,19 @@ async def slow_down_charging(pool: asyncpg.Pool) -> None:
 
 
 async def test_a_price_change_waits_for_the_batch_that_is_being_charged(ledger: Ledger, dsn: str, pool: asyncpg.Pool) -> None:
+async def test_two_prices_of_one_meter_have_a_line_each(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    prices = [
+        {"meter": "requests", "model": "per_unit", "where": {"region": "eu"}, "unit_price": "2"},
+        {"meter": "requests", "model": "per_unit", "unit_price": "1"},
+    ]
+    await ledger.put_book(book(versions=[{"effective_from": "2026-01-01", "prices": prices}]), now_s=JANUARY, late_s=LATE_S)
+    counts: list[Count] = [(REQUESTS, "demo", "acme", JANUARY, (region, "a"), 0, events) for region, events in (("eu", 3), ("us", 5))]
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
+    assert [(line["quantity"], line["amount"]) for line in answer["lines"]] == [("3", "6.00"), ("5", "5.00")]
+    assert answer["total"] == "11.00"
+
+
     writer, other = Writer(1), Ledger(dsn)
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
     await ledger.apply(LOG, at(writer.flush(some(0))))
@@ -899,6 +912,70 @@ async def test_a_catalogue_that_contradicts_what_is_counted_is_refused(ledger: L
 
 
 async def test_a_book_is_held_against_the_meters_that_are_counted(ledger: Ledger, pool: asyncpg.Pool) -> None:
+def peak_at(price: str, **changes: Any) -> PriceBook:
+    prices = [{"meter": "peak_connections", "model": "per_unit", "unit_price": price}]
+    return book(versions=[{"effective_from": "2025-01-01", "prices": prices}], **changes)
+
+
+async def test_the_old_book_put_back_is_in_force_again(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1)
+    for price in ("0.5", "2", "0.5"):
+        await ledger.put_book(peak_at(price), now_s=JANUARY, late_s=LATE_S)
+        await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)])))
+    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", FEBRUARY, (), 8, 1)])))
+    assert [await total(pool, period) for period in ("2026-01", "2026-02")] == ["4.00", "4.00"]
+    assert await ledger.check_charges("demo") == []
+
+
+async def test_what_a_new_book_changes_is_told_in_the_log(ledger: Ledger, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """An open month with its total before and after, a final one as it stays."""
+    caplog.set_level("INFO")
+    await ledger.put_book(peak_at("0.5"), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)])))
+
+    async def told(changed: PriceBook, now_s: int) -> list[str]:
+        caplog.clear()
+        rater = rater_of(ListSource(), ledger, now_s=now_s, books=[changed])
+        await run_until(rater, lambda: rater.counts.ready)
+        return [record.getMessage() for record in caplog.records if "price book of demo" in record.getMessage()]
+
+    again = "the price book of demo changed: 2026-01 is charged again, 1 lines; their amounts came to {} before and come to {} now"
+    final = "the new price book of demo changes the prices of 2026-01, which is final and stays as it was charged; `parshall recharge`"
+    end_s = FEBRUARY + LATE_S
+    assert await told(peak_at("2"), end_s - 1) == [again.format(4, 16)]
+    assert await told(peak_at("2", currency="EUR"), end_s - 1) == [again.format(16, 16)]
+    for changed in (peak_at("3", currency="EUR"), peak_at("2")):
+        (line,) = await told(changed, end_s)
+        assert line.startswith(final)
+        assert await total(pool, "2026-01") == "16.00"
+
+
+async def test_a_configuration_that_comes_while_another_is_put_in_force_follows_it(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.put_book(peak_at("1"), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)])))
+    rater = rater_of(ListSource(), ledger, books=[peak_at("2")])
+
+    async def in_force() -> bool:
+        return await total(pool, "2026-01") == "24.00"
+
+    async with pool.acquire() as other:
+        lock = other.transaction()
+        await lock.start()
+        await other.execute("SELECT FROM tenants FOR UPDATE")
+        rating = asyncio.create_task(run_until(rater, in_force))
+        await until_it_waits(pool)
+        rater.use(Configured((), [peak_at("3")]))
+        await lock.rollback()
+    await rating
+
+
+async def until_it_waits(pool: asyncpg.Pool) -> None:
+    """For a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    while not await pool.fetchval(waiting):
+        await asyncio.sleep(0.005)
+
+
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     misfits = {
         r"prices\[0\].meter: months in Asia/Kolkata begin inside the 3600 s windows": priced("egress_bytes"),
@@ -1078,9 +1155,57 @@ async def test_days_of_a_time_zone(ledger: Ledger, pool: asyncpg.Pool) -> None:
         ("2026-01-31T23:00:00+01:00", "2026-02-01T00:00:00+01:00", "10"),
         ("2026-02-01T00:00:00+01:00", "2026-02-01T02:00:00+01:00", "1100"),
     ]
+async def test_a_month_without_usage_is_that_of_the_book_all_the_same(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """It is final when that month is."""
+    for name, zone in (("other", "UTC"), ("demo", "America/New_York")):
+        priced = peak_at("1", tenant=name, timezone=zone, currency={"demo": "CAD", "other": "USD"}[name])
+        await ledger.put_book(priced, now_s=JANUARY, late_s=LATE_S)
+    asked = {"subject": "acme", "period": "2026-01"}
+    for as_of_s, status in ((FEBRUARY + LATE_S, "open"), (FEBRUARY + LATE_S + 5 * HOUR, "final")):
+        await ledger.note_progress(LOG, as_of_s * 1_000_000, {})
+        answer = await ask(api_at(pool).charges("demo", asked))
+        assert (answer["status"], answer["currency"], answer["total"], answer["lines"]) == (status, "CAD", "0.00", [])
+    assert (answer["period_start"], answer["period_end"]) == ("2026-01-01T00:00:00-05:00", "2026-02-01T00:00:00-05:00")
+    assert (await ask(api_at(pool).charges("nobody", asked)))["currency"] is None
+
+
+@pytest.mark.parametrize("name", ["usage", "charges", "ledger"])
+async def test_what_as_of_claims_is_in_the_numbers_also_when_they_change_meanwhile(ledger: Ledger, pool: asyncpg.Pool, name: str) -> None:
+    """More is rated, and `as_of` goes on, while the question waits for that very number."""
+    writer = Writer(1)
+    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)], {"demo": {"accepted": 1}})))
+    await ledger.note_progress(LOG, 1_000_000, {"s0": 1})
+    asked = {"usage": {"meter": "peak_connections"}, "charges": {"subject": "acme", "period": "2026-01"}, "ledger": {}}[name]
+    async with pool.acquire() as other:
+        lock = other.transaction()
+        await lock.start()
+        await other.execute("LOCK TABLE progress")
+        answering = asyncio.create_task(ask(getattr(api_at(pool), name)("demo", asked)))
+        await until_it_waits(pool)
+        await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 9, 1)], {"demo": {"accepted": 1}}), start=1))
+        await other.execute("UPDATE progress SET as_of_us = 2000000")
+        await lock.commit()
+    answer = await answering
+    assert answer["as_of"] == "1970-01-01T00:00:02.000000Z"
+    new = {
+        "usage": lambda: answer["data"][0]["value"] == "9",
+        "charges": lambda: answer["lines"][0]["quantity"] == "9",
+        "ledger": lambda: answer["tenants"]["demo"]["rated"] == 2,
+    }
+    assert new[name](), answer
+
+
 
 
 @pytest.mark.parametrize(
+async def test_usage_of_too_many_rows_is_refused_and_never_cut(ledger: Ledger, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "MOST_ROWS", 3)
+    await ledger.apply(LOG, at(Writer(1).flush(count for hour in range(4) for count in some(hour))))
+    asked = {"meter": "requests", "from": rfc(JANUARY)}
+    assert len((await ask(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 3 * HOUR)})))["data"]) == 3
+    assert "from: the answer has more than 3 rows" in await refused(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 4 * HOUR)}))
+
+
     ("asked", "said"),
     [
         ({"meter": None}, "meter: is missing; allowed: the name of a meter"),
