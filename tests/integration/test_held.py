@@ -239,6 +239,112 @@ async def test_after_a_fork_the_next_records_of_the_copy_are_not_rated(ledger: L
     assert await ledger.note_progress(LOG, 5, {}) == 5
 
 
+async def parked_of(pool: asyncpg.Pool) -> dict[tuple[bytes, int], list[tuple[Any, ...]]]:
+    """(writer, partition) -> why it takes nothing, and what is parked of it."""
+    held = await pool.fetch('SELECT writer, "partition", held FROM chains')
+    rows = await pool.fetch('SELECT writer, "partition", n, sound, missing, reason FROM parked ORDER BY n, id')
+    return {tuple(one[:2]): [(one[2],), *(tuple(row[2:]) for row in rows if row[:2] == one[:2])] for one in held}
+
+
+def of_partition(records: Sequence[Received], number: int) -> list[Received]:
+    return [record for record in records if record.headers["partition"] == b"%d" % number]
+
+
+def in_both(writer: Writer, hour: int) -> list[Received]:
+    """A record in each of two partitions."""
+    records = writer.flush(some(hour, subject="acme") + some(hour, subject="b"))
+    assert {record.headers["partition"] for record in records} == {b"0", b"1"} and len(records) == 2
+    return records
+
+
+async def test_what_a_person_decides_concerns_that_writer_in_that_partition_alone(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Two writers are forked in two partitions each."""
+    writers = [Writer(1, 2), Writer(2, 2)]
+    for writer in writers:
+        first, second = in_both(writer, 0), in_both(writer, 1)
+        await ledger.apply(LOG, at(first))
+        await ledger.apply(LOG, at([*in_both(Writer(writer.id[0], 2), 9), *second], start=2))
+    chains = [(writer.id, partition) for writer in writers for partition in (0, 1)]
+    found = await parked_of(pool)
+    assert found.keys() == set(chains) and all(len(rows) == 3 and rows[0][0] for rows in found.values())
+    for chain in chains:
+        assert (await ledger.release(*chain)).again == (2, 2)
+        now = await parked_of(pool)
+        assert now[chain][0] == (None,) and [row[:3] for row in now[chain][1:]] == [(1, True, False), (2, False, True)]
+        assert {other: rows for other, rows in now.items() if other != chain} == {
+            other: rows for other, rows in found.items() if other != chain
+        }
+        found = now
+    for chain, decide in zip(chains, (ledger.take_up, ledger.give_up) * 2, strict=True):
+        assert await (ledger.take_up(*chain, None) if decide == ledger.take_up else ledger.give_up(*chain)) == 1
+        now = await parked_of(pool)
+        assert now[chain][2][:3] == ((2, True, True) if decide == ledger.take_up else (2, False, False))
+        assert {other: rows for other, rows in now.items() if other != chain} == {
+            other: rows for other, rows in found.items() if other != chain
+        }
+        found = now
+    assert await ledger.due_chains() == [chains[0], chains[2]]
+
+
+async def test_only_what_was_left_out_behind_a_fork_is_taken_up_or_given_up(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Beside it lie the other side of the fork, explained, and a damaged copy of a record that never came."""
+    writer, twin = Writer(1), Writer(1)
+    first, second, third, fourth = (writer.flush(some(number)) for number in range(4))
+    damaged = [third[0]._replace(value=third[0].value + b" ")]
+    await ledger.apply(LOG, at(first))
+    await ledger.apply(LOG, at([*twin.flush(some(9)), *second, *damaged, *fourth], start=1))
+    assert (await ledger.release(writer.id, 0)).again == (2, 4)
+    assert await ledger.take_up(writer.id, 0, await pool.fetchval("SELECT id FROM parked WHERE n = 1")) == 0
+    assert await ledger.take_up(writer.id, 0, await pool.fetchval("SELECT id FROM parked WHERE n = 3")) == 0
+    assert await ledger.take_up(writer.id, 0, await pool.fetchval("SELECT id FROM parked WHERE n = 2")) == 1
+    assert await ledger.give_up(writer.id, 0) == 1
+    rows = await pool.fetch("SELECT n, sound, missing FROM parked ORDER BY n")
+    assert [tuple(row) for row in rows] == [(1, True, False), (2, True, True), (3, False, True), (4, False, False)]
+
+
+async def test_of_two_partitions_that_are_forked_each_is_chosen_for_by_itself(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    writer = Writer(1, 2)
+    right = in_both(writer, 0)
+    await ledger.apply(LOG, at([*right, *in_both(Writer(1, 2), 9)]))
+    for partition in (0, 1):
+        rows = await pool.fetch('SELECT id, value FROM parked WHERE "partition" = $1 ORDER BY id', partition)
+        assert (await ledger.release(writer.id, partition)).choices == [row["id"] for row in rows]
+        (chosen,) = [row["id"] for row in rows if row["value"] in [record.value for record in right]]
+        other = await pool.fetchval('SELECT id FROM parked WHERE "partition" = $1 LIMIT 1', 1 - partition)
+        if other is not None:
+            assert (await ledger.release(writer.id, partition, other)).unfit
+        assert (await ledger.release(writer.id, partition, chosen)).done
+        assert (await ledger.apply_parked(LOG, (writer.id, partition))).unparked == 1
+    assert await stored_usage(pool) == usage_by_hand(some(subject="acme") + some(subject="b"))
+
+
+async def test_what_is_parked_in_one_partition_is_no_matter_of_another(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """A gap in one, and a damaged copy: the other one goes on by itself, and nothing there settles them."""
+    writer = Writer(1, 2)
+    first, second, third = (in_both(writer, hour) for hour in range(3))
+    (lost,) = of_partition(first, 1)
+    await ledger.apply(LOG, at([*of_partition(second, 1), lost._replace(value=lost.value + b" ")]))
+    for records in (first, second, third):
+        assert (await ledger.apply(LOG, at(of_partition(records, 0), start=2))).records == 1
+    rows = await pool.fetch('SELECT "partition", n, sound, missing FROM parked ORDER BY n')
+    assert [tuple(row) for row in rows] == [(1, 1, False, True), (1, 2, True, True)]
+    assert (await ledger.apply(LOG, at([lost, *of_partition(third, 1)], start=5))).records == 3
+    counts = [count for hour in range(3) for subject in ("acme", "b") for count in some(hour, subject=subject)]
+    assert await stored_usage(pool) == usage_by_hand(counts)
+    assert [row["missing"] for row in await pool.fetch("SELECT missing FROM parked")] == [False]
+
+
+async def test_a_fork_in_one_partition_is_listed_with_what_waits_there(ledger: Ledger, pool: asyncpg.Pool, database: str) -> None:
+    writer = Writer(1, 2)
+    first, second, third = (in_both(writer, hour) for hour in range(3))
+    await ledger.apply(LOG, at(first))
+    await ledger.apply(LOG, at([*of_partition(in_both(Writer(1, 2), 9), 1), *of_partition(second, 1), *of_partition(third, 0)], start=2))
+    gap, fork = listed(database)
+    assert (gap["partition"], gap["rated_up_to"], gap["waiting"], "fork" in gap["why"]) == (0, 1, 1, False)
+    assert "--partition 0 --from 2 --to 2" in gap["next"]
+    assert (fork["partition"], fork["rated_up_to"], fork["waiting"], "fork" in fork["why"]) == (1, 1, 2, True)
+
+
 @pytest.mark.parametrize(
     ("command", "code", "told"),
     [

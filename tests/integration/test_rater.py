@@ -347,6 +347,43 @@ async def test_what_a_person_chose_is_rated_and_what_never_came_is_asked_for(led
     assert not [row for row in await query.parked(pool) if row.missing]
 
 
+async def test_what_a_person_rejected_stays_rejected_when_it_comes_again(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """The writer is held anew, since a copy may run again; but there is nothing to choose from any more."""
+    writer, twin = Writer(1), Writer(1)
+    right, wrong = writer.flush(some()), twin.flush(some(9))
+    await ledger.apply(LOG, at(right + wrong))
+    chosen = await pool.fetchval("SELECT id FROM parked WHERE value = $1", right[0].value)
+    assert (await ledger.release(writer.id, 0, chosen)).done
+    await ledger.apply(LOG, at(wrong, start=2))
+    (again,) = [row for row in await query.parked(pool) if row.id != chosen]
+    assert (again.sound, again.missing) == (False, False)
+    assert (await ledger.release(writer.id, 0)).done
+    await ledger.apply_parked(LOG, (writer.id, 0))
+    assert await stored_usage(pool) == usage_by_hand(some())
+
+
+async def test_of_two_that_are_parked_under_one_number_a_person_chooses_however_they_came_there(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """One was left out behind a fork and taken up again, when the other one had come."""
+    writer, twin = Writer(1), Writer(1)
+    first, second, third = (writer.flush(some(number)) for number in range(3))
+    await ledger.apply(LOG, at(first))
+    forked = twin.flush(some(9))
+    twin.flush(some(8))
+    await ledger.apply(LOG, at(forked + third, start=1))
+    assert (await ledger.release(writer.id, 0)).again == (2, 3)
+    await ledger.apply(LOG, at(twin.flush(some(7)), start=3))
+    assert await ledger.take_up(writer.id, 0, None) == 1
+    assert (await ledger.apply(LOG, at(second, start=4))).records == 1
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1))
+    (chain,) = await query.chains(pool)
+    assert (chain.last_n, chain.held) == (2, "fork: record 3 is parked with several hashes")
+    assert len((await ledger.release(writer.id, 0)).choices) == 2
+    right = await pool.fetchval("SELECT id FROM parked WHERE value = $1", third[0].value)
+    assert (await ledger.release(writer.id, 0, right)).done
+    await ledger.apply_parked(LOG, (writer.id, 0))
+    assert await stored_usage(pool) == usage_by_hand(some() + some(1) + some(2))
+
+
 async def test_a_gap_alone_is_not_released(ledger: Ledger, pool: asyncpg.Pool) -> None:
     """What waits behind it is sound, and nobody doubts whose it is."""
     writer = Writer(1)
@@ -418,6 +455,15 @@ async def test_a_damaged_copy_holds_nothing_once_a_whole_one_is_there(ledger: Le
     assert [row.missing for row in await query.parked(pool)] == [False]
 
 
+async def test_a_damaged_copy_of_what_is_rated_is_not_missed(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """Also where the hash in its header is damaged, so that it looks like nothing that is known."""
+    (good,) = Writer(1).flush(some())
+    await ledger.apply(LOG, at([good]))
+    await ledger.apply(LOG, at([altered(good, hash=b"0" * 32)], start=1))
+    assert [(row.n, row.missing) for row in await query.parked(pool)] == [(1, False)]
+    assert await ledger.note_progress(LOG, 5, {"s0": 2}) == 5
+
+
 async def test_a_record_without_a_place_is_parked(ledger: Ledger, pool: asyncpg.Pool) -> None:
     (good,) = Writer(1).flush(some())
     stray = altered(good, n=b"first")
@@ -425,6 +471,12 @@ async def test_a_record_without_a_place_is_parked(ledger: Ledger, pool: asyncpg.
     await ledger.apply(LOG, at([stray], "s7"))
     assert done.records == 1
     assert [(row.writer, row.stream, row.missing) for row in await query.parked(pool)] == [(None, "s7", True)]
+
+
+async def test_a_record_whose_header_has_a_name_that_postgresql_cannot_store_is_parked(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    await ledger.apply(LOG, [Received("s7", 1, {"who\0": b"kno\0ws"}, b"wh\0at")])
+    (row,) = await query.parked(pool)
+    assert await query.parked_record(pool, row.id) == ({"who\\0": b"kno\0ws"}, b"wh\0at")
 
 
 async def test_what_postgresql_refuses_is_parked_in_the_end(ledger: Ledger, pool: asyncpg.Pool) -> None:
@@ -597,6 +649,15 @@ async def test_progress_says_what_is_rated_and_stands_still_while_something_is_p
     assert await query.as_of_us(pool) == 13
 
 
+async def test_how_far_another_log_is_rated_says_nothing_of_this_one(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """A topic that was made anew has the same streams."""
+    await ledger.apply("log-0", at(Writer(1).flush(some())))
+    assert await ledger.note_progress(LOG, 10, {"s0": 1}) is None
+    assert await query.as_of_us(pool) is None
+    await ledger.apply(LOG, at(Writer(2).flush(some())))
+    assert await ledger.note_progress(LOG, 11, {"s0": 1}) == 11
+
+
 class Growing(ListSource):
     """A log that gets a record whenever somebody reads, as during a long catch-up."""
 
@@ -720,6 +781,19 @@ async def test_a_line_of_a_max_meter_is_the_maximum_of_its_windows(ledger: Ledge
     assert [(row["value"], row["events"]) for row in answer["data"]] == [("5", 1), ("9", 2), ("3", 1)]
 
 
+async def test_two_prices_of_one_meter_have_a_line_each(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    prices = [
+        {"meter": "requests", "model": "per_unit", "where": {"region": "eu"}, "unit_price": "2"},
+        {"meter": "requests", "model": "per_unit", "unit_price": "1"},
+    ]
+    await ledger.put_book(book(versions=[{"effective_from": "2026-01-01", "prices": prices}]), now_s=JANUARY, late_s=LATE_S)
+    counts: list[Count] = [(REQUESTS, "demo", "acme", JANUARY, (region, "a"), 0, events) for region, events in (("eu", 3), ("us", 5))]
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
+    assert [(line["quantity"], line["amount"]) for line in answer["lines"]] == [("3", "6.00"), ("5", "5.00")]
+    assert answer["total"] == "11.00"
+
+
 async def test_usage_without_a_price_is_kept_and_blocks_nothing(ledger: Ledger, pool: asyncpg.Pool) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
@@ -781,19 +855,6 @@ async def slow_down_charging(pool: asyncpg.Pool) -> None:
 
 
 async def test_a_price_change_waits_for_the_batch_that_is_being_charged(ledger: Ledger, dsn: str, pool: asyncpg.Pool) -> None:
-async def test_two_prices_of_one_meter_have_a_line_each(ledger: Ledger, pool: asyncpg.Pool) -> None:
-    prices = [
-        {"meter": "requests", "model": "per_unit", "where": {"region": "eu"}, "unit_price": "2"},
-        {"meter": "requests", "model": "per_unit", "unit_price": "1"},
-    ]
-    await ledger.put_book(book(versions=[{"effective_from": "2026-01-01", "prices": prices}]), now_s=JANUARY, late_s=LATE_S)
-    counts: list[Count] = [(REQUESTS, "demo", "acme", JANUARY, (region, "a"), 0, events) for region, events in (("eu", 3), ("us", 5))]
-    await ledger.apply(LOG, at(Writer(1).flush(counts)))
-    answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
-    assert [(line["quantity"], line["amount"]) for line in answer["lines"]] == [("3", "6.00"), ("5", "5.00")]
-    assert answer["total"] == "11.00"
-
-
     writer, other = Writer(1), Ledger(dsn)
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
     await ledger.apply(LOG, at(writer.flush(some(0))))
@@ -851,67 +912,6 @@ async def test_a_closed_month_keeps_its_price(ledger: Ledger, pool: asyncpg.Pool
     assert await ledger.check_charges("demo") == []
 
 
-async def test_one_book_that_is_refused_leaves_every_tenant_as_it_was(ledger: Ledger, pool: asyncpg.Pool, dsn: str) -> None:
-    other = {**BOOK, "tenant": "other", "timezone": "America/Chicago"}
-    for good in (book(), PriceBook.model_validate(other)):
-        await ledger.put_book(good, now_s=JANUARY, late_s=LATE_S)
-    await ledger.apply(LOG, at(Writer(1).flush([(PEAK, name, "acme", JANUARY + 86400, (), 8, 1) for name in ("demo", "other")])))
-    dear = [{"effective_from": "2025-01-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}]
-    books = [book(versions=dear), PriceBook.model_validate({**other, "timezone": "America/New_York"})]
-    second = Ledger(dsn)
-    with pytest.raises(ConfigurationRefused, match="'other' has charges by months of America/Chicago"):
-        await Rater(ListSource(), second, clock_us=lambda: JANUARY * 1_000_000, late_s=LATE_S, configured=Configured((), books)).run()
-    await second.close()
-    assert await total(pool, "2026-01") == "4.00"
-
-
-async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
-    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
-    await ledger.apply(LOG, at(Writer(1).flush(some())))
-    with pytest.raises(ConfigurationRefused, match="cannot become Europe/Berlin; allowed: timezone = 'UTC'"):
-        await ledger.put_book(book(timezone="Europe/Berlin", versions=[{"effective_from": "2026-01-01"}]), now_s=JANUARY, late_s=LATE_S)
-    assert await ledger.put_book(book(decimal_places=3), now_s=JANUARY, late_s=LATE_S) == (
-        [("demo", "2026-01", 3, Decimal("0.55"), Decimal("0.55"))],
-        [],
-    )
-
-
-# What is configured, held against what is counted.
-
-OTHER = [
-    (EGRESS._replace(window_s=900), "has window_s 900 in the catalogue and 3600 in the counters of that name"),
-    (EGRESS._replace(aggregation="max"), "has aggregation 'max' in the catalogue and 'sum' in the counters of that name"),
-    (EGRESS._replace(scale=2), "has scale 2 in the catalogue and 0 in the counters of that name"),
-    (
-        EGRESS._replace(dimensions=("region", "zone")),
-        r"has dimensions \('region', 'zone'\) in the catalogue and \('region',\) in the counters",
-    ),
-]
-QUARTERS = EGRESS._replace(window_s=900)
-
-
-def priced(meter: str, **more: object) -> PriceBook:
-    """By the months of India, which begin half an hour after an hour does."""
-    version = {"effective_from": "2025-01-01", "prices": [{"meter": meter, "model": "per_unit", "unit_price": "2", **more}]}
-    return read_books([{**BOOK, "timezone": "Asia/Kolkata", "versions": [version]}])[0]
-
-
-@pytest.mark.parametrize(("other", "told"), OTHER, ids=[told.split()[1] for _, told in OTHER])
-async def test_a_catalogue_that_contradicts_what_is_counted_is_refused(ledger: Ledger, dsn: str, other: MeterDefinition, told: str) -> None:
-    await ledger.apply(LOG, at(Writer(1).flush(some())))
-    rater = rater_of(ListSource(), ledger, meters=METERS)
-    await rater.check(Configured(METERS), ledger)
-    await rater.check(Configured((EGRESS._replace(hash="f" * 16),)), ledger)  # another type of events, or another path to the value
-    await rater.check(Configured((other._replace(name="egress_2"),)), ledger)
-    with pytest.raises(ConfigurationRefused, match="meters: the meter 'egress_bytes' " + told):
-        await rater.check(Configured((other,)), ledger)
-    second = Ledger(dsn)
-    with pytest.raises(ConfigurationRefused, match=told):
-        await asyncio.wait_for(rater_of(ListSource(), second, meters=[other]).run(), 30)
-    await second.close()
-
-
-async def test_a_book_is_held_against_the_meters_that_are_counted(ledger: Ledger, pool: asyncpg.Pool) -> None:
 def peak_at(price: str, **changes: Any) -> PriceBook:
     prices = [{"meter": "peak_connections", "model": "per_unit", "unit_price": price}]
     return book(versions=[{"effective_from": "2025-01-01", "prices": prices}], **changes)
@@ -976,6 +976,67 @@ async def until_it_waits(pool: asyncpg.Pool) -> None:
         await asyncio.sleep(0.005)
 
 
+async def test_one_book_that_is_refused_leaves_every_tenant_as_it_was(ledger: Ledger, pool: asyncpg.Pool, dsn: str) -> None:
+    other = {**BOOK, "tenant": "other", "timezone": "America/Chicago"}
+    for good in (book(), PriceBook.model_validate(other)):
+        await ledger.put_book(good, now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush([(PEAK, name, "acme", JANUARY + 86400, (), 8, 1) for name in ("demo", "other")])))
+    dear = [{"effective_from": "2025-01-01", "prices": [{"meter": "peak_connections", "model": "per_unit", "unit_price": "2"}]}]
+    books = [book(versions=dear), PriceBook.model_validate({**other, "timezone": "America/New_York"})]
+    second = Ledger(dsn)
+    with pytest.raises(ConfigurationRefused, match="'other' has charges by months of America/Chicago"):
+        await Rater(ListSource(), second, clock_us=lambda: JANUARY * 1_000_000, late_s=LATE_S, configured=Configured((), books)).run()
+    await second.close()
+    assert await total(pool, "2026-01") == "4.00"
+
+
+async def test_a_book_cannot_move_to_another_time_zone(ledger: Ledger) -> None:
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    with pytest.raises(ConfigurationRefused, match="cannot become Europe/Berlin; allowed: timezone = 'UTC'"):
+        await ledger.put_book(book(timezone="Europe/Berlin", versions=[{"effective_from": "2026-01-01"}]), now_s=JANUARY, late_s=LATE_S)
+    assert await ledger.put_book(book(decimal_places=3), now_s=JANUARY, late_s=LATE_S) == (
+        [("demo", "2026-01", 3, Decimal("0.55"), Decimal("0.55"))],
+        [],
+    )
+
+
+# What is configured, held against what is counted.
+
+OTHER = [
+    (EGRESS._replace(window_s=900), "has window_s 900 in the catalogue and 3600 in the counters of that name"),
+    (EGRESS._replace(aggregation="max"), "has aggregation 'max' in the catalogue and 'sum' in the counters of that name"),
+    (EGRESS._replace(scale=2), "has scale 2 in the catalogue and 0 in the counters of that name"),
+    (
+        EGRESS._replace(dimensions=("region", "zone")),
+        r"has dimensions \('region', 'zone'\) in the catalogue and \('region',\) in the counters",
+    ),
+]
+QUARTERS = EGRESS._replace(window_s=900)
+
+
+def priced(meter: str, **more: object) -> PriceBook:
+    """By the months of India, which begin half an hour after an hour does."""
+    version = {"effective_from": "2025-01-01", "prices": [{"meter": meter, "model": "per_unit", "unit_price": "2", **more}]}
+    return read_books([{**BOOK, "timezone": "Asia/Kolkata", "versions": [version]}])[0]
+
+
+@pytest.mark.parametrize(("other", "told"), OTHER, ids=[told.split()[1] for _, told in OTHER])
+async def test_a_catalogue_that_contradicts_what_is_counted_is_refused(ledger: Ledger, dsn: str, other: MeterDefinition, told: str) -> None:
+    await ledger.apply(LOG, at(Writer(1).flush(some())))
+    rater = rater_of(ListSource(), ledger, meters=METERS)
+    await rater.check(Configured(METERS), ledger)
+    await rater.check(Configured((EGRESS._replace(hash="f" * 16),)), ledger)  # another type of events, or another path to the value
+    await rater.check(Configured((other._replace(name="egress_2"),)), ledger)
+    with pytest.raises(ConfigurationRefused, match="meters: the meter 'egress_bytes' " + told):
+        await rater.check(Configured((other,)), ledger)
+    second = Ledger(dsn)
+    with pytest.raises(ConfigurationRefused, match=told):
+        await asyncio.wait_for(rater_of(ListSource(), second, meters=[other]).run(), 30)
+    await second.close()
+
+
+async def test_a_book_is_held_against_the_meters_that_are_counted(ledger: Ledger, pool: asyncpg.Pool) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(some())))
     misfits = {
         r"prices\[0\].meter: months in Asia/Kolkata begin inside the 3600 s windows": priced("egress_bytes"),
@@ -1094,7 +1155,55 @@ async def test_a_month_is_final_when_nothing_can_come_any_more(ledger: Ledger, p
     assert (await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-02"})))["status"] == "open"
 
 
+async def test_a_month_without_usage_is_that_of_the_book_all_the_same(ledger: Ledger, pool: asyncpg.Pool) -> None:
+    """It is final when that month is."""
+    for name, zone in (("other", "UTC"), ("demo", "America/New_York")):
+        priced = peak_at("1", tenant=name, timezone=zone, currency={"demo": "CAD", "other": "USD"}[name])
+        await ledger.put_book(priced, now_s=JANUARY, late_s=LATE_S)
+    asked = {"subject": "acme", "period": "2026-01"}
+    for as_of_s, status in ((FEBRUARY + LATE_S, "open"), (FEBRUARY + LATE_S + 5 * HOUR, "final")):
+        await ledger.note_progress(LOG, as_of_s * 1_000_000, {})
+        answer = await ask(api_at(pool).charges("demo", asked))
+        assert (answer["status"], answer["currency"], answer["total"], answer["lines"]) == (status, "CAD", "0.00", [])
+    assert (answer["period_start"], answer["period_end"]) == ("2026-01-01T00:00:00-05:00", "2026-02-01T00:00:00-05:00")
+    assert (await ask(api_at(pool).charges("nobody", asked)))["currency"] is None
+
+
+@pytest.mark.parametrize("name", ["usage", "charges", "ledger"])
+async def test_what_as_of_claims_is_in_the_numbers_also_when_they_change_meanwhile(ledger: Ledger, pool: asyncpg.Pool, name: str) -> None:
+    """More is rated, and `as_of` goes on, while the question waits for that very number."""
+    writer = Writer(1)
+    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)], {"demo": {"accepted": 1}})))
+    await ledger.note_progress(LOG, 1_000_000, {"s0": 1})
+    asked = {"usage": {"meter": "peak_connections"}, "charges": {"subject": "acme", "period": "2026-01"}, "ledger": {}}[name]
+    async with pool.acquire() as other:
+        lock = other.transaction()
+        await lock.start()
+        await other.execute("LOCK TABLE progress")
+        answering = asyncio.create_task(ask(getattr(api_at(pool), name)("demo", asked)))
+        await until_it_waits(pool)
+        await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 9, 1)], {"demo": {"accepted": 1}}), start=1))
+        await other.execute("UPDATE progress SET as_of_us = 2000000")
+        await lock.commit()
+    answer = await answering
+    assert answer["as_of"] == "1970-01-01T00:00:02.000000Z"
+    new = {
+        "usage": lambda: answer["data"][0]["value"] == "9",
+        "charges": lambda: answer["lines"][0]["quantity"] == "9",
+        "ledger": lambda: answer["tenants"]["demo"]["rated"] == 2,
+    }
+    assert new[name](), answer
+
+
 # Usage.
+
+
+async def test_usage_of_too_many_rows_is_refused_and_never_cut(ledger: Ledger, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "MOST_ROWS", 3)
+    await ledger.apply(LOG, at(Writer(1).flush(count for hour in range(4) for count in some(hour))))
+    asked = {"meter": "requests", "from": rfc(JANUARY)}
+    assert len((await ask(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 3 * HOUR)})))["data"]) == 3
+    assert "from: the answer has more than 3 rows" in await refused(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 4 * HOUR)}))
 
 
 async def test_usage_in_all_windows_and_groups(ledger: Ledger, pool: asyncpg.Pool) -> None:
@@ -1155,57 +1264,9 @@ async def test_days_of_a_time_zone(ledger: Ledger, pool: asyncpg.Pool) -> None:
         ("2026-01-31T23:00:00+01:00", "2026-02-01T00:00:00+01:00", "10"),
         ("2026-02-01T00:00:00+01:00", "2026-02-01T02:00:00+01:00", "1100"),
     ]
-async def test_a_month_without_usage_is_that_of_the_book_all_the_same(ledger: Ledger, pool: asyncpg.Pool) -> None:
-    """It is final when that month is."""
-    for name, zone in (("other", "UTC"), ("demo", "America/New_York")):
-        priced = peak_at("1", tenant=name, timezone=zone, currency={"demo": "CAD", "other": "USD"}[name])
-        await ledger.put_book(priced, now_s=JANUARY, late_s=LATE_S)
-    asked = {"subject": "acme", "period": "2026-01"}
-    for as_of_s, status in ((FEBRUARY + LATE_S, "open"), (FEBRUARY + LATE_S + 5 * HOUR, "final")):
-        await ledger.note_progress(LOG, as_of_s * 1_000_000, {})
-        answer = await ask(api_at(pool).charges("demo", asked))
-        assert (answer["status"], answer["currency"], answer["total"], answer["lines"]) == (status, "CAD", "0.00", [])
-    assert (answer["period_start"], answer["period_end"]) == ("2026-01-01T00:00:00-05:00", "2026-02-01T00:00:00-05:00")
-    assert (await ask(api_at(pool).charges("nobody", asked)))["currency"] is None
-
-
-@pytest.mark.parametrize("name", ["usage", "charges", "ledger"])
-async def test_what_as_of_claims_is_in_the_numbers_also_when_they_change_meanwhile(ledger: Ledger, pool: asyncpg.Pool, name: str) -> None:
-    """More is rated, and `as_of` goes on, while the question waits for that very number."""
-    writer = Writer(1)
-    await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 8, 1)], {"demo": {"accepted": 1}})))
-    await ledger.note_progress(LOG, 1_000_000, {"s0": 1})
-    asked = {"usage": {"meter": "peak_connections"}, "charges": {"subject": "acme", "period": "2026-01"}, "ledger": {}}[name]
-    async with pool.acquire() as other:
-        lock = other.transaction()
-        await lock.start()
-        await other.execute("LOCK TABLE progress")
-        answering = asyncio.create_task(ask(getattr(api_at(pool), name)("demo", asked)))
-        await until_it_waits(pool)
-        await ledger.apply(LOG, at(writer.flush([(PEAK, "demo", "acme", JANUARY, (), 9, 1)], {"demo": {"accepted": 1}}), start=1))
-        await other.execute("UPDATE progress SET as_of_us = 2000000")
-        await lock.commit()
-    answer = await answering
-    assert answer["as_of"] == "1970-01-01T00:00:02.000000Z"
-    new = {
-        "usage": lambda: answer["data"][0]["value"] == "9",
-        "charges": lambda: answer["lines"][0]["quantity"] == "9",
-        "ledger": lambda: answer["tenants"]["demo"]["rated"] == 2,
-    }
-    assert new[name](), answer
-
-
 
 
 @pytest.mark.parametrize(
-async def test_usage_of_too_many_rows_is_refused_and_never_cut(ledger: Ledger, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_module, "MOST_ROWS", 3)
-    await ledger.apply(LOG, at(Writer(1).flush(count for hour in range(4) for count in some(hour))))
-    asked = {"meter": "requests", "from": rfc(JANUARY)}
-    assert len((await ask(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 3 * HOUR)})))["data"]) == 3
-    assert "from: the answer has more than 3 rows" in await refused(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 4 * HOUR)}))
-
-
     ("asked", "said"),
     [
         ({"meter": None}, "meter: is missing; allowed: the name of a meter"),

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import asyncpg
 
 from rater.postgres import Ledger
-from rater.prices.book import PriceBook
-from tests.integration.rating import PEAK, REQUESTS, Count, Writer, parshall
-from tests.integration.test_rater import FEBRUARY, JANUARY, LATE_S, LOG, at, book, total
+from tests.integration.rating import EGRESS, PEAK, REQUESTS, Count, Writer, parshall
+from tests.integration.test_rater import FEBRUARY, JANUARY, LATE_S, LOG, at, book, peak_at, total
 
 MARCH = FEBRUARY + 28 * 86400
-
-
-def peak_at(price: str, **changes: Any) -> PriceBook:
-    prices = [{"meter": "peak_connections", "model": "per_unit", "unit_price": price}]
-    return book(versions=[{"effective_from": "2025-01-01", "prices": prices}], **changes)
 
 
 def peaks(start_s: int, **subjects: int) -> list[Count]:
@@ -73,6 +66,20 @@ async def test_lines_of_another_shape_and_currency(ledger: Ledger, database: str
             ],
         }
     assert await ledger.check_charges("demo") == []
+
+
+async def test_what_has_no_price_is_told_whatever_else_the_subject_has(ledger: Ledger, database: str) -> None:
+    """Before and after; a namesake of another tenant is left alone."""
+    requests: list[Count] = [(REQUESTS, tenant, "acme", JANUARY, ("eu", "a"), 0, 50) for tenant in ("demo", "other")]
+    egress: list[Count] = [(EGRESS, "demo", "acme", JANUARY, ("eu",), 50, 1)]
+    await ledger.put_book(peak_at("0.5"), now_s=JANUARY, late_s=LATE_S)
+    await ledger.put_book(peak_at("0.5", tenant="other"), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush([*peaks(JANUARY, acme=3, zero=1), *requests, *egress])))
+    await ledger.put_book(peak_at("2"), now_s=MARCH, late_s=LATE_S)
+    code, told, _ = parshall(database, "recharge", "2026-01", "--tenant", "demo", "--yes")
+    assert code == 0
+    assert told.startswith("acme: 1.50, some of it unpriced -> 6.00, some of it unpriced\nzero: 0.50 -> 2.00\n2026-01 "), told
+    assert await ledger.check_charges("demo") == await ledger.check_charges("other") == []
 
 
 async def test_what_cannot_be_charged_again(ledger: Ledger, database: str) -> None:
