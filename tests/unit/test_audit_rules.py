@@ -617,6 +617,31 @@ def test_other_bytes_in_one_store(stores: Stores) -> None:
     stores.only(f"{place(stores.first)} has different bytes")
 
 
+async def test_two_records_under_one_number_in_the_log() -> None:
+    """Each of them sound in itself, in either order; the same bytes twice are none."""
+    writer = await lived(0)
+    record = writer.log[0]
+    value = record.value + b" "
+    digest = xxh3_128_hexdigest(value).encode()
+    headers = tuple((name, digest if name == "hash" else content) for name, content in record.headers)
+    other = record._replace(headers=headers, value=value)
+    for pair in ((record, other), (other, record)):
+        log = writer.log_side(0)
+        for one in (*pair, record):
+            log.take(dict(one.headers), one.value)
+        assert log.forks == {(writer.writer, record.partition, record.n)}
+    log = writer.log_side(0)
+    for _ in range(2):
+        log.take(dict(record.headers), record.value)
+    assert log.forks == set()
+
+
+def test_a_damaged_copy_of_a_record_that_the_log_has_whole_is_no_difference(stores: Stores) -> None:
+    stores.log.unsound[stores.last] = "the value hashes to something else"
+    stores.log.unsound[stores.kept] = "the value hashes to something else"
+    assert stores.told() == []
+
+
 def test_a_record_in_the_log_cannot_be_read(stores: Stores) -> None:
     stores.log.unsound[stores.last] = "the value hashes to something else"
     stores.log.records.pop(stores.last)
@@ -668,6 +693,10 @@ def test_something_in_the_log_is_no_record(stores: Stores) -> None:
     stores.log.strays["usage.counters/2", 71] = "header writer is missing"
     stores.rated.strays = {("usage.counters/2", 71): "header writer is missing"}
     stores.only("in usage.counters/2 before position 71", "header writer is missing")
+    stores.rated.strays, stores.rated.explained = {}, {("usage.counters/2", 71)}
+    assert stores.told() == [], "a person left it out"
+    stores.log.strays["usage.counters/2", 72] = "header writer is missing"
+    stores.only("in usage.counters/2 before position 72")
 
 
 def test_a_registered_writer_without_journal(stores: Stores) -> None:
