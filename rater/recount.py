@@ -21,7 +21,7 @@ import asyncpg
 
 from buffer.counters import MERGE_OF
 from buffer.record import CounterRecord, NoPlace, Place, Undecodable, decode, read_place
-from rater.period import Period
+from rater.period import Period, period_of
 from rater.postgres import FAILURES, DatabaseFailed, told
 from rater.pricing import UNPRICED, BookInForce
 from rater.rerate import TIMEOUT_S, lines_from_usage
@@ -224,7 +224,9 @@ def _merged(known: Total | None, more: Total, *, maximum: bool) -> Total:
 
 async def _wrong_lines(connection: asyncpg.Connection, tenant_name: str) -> list[WrongLine]:
     """Every charge line of a tenant against what usage makes it, within the caller's transaction."""
-    tenant: int = await connection.fetchval(CHARGES["tenant_lock_alone"], tenant_name)
+    row = await connection.fetchrow(CHARGES["tenant_lock_alone"], tenant_name)
+    assert row is not None, "tenants stay"
+    tenant: int = row["tenant"]
     wrong: list[WrongLine] = []
     books: dict[int | None, BookInForce] = {None: BookInForce(None, None)}
     for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
@@ -233,6 +235,13 @@ async def _wrong_lines(connection: asyncpg.Connection, tenant_name: str) -> list
     for label, subject, meter in await connection.fetch(AUDIT["lines_astray"], tenant):
         what = f"a charge line of tenant {tenant_name}, subject {subject!r}, meter {meter} in {label}, a month that is not in `periods`"
         wrong.append(WrongLine(tenant_name, Period(label, 0, 0), subject, meter, what))
+    zone = (await book_in_force(connection, books, row["book"])).zone
+    for subject, meter, first_s in await connection.fetch(AUDIT["usage_astray"], tenant, timeout=TIMEOUT_S):
+        period = period_of(first_s, zone)
+        what = (
+            f"usage of tenant {tenant_name}, subject {subject!r}, meter {meter} in {period.label}, a month that is not in `periods`: it is "
+        )
+        wrong.append(WrongLine(tenant_name, period, subject, meter, f"{what}not charged"))
     return wrong
 
 

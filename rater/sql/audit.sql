@@ -32,3 +32,13 @@ SELECT c.period, c.subject, c.meter
 FROM charge_lines AS c
 WHERE c.tenant = $1 AND NOT EXISTS (SELECT FROM periods AS p WHERE p.tenant = c.tenant AND p.period = c.period)
 ORDER BY 1, 2, 3;
+
+-- name: usage_astray
+-- Usage of a tenant that lies in none of its months, by the first window of each meter of a subject.
+SELECT s.subject, m.name AS meter, min(u.window_start_s) AS first_s
+FROM usage AS u JOIN series AS s USING (series) JOIN meters AS m USING (meter)
+WHERE s.tenant = $1
+  AND NOT EXISTS (
+    SELECT FROM periods AS p WHERE p.tenant = $1 AND u.window_start_s >= p.start_s AND u.window_start_s < p.end_s)
+GROUP BY 1, 2
+ORDER BY 1, 2;

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
+from buffer.record import CounterRecord
 from rater.postgres import Ledger
 from rater.recount import Recount, recount
 from rater.source import Received
@@ -97,6 +98,19 @@ async def test_a_line_that_follows_from_usage_hides_no_other_month(rated: Writer
     assert f"window {JANUARY}" in usage and "in 2026-02 is quantity 1000000, amount 7, but usage makes it quantity 1000000" in line
 
 
+async def test_usage_of_a_month_that_is_not_charged_at_all_is_named(rated: Writer, dsn: str, pool: asyncpg.Pool) -> None:
+    """A month that went from `periods` with all its lines leaves no line to compare."""
+    demo = "(SELECT tenant FROM tenants WHERE name = 'demo')"
+    await pool.execute(f"DELETE FROM periods WHERE period = '2026-02' AND tenant = {demo}")
+    await pool.execute(f"DELETE FROM charge_lines WHERE period = '2026-02' AND tenant = {demo}")
+    (what,) = await found(dsn)
+    assert (
+        what == "usage of tenant demo, subject 'acme', meter egress_bytes in 2026-02, a month that is not in `periods`: it is not charged"
+    )
+    await pool.execute(f"UPDATE usage SET value = value + 1 WHERE window_start_s = {FEBRUARY}")
+    assert all("its records make it" in what for what in await found(dsn)), "what follows from usage is not named again"
+
+
 async def test_a_record_whose_row_says_something_else_than_its_headers_is_not_sound(rated: Writer, dsn: str, pool: asyncpg.Pool) -> None:
     """Its bytes are whole, so only the comparison shows it."""
     await pool.execute("UPDATE records SET hash = gen_random_uuid() WHERE n = 2")
@@ -117,7 +131,7 @@ async def test_the_last_record_of_a_chain_is_missed(rated: Writer, dsn: str, poo
 
 async def test_what_another_store_lends_is_added_as_its_meters_are(rated: Writer, dsn: str, pool: asyncpg.Pool) -> None:
     """A maximum, a sum and tallies: once the record is lent, nothing differs."""
-    borrowed = {}
+    borrowed: dict[int, CounterRecord] = {}
     await recount(dsn, lambda one: borrowed.__setitem__(one.place.n, one.record))
     for n in (1, 2, 3):
         kept = await pool.fetchrow("DELETE FROM records WHERE n = $1 RETURNING *", n)
