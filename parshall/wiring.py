@@ -260,7 +260,8 @@ def make_configured(settings: Settings) -> Configured:
 
 def late_s(settings: Settings) -> int:
     """How long after its time an event may still be accepted, answered and flushed, at the longest flush interval there is."""
-    return settings.ingest.max_age_s + settings.ingest.deadline_ms // 1000 + LONGEST_FLUSH_INTERVAL_S
+    deadline_s = -(-settings.ingest.deadline_ms // 1000)  # rounded up
+    return settings.ingest.max_age_s + deadline_s + LONGEST_FLUSH_INTERVAL_S
 
 
 def _cluster(settings: Settings) -> KafkaCluster:

@@ -22,7 +22,9 @@ from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
 from buffer.registration import branches_key, encode_branches, encode_member, member_key, registry_of
+from parshall import whole_log
 from parshall.log_source import LogSource
+from parshall.whole_log import WholeLog
 from rater import query
 from rater.consume import Rater
 from rater.migrate import migrate
@@ -420,6 +422,26 @@ async def test_counters_that_kafka_deleted_are_told_of(place: KafkaPlace, kafka:
                 starts = await reader.source.starts()
                 assert starts.pop(f"{place.cluster.counters}/0") == 6 and set(starts.values()) == {0}
     assert [(line["stored"], line["first"]) for line in lines if "deleted counters" in line["event"]] == [(3, 6)]
+
+
+async def test_the_whole_log_begins_where_retention_ended_also_where_it_left_nothing(
+    place: KafkaPlace, kafka: services.Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_log, "_QUIET_S", 1.0)
+    monkeypatch.setattr(whole_log, "_POLL_S", 0.2)
+    streams = [f"{place.cluster.counters}/{partition}" for partition in range(PARTITIONS)]
+    async with opened(place.log()) as log:
+        await log.produce([*records(range(1, 6)), *records(range(1, 4), 1), *records(range(1, 3), 2)])
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+        await admin.start()
+        gone = {TopicPartition(place.cluster.counters, partition): RecordsToDelete(before) for partition, before in ((0, 2), (1, 3))}
+        await admin.delete_records(gone)
+        await admin.close()
+        async with reading(place) as reader:
+            whole = WholeLog(LogSource(reader.source), retention=True)
+            found = [one async for one in whole]
+    assert [numbers(found, partition) for partition in range(PARTITIONS)] == [[3, 4, 5], [], [1, 2]]
+    assert whole.starts == {streams[0]: 2, streams[1]: 3, streams[2]: 0}
 
 
 async def add_partitions(place: KafkaPlace, to: int) -> None:

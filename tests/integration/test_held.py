@@ -298,6 +298,7 @@ async def test_only_what_was_left_out_behind_a_fork_is_taken_up_or_given_up(ledg
     assert await ledger.take_up(writer.id, 0, await pool.fetchval("SELECT id FROM parked WHERE n = 3")) == 0
     assert await ledger.take_up(writer.id, 0, await pool.fetchval("SELECT id FROM parked WHERE n = 2")) == 1
     assert await ledger.give_up(writer.id, 0) == 1
+    assert await ledger.take_up(writer.id, 0, None) == 0, "what was given up is the copy's for good"
     rows = await pool.fetch("SELECT n, sound, missing FROM parked ORDER BY n")
     assert [tuple(row) for row in rows] == [(1, True, False), (2, True, True), (3, False, True), (4, False, False)]
 

@@ -17,6 +17,7 @@ from parshall.settings import BadSettings, Settings, load_settings, near_misses,
 from parshall.settings_page import settings_page
 from parshall.settings_sources import variable_name
 from parshall.toml_lines import line_of, lines_of
+from parshall.wiring import late_s
 
 DEMO = Path(__file__).parents[2] / "parshall/demo.toml"
 
@@ -361,3 +362,8 @@ def test_whatever_a_value_looks_like_the_next_key_is_found(values: list[object])
     rows = text.split("\n")
     for index in range(len(values)):
         assert rows[lines[(f"m{index}",)] - 1] == f"m{index} = 1"
+
+
+def test_a_month_is_open_for_as_long_as_an_event_of_it_may_come(tmp_path: Path) -> None:
+    assert late_s(load_settings(None, environment={}, options={})) == 86_400 + 10 + 3600
+    assert late_s(load(tmp_path, "[ingest]\nmax_age_s = 7200\ndeadline_ms = 10001\n")) == 7200 + 11 + 3600
