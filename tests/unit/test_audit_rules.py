@@ -679,6 +679,26 @@ def test_a_chain_is_held(stores: Stores) -> None:
     stores.only(f"partition {stores.last[1]} of writer {stores.writer} is held", "fork: two hashes")
     stores.rated.parked = {stores.last: "fork: two hashes"}
     stores.only(f"{place(stores.last)} is parked, not rated: fork: two hashes")
+    stores.rated.parked = {}
+    for key in [key for key in stores.rated.records if key[:2] == stores.last[:2]]:
+        del stores.log.records[key]
+    told = stores.told()
+    assert "are rated, but not in the log" in told[0].replace(" is ", " are ") and len(told) == 2, "what is wrong besides hides it not"
+    assert told[1].startswith(f"partition {stores.last[1]} of writer {stores.writer} is held")
+
+
+def test_the_journal_says_that_more_was_flushed_than_any_store_has(stores: Stores) -> None:
+    """Of it only a snapshot is kept, which agrees with itself."""
+    standing = Standing(bytes.fromhex(stores.writer))
+    for record in stores.records:
+        standing.apply(record)
+    snapshot = standing.snapshot(1)
+    counts = {**snapshot.totals[1], **{verdict: snapshot.totals[1][verdict] + 1 for verdict in ("received", "accepted")}}
+    stores.records = [snapshot._replace(totals={**snapshot.totals, 1: counts}, flushed={**snapshot.flushed, 1: snapshot.flushed[1] + 1})]
+    stores.only(f"writer {stores.writer}, tenant demo: flushed {snapshot.flushed[1] + 1} is not rated ", " + in the log ")
+    counts = {**snapshot.totals[1], "received": snapshot.totals[1]["received"] + 1}
+    stores.records = [snapshot._replace(totals={**snapshot.totals, 1: counts})]
+    stores.only(f"writer {stores.writer}, tenant demo: received {counts['received']} is not accepted {counts['accepted']} + duplicate ")
 
 
 def test_the_journal_is_an_old_copy(stores: Stores) -> None:
