@@ -725,6 +725,9 @@ def test_a_registered_writer_without_journal(stores: Stores) -> None:
     stores.only(f"writer {other} is registered, but its journal was not given")
     stores.log.writers = {**stores.log.writers, other: Retired(17)}
     assert stores.told() == [], "it was retired"
+    stores.log.writers = {**stores.log.writers, "cd" * 16: Retired(17, "3 calls are lost")}
+    verdict = compare([read(stores.records)], stores.log, stores.rated)
+    assert (verdict.differences, verdict.losses) == ([], [f"writer {'cd' * 16}: 3 calls are lost"])
 
 
 def test_nothing_of_a_writer_is_given_but_its_records(stores: Stores) -> None:
