@@ -68,3 +68,27 @@ def test_an_escaped_backslash_is_no_nul() -> None:
     sound = CounterRecord((MAX,), [Counter(0, "demo", "a\\u0000", 0, (), 1, 1)], {})
     assert unstorable(sound, b'"a\\\\u0000"') is None
     assert unstorable(CounterRecord((MAX,), [Counter(0, "demo", "a\0", 0, (), 1, 1)], {}), b'"a\\u0000"') is not None
+
+
+def test_whatever_postgresql_could_not_keep_is_found_wherever_it_stands() -> None:
+    """A number beyond its column, and U+0000 in any name."""
+    good = Counter(0, "demo", "acme", 0, ("eu",), 1, 1)
+    most = ((1 << 63) - 1) >> 16
+
+    def why(counter: Counter = good, meter: MeterDefinition = SUM, tallies: dict[str, dict[str, int]] | None = None) -> str | None:
+        return unstorable(CounterRecord((meter,), [counter], tallies or {}), b'"\\u0000"')
+
+    assert why() is why(good._replace(events=most), tallies={"demo": {"accepted": most}}) is None
+    assert "events" in (why(good._replace(events=most + 1)) or "")
+    assert "tally" in (why(tallies={"demo": {"received": 1, "accepted": most + 1}}) or "")
+    assert "window" in (why(good._replace(window_start_s=-60)) or "")
+    names = [
+        why(good._replace(tenant="\0")),
+        why(good._replace(subject="a\0")),
+        why(good._replace(dimensions=("\0",))),
+        why(meter=SUM._replace(name="\0")),
+        why(meter=SUM._replace(dimensions=("\0",))),
+        why(tallies={"\0": {"accepted": 1}}),
+        why(tallies={"demo": {"\0": 1}}),
+    ]
+    assert all("U+0000" in (told or "") for told in names), names

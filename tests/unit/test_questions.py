@@ -34,6 +34,14 @@ def test_without_times_it_is_this_month_up_to_the_window_that_runs() -> None:
     assert asked(HOURS, timezone="Europe/Berlin").bounds[0] == at("2026-03-01T00:00:00+01:00")
 
 
+def test_without_a_beginning_it_is_the_month_that_the_end_lies_in() -> None:
+    """At the border of two months that is the one that ends there."""
+    for end in ("2026-02-03T00:00:00Z", "2026-03-01T00:00:00Z"):
+        found = asked(HOURS, to=end, window="month")
+        assert found.bounds == (at("2026-02-01T00:00:00Z"), at(end))
+    assert asked(HOURS, to="2026-04-01T00:00:00Z").bounds[0] == at("2026-03-01T00:00:00Z"), "but not one that is to come"
+
+
 def test_the_default_window_is_the_finest_that_there_is() -> None:
     assert {later - earlier for earlier, later in pairwise(asked(HOURS).bounds)} == {3600}
     assert {later - earlier for earlier, later in pairwise(asked(DAYS).bounds)} == {86400}
