@@ -326,15 +326,6 @@ async def test_what_came_behind_a_fork_may_come_again_before_it_is_due(ledger: L
     assert [(row.n, row.missing) for row in await query.parked(pool)] == [(1, False), (2, False)]
 
 
-async def test_all_that_was_left_out_is_asked_for_in_whatever_order_it_came(ledger: Ledger, pool: asyncpg.Pool) -> None:
-    writer, twin = Writer(1), Writer(1)
-    first, second, third, fourth = (writer.flush(some(number)) for number in range(4))
-    await ledger.apply(LOG, at(first))
-    for records in (twin.flush(some(9)), fourth, second, third):
-        await ledger.apply(LOG, at(records, start=1))
-    assert (await ledger.release(writer.id, 0)).again == (2, 4)
-
-
 async def test_what_a_person_chose_is_rated_and_what_never_came_is_asked_for(ledger: Ledger, pool: asyncpg.Pool) -> None:
     """Two numbers are forked behind one that is missing; a damaged copy of a third looks much like a record that was rejected."""
     writer, twin = Writer(1), Writer(1)

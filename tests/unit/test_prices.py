@@ -110,6 +110,7 @@ TIERED = Graduated.model_validate(
 def test_the_bounds_of_tiers_exactly(quantity: str, amount: str, tiers: list[str]) -> None:
     line = rate(Decimal(quantity), TIERED, 2)
     assert str(line.amount) == amount
+    assert line.free == min(max(Decimal(quantity), Decimal(0)), Decimal(5))
     assert [plain(tier.quantity) for tier in line.tiers] == tiers
 
 
