@@ -29,7 +29,7 @@ def whole(**values: int) -> dict[str, str]:
 
 async def test_each_number_is_what_it_says(ledger: Ledger, pool: asyncpg.Pool) -> None:
     good, gap, forked, twin = Writer(1), Writer(2), Writer(3), Writer(3)
-    await ledger.apply("another log", at(good.flush(some()), start=70))
+    await ledger.apply("another log", at(good.flush(some()), "s1", 2))
     assert await numbers(pool, None) == whole(
         postgres_up=1,
         rated_as_of_timestamp_seconds=0,
