@@ -283,6 +283,50 @@ async def test_room_is_known_without_a_system_call(tmp_path: Path) -> None:
     await journal.close()
 
 
+async def test_what_was_written_and_has_gone_takes_no_room(tmp_path: Path) -> None:
+    """Many times what fits: a count that only grew would end in refusals for ever."""
+    disk = CountingDisk()
+    disk.free = 1_000_000
+    limits = JournalLimits(segment_bytes=2_000, max_bytes=20_000, min_free_bytes=950_000, free_check_bytes=5_000)
+    journal = await open_at(tmp_path, disk, limits)
+    journal.append(Opened(INCARNATION, 1))
+    for number in range(1, 200):
+        assert journal.has_room(2_000), journal.shortage(2_000)
+        journal.append(call(number, 50, newest_us=number, horizon_us=number))
+        for one in [*flush_records(number, Through(INCARNATION, number), []), Flushed(number)]:
+            journal.append(one)
+        await journal.drain()
+
+    def on_disk() -> int:
+        return sum(file.stat().st_size for file in (tmp_path / "journal").glob("*.journal"))
+
+    async with asyncio.timeout(10):
+        while journal.kept_bytes != on_disk():  # the last ones go
+            await asyncio.sleep(0.01)
+    assert journal.kept_bytes < 20_000 and journal.synced > 800
+    assert journal.shortage(20_000 - journal.kept_bytes) is None, "nothing is under way"
+    await journal.close()
+
+
+async def test_a_full_journal_makes_room_by_itself_once_it_may(tmp_path: Path) -> None:
+    """Nothing is appended to it while it is full, so no append can be what lets a segment go."""
+    journal = await open_at(tmp_path, limits=LIMITS._replace(segment_bytes=2_000, max_bytes=20_000))
+    journal.append(Opened(INCARNATION, 1))
+    number = 0
+    while journal.has_room(1_000):
+        number += 1
+        journal.append(call(number, 50, newest_us=number))
+        await journal.drain()
+    journal.append(call(number + 1, 0, horizon_us=number))  # an empty call needs no room
+    for one in [*flush_records(1, Through(INCARNATION, number + 1), []), Flushed(1)]:
+        journal.append(one)
+    await journal.drain()
+    async with asyncio.timeout(10):
+        while not journal.has_room(10_000):
+            await asyncio.sleep(0.05)
+    await journal.close()
+
+
 async def test_a_full_disk_is_noticed_and_so_is_room_that_comes_back(tmp_path: Path) -> None:
     disk = CountingDisk()
     disk.free = 1_000
