@@ -554,6 +554,24 @@ async def test_strangers_give_way_when_there_are_too_many() -> None:
         assert (served.edge.connections, served.edge.displaced_connections, served.edge.refused_connections) == (200, 50, 0)
 
 
+async def test_nothing_is_kept_of_connections_that_have_gone() -> None:
+    """Whether or not a key has come over them, and also of those that gave way."""
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, connections=5)) as served:
+        body = json.dumps([event()]).encode()
+        for key in ("demo-key", "wrong", None):
+            for _ in range(4):
+                async with connection(served) as client:
+                    client.send(head(len(body), key=key), body)
+                    assert (await client.answer()).status == (200 if key == "demo-key" else 401)
+        async with AsyncExitStack() as open_:
+            for _ in range(8):
+                await open_.enter_async_context(connection(served))
+        async with asyncio.timeout(10):
+            while served.edge.connections or cast(connections.Server, served.server).unknown:
+                await asyncio.sleep(0.01)
+        assert served.edge.connections == 0 and served.edge.in_flight.total == 0
+
+
 @pytest.mark.parametrize("size", [50_000, 16 << 20], ids=["what one write takes", "more than that"])
 @pytest.mark.parametrize("more", ["", "Connection: close"], ids=["kept alive", "closed"])
 async def test_an_answer_that_nobody_reads_does_not_hold_its_connection(size: int, more: str) -> None:

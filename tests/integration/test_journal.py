@@ -17,7 +17,7 @@ from buffer.counter_log import Record, Rejected
 from buffer.counters import Deltas, MeterDefinition, merge
 from buffer.disk import RealDisk, Thread
 from buffer.journal import Journal, JournalBusy, JournalLimits, JournalStopped, open_journal, read_journal
-from buffer.journal_records import CallRecord, Flushed, Opened, Through
+from buffer.journal_records import CallRecord, FlushBegin, Flushed, FlushPart, Opened, Through
 from tests.journal_driver import METER, call, clock_us, flush_records
 from tests.lossy_disk import DropUnsynced
 
@@ -137,6 +137,8 @@ async def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     third = await open_at(tmp_path)
     assert third.state.flush is None
     assert third.state.flushed == {1: 5}
+    told = [record for record in read_journal(str(tmp_path / "journal"), RealDisk()) if isinstance(record, Flushed)]
+    assert told == [Flushed(1, {1: 5})], "it says itself what it carried: the calls go before it does"
     assert third.state.deltas == deltas
     await third.close()
 
@@ -165,6 +167,75 @@ async def test_the_claims_are_read_back_with_what_they_need(tmp_path: Path) -> N
     ]
     assert list(journal.claims()) == expected
     await journal.close()
+
+
+async def test_claims_are_of_the_incarnation_that_made_them_though_the_segment_with_its_opening_has_gone(tmp_path: Path) -> None:
+    """By the incarnation and its executions it is told which of them a Redis that lost its end still has: those of another one are not."""
+    first = await open_at(tmp_path)
+    for record in (Opened(INCARNATION, 1), call(1, 3)):
+        first.append(record)
+    await first.close()
+    journal, later = await open_at(tmp_path, limits=LIMITS._replace(segment_bytes=2000)), bytes(16)
+    journal.append(Opened(later, 2))
+    for number in range(1, 60):
+        journal.append(call(number, 3, newest_us=number))
+    for one in [*flush_records(1, Through(later, 30), []), Flushed(1)]:
+        journal.append(one)
+    for number in range(60, 120):
+        journal.append(call(number, 3, newest_us=number, horizon_us=30))
+    await journal.drain()
+    kept = list(journal.claims())
+    assert 1 < kept[0][6] <= 31 and [one[6] for one in kept] == list(range(kept[0][6], 120)), "older ones have gone"
+    assert {one[5] for one in kept} == {later}
+    await journal.close()
+
+
+async def test_what_a_crash_left_of_a_flush_is_none_of_the_records_of_the_log(tmp_path: Path) -> None:
+    """Its bytes never went out, and others have their numbers since: to send both again would be a fork."""
+    journal = await open_at(tmp_path)
+    for record in (Opened(INCARNATION, 1), call(1, 1), FlushBegin(1, Through(INCARNATION, 1)), FlushPart(1, [Record(0, 1, (), b"never")])):
+        journal.append(record)
+    await journal.close()
+    again = await open_at(tmp_path)
+    assert again.state.flush is None
+    sent = [Record(0, 1, (), b"sent"), Record(3, 1, (), b"sent too")]
+    for record in [Opened(bytes(16), 2), *flush_records(1, Through(INCARNATION, 1), sent, parts=2), Flushed(1)]:
+        again.append(record)
+    await again.drain()
+    assert list(again.records()) == sent
+    await again.close()
+
+
+async def test_a_journal_of_very_many_meters_is_opened_again(tmp_path: Path) -> None:
+    """What each segment begins with is longer then than what is read of it at first."""
+    journal = await open_at(tmp_path)
+    meters = [METER._replace(name=f"meter_{number}", dimensions=("a_long_name_of_a_dimension",) * 4) for number in range(1000)]
+    numbers = [journal.meter_number(meter) for meter in meters]
+    await journal.close()
+    again = await open_at(tmp_path, limits=LIMITS._replace(segment_bytes=2000))
+    again.append(Opened(INCARNATION, 1))
+    await again.close()
+    (newest,) = (tmp_path / "journal").glob("*.journal")
+    assert newest.name > "00000000000000001" and newest.stat().st_size > 64 * 1024
+    third = await open_at(tmp_path)
+    assert [third.meter_number(meter) for meter in meters] == numbers
+    await third.close()
+
+
+async def test_the_newest_event_of_all_that_is_kept_is_known_wherever_it_stands(tmp_path: Path) -> None:
+    """A drained journal is retired, and may be deleted, once the horizon has reached it."""
+    journal = await open_at(tmp_path, limits=LIMITS._replace(segment_bytes=2000))
+    assert journal.newest_us == 0
+    journal.append(Opened(INCARNATION, 1))
+    for number in range(1, 60):
+        journal.append(call(number, 3, newest_us=9000 if number == 5 else number))
+        await journal.drain()
+    assert len(list((tmp_path / "journal").glob("*.journal"))) > 3
+    assert journal.newest_us == 9000
+    await journal.close()
+    again = await open_at(tmp_path)
+    assert again.newest_us == 9000
+    await again.close()
 
 
 async def test_only_one_process_has_it_open(tmp_path: Path) -> None:
