@@ -117,6 +117,28 @@ async def test_each_redis_has_its_tenants_and_its_own_numbers(tmp_path: Path, se
     assert [record.shards for record in records if isinstance(record, Opened)] == [3]
 
 
+async def test_the_horizon_of_a_journal_is_the_least_of_its_shards(tmp_path: Path, servers: list[Redis]) -> None:
+    """A drained journal is retired by it: what lies above that of one shard can still be claimed there again."""
+    async with running(tmp_path, servers) as it:
+        for server, horizon_us in zip(servers, (9_000, 5_000, 7_000), strict=True):
+            with redis_client.Redis(port=server.port) as connection:
+                connection.set("parshall:horizon", horizon_us)
+        assert await it.writer.learn_horizon() == 5_000
+        assert [lane.history.horizon_us for lane in it.writer.lanes] == [9_000, 5_000, 7_000]
+
+
+async def test_each_redis_is_told_the_end_of_its_own_calls(tmp_path: Path, servers: list[Redis]) -> None:
+    async with running(tmp_path, servers) as it:
+        await it.accepted("a", "b")
+        ends = [lane.appended for lane in it.writer.lanes]
+        incarnation = it.writer.incarnation.hex()
+    assert ends == [1, 2, 2]
+    for server, end in zip(servers, ends, strict=True):
+        with redis_client.Redis(port=server.port) as connection:
+            told = connection.hmget(f"parshall:w:{incarnation}", "mark", "closed")
+        assert told == [b"%d" % end] * 2
+
+
 async def test_a_redis_that_is_away_stops_its_tenants_only(tmp_path: Path, servers: list[Redis]) -> None:
     async with running(tmp_path, servers) as it:
         assert await it.accepted("a") == [1] * 5

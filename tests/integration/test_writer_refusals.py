@@ -19,6 +19,8 @@ from structlog.testing import capture_logs
 from buffer.counter_log import LogUnavailable, Rejected
 from buffer.disk import RealDisk
 from buffer.flush_tuner import FlushTuner
+from buffer.journal import read_journal
+from buffer.journal_records import Opened
 from buffer.local_log import LocalLog
 from dedupe.in_process import InProcessClaims
 from dedupe.port import CallsSpent
@@ -311,6 +313,40 @@ async def test_a_certificate_that_went_since_the_settings_were_checked_leaves_no
     assert why_stopped(told.value) == REFUSED
     del told
     gc.collect()
+
+
+async def test_an_opening_is_on_the_disk_before_anything_is_claimed_by_it(tmp_path: Path) -> None:
+    """Else a crash might let the next one have its number of calls, and what it claimed would look as if that one had journalled it."""
+    settings = Settings.model_validate({"tenants": [{"name": "flood", "number": FLOOD}]})
+    data = DataFolder(str(tmp_path / "data")).make()
+    writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
+    await writer.open()
+    on_disk = [record.incarnation for record in read_journal(data.journal(0), RealDisk()) if isinstance(record, Opened)]
+    assert on_disk == [writer.incarnation]
+    await counter_log.close()
+    await writer.journal.close()
+
+
+@pytest.mark.parametrize("event_type", ["hit", "of no meter"])
+async def test_a_tenant_that_is_not_configured_any_more_is_missed_before_anything_is_served(tmp_path: Path, event_type: str) -> None:
+    """Its usage could not be flushed, and with it nobody's: also where all that is left of it is that its events were rejected."""
+    time = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    one = {"specversion": "1.0", "type": event_type, "source": "s", "time": time, "id": "1", "subject": "c"}
+    async with running(tmp_path) as it:
+        batch = it.decoder.decode_batch(TRICKLE, json.dumps([one]).encode(), clock_us())
+        assert (await it.writer.submit(batch, asyncio.get_running_loop().time() + 10)).received == 1
+        it.serving.cancel()  # nothing is flushed
+        await asyncio.gather(it.serving, return_exceptions=True)
+    settings = Settings.model_validate({"tenants": [{"name": "flood", "number": FLOOD}]})
+    data = DataFolder(str(tmp_path / "data"))
+    writer, counter_log = await make_writer(settings, data, data.journal(0), FlushTuner(3_600_000, 1_000_000))
+    with pytest.raises(CannotStart, match=f"unflushed usage of tenant number {TRICKLE}, which the configuration no longer names"):
+        await writer.open()
+    await counter_log.close()
+    await writer.journal.close()
+    async with running(tmp_path) as it:
+        await it.writer.flusher.now()
+        assert it.writer.flusher.buffered(TRICKLE) == 0
 
 
 async def test_an_old_copy_of_the_journal_is_not_opened(tmp_path: Path) -> None:
