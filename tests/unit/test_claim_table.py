@@ -275,6 +275,16 @@ def test_step_4_a_kept_generation_keeps_those_above_it(store: Store, one: Asker)
     assert store.table.size == 2
 
 
+def test_step_4_with_an_old_generation_none_goes_that_is_not_as_old(store: Store, one: Asker) -> None:
+    one.claim(1, b"a", time_us=NOW_US)
+    store.now_us += HOUR_US
+    one.claim(2, b"b", time_us=NOW_US + HOUR_US)
+    store.now_us += 2 * HOUR_US + 1
+    assert one.claim(3)[3] == NOW_US, "else what is in time would be refused as too late"
+    assert store.table.size == 1
+    assert one.codes(4, b"b") == b"d"
+
+
 def test_step_4_nothing_is_claimed_by_a_call_at_the_horizon(one: Asker) -> None:
     one.table._horizon = NOW_US
     sections = [Section(1, b"a" * 12 + b"b" * 12, b"sssassss")]
@@ -356,7 +366,52 @@ def test_publish_checks_everything_before_it_writes(store: Store, one: Asker) ->
     assert successor.publish(0, (b"1.0", 7), (b"1.1", 1)) == [b"published"]
     third = Asker(store, b"1", b"1.3")
     assert third.publish(0, (b"1.0", 6), (b"1.1", 1), (b"1.2", 0)) == [b"stale_journal", b"1.0".hex().encode(), b"closed"]
+    assert third.publish(0, (b"1.0", 8), (b"1.1", 1), (b"1.2", 0)) == [b"stale_journal", b"1.0".hex().encode(), b"closed"]
     assert third.publish(0, (b"1.0", 7), (b"1.1", 1), (b"1.2", 0)) == [b"published"]
+
+
+def test_a_journal_that_was_declared_lost_does_not_come_back_with_more_than_it_was_closed_at(store: Store, one: Asker, two: Asker) -> None:
+    """What it claimed beyond that is void, and somebody else may have counted it since."""
+    one.codes(1, b"a")
+    one.mark(1)
+    one.codes(2, b"b")
+    assert store.table.bury(two.context._replace(writer=b"1"), True, b"", 0) == [b"buried", b"1.1".hex().encode(), 1, -1, 1]
+    assert two.codes(1, b"a", b"b") == b"dg"
+    back = Asker(store, b"1", b"1.2")
+    assert back.publish(0, (b"1.1", 2)) == [b"stale_journal", b"1.1".hex().encode(), b"closed"]
+    assert back.publish(0, (b"1.1", 1)) == [b"published"]
+
+
+def test_what_was_claimed_again_in_a_store_that_was_emptied_since_is_not_there(store: Store, one: Asker, two: Asker) -> None:
+    """Whoever joins in the faster way would leave out all that it once had claimed here, and its events would be counted again."""
+    one.table._w[b"1.1"].base = 7
+    again = Asker(store, b"2", b"2.1", 2)
+    emptied = again.table.join(again.context, b"new era", b"a branch that was entered elsewhere")
+    assert emptied == [b"joining", b"new era", 1, b"new era", 0]
+    assert again.table.joined(again.context, b"new era", 0, 0, 0, [b"2"]) == [b"joined", 1, 0]
+    store.table.replication_id = "another"
+    back = Asker(store, b"1", b"1.1", 2)
+    reply = back.table.join(back.context, b"newest era", b"", [b"1.1"])
+    assert reply == [b"joining", b"new era", 1, b"newest era", 1, b"new era", 0, -1]
+
+
+def test_a_lost_writer_ends_where_its_last_flush_does_if_that_is_beyond_its_mark(store: Store, one: Asker, two: Asker) -> None:
+    for number, name in enumerate((b"a", b"b", b"c"), 1):
+        one.codes(number, name)
+    context = two.context._replace(writer=b"1")
+    assert store.table.bury(context, False, b"1.1", 2) == [b"buried", b"1.1".hex().encode(), 0, -1, 2]
+    assert two.codes(1, b"a") == b"p", "only told"
+    assert store.table.bury(context, True, b"1.1", 2) == [b"buried", b"1.1".hex().encode(), 0, -1, 2]
+    assert two.codes(2, b"a", b"b", b"c") == b"ddg"
+
+
+def test_of_a_lost_writer_the_opening_that_only_the_log_knows_ends_too(store: Store, one: Asker, two: Asker) -> None:
+    """The store has lost its own end: claims that carry the later opening would be pending for ever."""
+    later = Asker(store, b"1", b"1.2")
+    later.codes(1, b"a")
+    later.codes(2, b"b")
+    assert store.table.bury(two.context._replace(writer=b"1"), True, b"1.2", 1) == [b"buried", b"1.1".hex().encode(), 0, -1, 0]
+    assert two.codes(1, b"a", b"b") == b"dg"
 
 
 def test_incarnations_that_were_never_published_may_follow(store: Store, one: Asker) -> None:
