@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -358,6 +359,62 @@ async def test_a_crash_of_the_machine_at_any_step_costs_nothing() -> None:
             await crashing.run()
             await crashing.check()
             assert crashing.crashes == 1, f"no crash at step {step}"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_a_process_left_half_done_is_made_durable_before_the_next_one_builds_on_it(seed: int) -> None:
+    """A name that was put in place, but not synced, is read by the next process, and gone when the machine crashes after that."""
+    undisturbed = Crashing(0)
+    await undisturbed.run()
+    for step in range(1, undisturbed.disk.steps + 1):
+        crashing = Crashing(step * 10 + seed)
+        crashing.disk.cut_at = step
+        with suppress(LogUnavailable, SourceUnavailable, OSError):
+            await crashing.live()
+        crashing.disk.off, crashing.disk.cut_at = False, 0  # only the process has died: what it wrote is still seen
+        crashing.FLUSHES = crashing.acknowledged + 1
+        await crashing.live()
+        crashing.crash()
+        await crashing.live()  # the writer opens again: what is whole but lost its commit frame is kept
+        await crashing.check()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["a writer that starts again", "a meter that others count too"])
+async def test_an_entry_of_the_registry_that_was_built_on_outlives_a_crash_of_the_machine(kind: str, seed: int) -> None:
+    """Whoever wrote it may have died before it was synced: a writer that others no longer know would have its events counted again."""
+    meters = [MeterDefinition("hits", "", "count", 0, 60, ())]
+
+    async def opened_on(disk: Tree) -> LocalLog:
+        log = LocalLog("/log", disk=disk, background=Inline(), entropy=os.urandom, partitions=2)
+        await log.open()
+        return log
+
+    async def write(log: LocalLog) -> None:
+        if kind == "a writer that starts again":
+            await log.register(ALICE)
+        else:
+            await log.define(meters)
+
+    undisturbed = Tree()
+    log = await opened_on(undisturbed)
+    before = undisturbed.steps
+    await write(log)
+    for step in range(1, undisturbed.steps - before + 1):
+        disk = Tree()
+        log, other = await opened_on(disk), await opened_on(disk)
+        disk.cut_at = disk.steps + step
+        with suppress(LogUnavailable):
+            await write(log)
+        disk.off, disk.cut_at = False, 0  # only the process has died
+        disk.kill()
+        if kind == "a writer that starts again":
+            other = await opened_on(disk)
+        await write(other)
+        known = await other.registry()
+        disk.crash(Random(10 * step + seed))
+        assert await (await opened_on(disk)).registry() == known
+        assert known.writers or known.meters
 
 
 async def test_a_second_crash_while_recovering_costs_nothing_either() -> None:

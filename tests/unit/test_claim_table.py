@@ -395,6 +395,16 @@ def test_what_was_claimed_again_in_a_store_that_was_emptied_since_is_not_there(s
     assert reply == [b"joining", b"new era", 1, b"newest era", 1, b"new era", 0, -1]
 
 
+def test_who_joins_once_more_is_waited_for_until_it_has_claimed_again(store: Store, one: Asker, two: Asker) -> None:
+    """It may have claimed elsewhere since it joined here."""
+    store.table.replication_id = "two"
+    first, second = Asker(store, b"1", b"1.1", 2), Asker(store, b"2", b"2.1", 2)
+    assert first.join(b"2") == [b"joined", 0, 1]
+    era = first.table.join(first.context, b"x")[1]
+    assert second.join(b"1") == [b"joined", 0, 1]
+    assert first.table.joined(first.context, era, 0, 0, 0, [b"1", b"2"]) == [b"joined", 1, 0]  # type: ignore[arg-type]
+
+
 def test_a_lost_writer_ends_where_its_last_flush_does_if_that_is_beyond_its_mark(store: Store, one: Asker, two: Asker) -> None:
     for number, name in enumerate((b"a", b"b", b"c"), 1):
         one.codes(number, name)
