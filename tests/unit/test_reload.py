@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from buffer.disk import RealDisk
 from ingest.sink import Unavailable
+from parshall import peers
 from parshall.errors import FAILED
 from parshall.reload import OF_ALL, OF_INGEST, LiveSettings, Origin, Refused, Reloaded, origin_of, together, with_kept
 from parshall.reload_routes import tell_outcome
@@ -92,6 +97,56 @@ CHANGES = {
     "meters": (FILE.replace('event_type = "http.request"', 'event_type = "http.call"'), "meters"),
     "price_books": (FILE.replace('"0.01"', '"0.02"'), "price_books"),
 }
+
+
+class Leader:
+    """Worker 0 of a node without others: it reads again for all, and keeps what those who start later must know."""
+
+    def __init__(self, folder: Path, known: str) -> None:
+        self.file, self.folder = folder / "parshall.toml", folder
+        self.steps: list[tuple[str, dict[str, int], bool]] = []  # what was done, and what those who start later found then
+        self.file.write_text(FILE)
+        (folder / "tenants.json").write_text(known)
+        settings = load_settings(str(self.file), environment={}, options={})
+        origin = origin_of(str(self.file), {}, {}, OF_INGEST, settings)
+        live = LiveSettings(
+            origin, settings, Inline(), check=self._noted("check"), follow=self._noted("follow"), settle=self._noted("settle")
+        )
+        local = peers.Local(0, cast(Any, None), cast(Any, None), tuple, live)
+        kept = peers.Kept(str(folder / "flush.json"), str(folder / "tenants.json"), str(folder / "reloaded.toml"))
+        self.all = peers.AllWorkers(local, peers.Sockets({}, None), kept, RealDisk(), Inline())
+
+    def _noted(self, step: str) -> Callable[[Settings], Awaitable[None]]:
+        async def note(settings: Settings) -> None:
+            self.steps.append((step, self.tenants(), (self.folder / "reloaded.toml").exists()))
+
+        return note
+
+    def tenants(self) -> dict[str, int]:
+        found: dict[str, int] = json.loads((self.folder / "tenants.json").read_text())["tenants"]
+        return found
+
+    def reload(self, text: str) -> Reloaded:
+        self.file.write_text(text)
+        return asyncio.run(self.all.reload())
+
+
+def test_who_starts_later_finds_what_is_about_to_be_in_force_and_nothing_that_may_still_be_refused(tmp_path: Path) -> None:
+    leader = Leader(tmp_path, '{"v":1,"tenants":{"acme":7}}')
+    assert leader.reload(FILE + BETA) == Reloaded(["tenants"], [])
+    both = {"acme": 7, "beta": 8}
+    assert leader.steps == [("check", {"acme": 7}, False), ("settle", {"acme": 7}, False), ("follow", both, True)]
+    assert (tmp_path / "reloaded.toml").read_text() == FILE + BETA
+    assert leader.tenants() == both
+
+
+def test_a_tenant_that_had_another_number_before_the_start_is_refused_before_anything_is_told(tmp_path: Path) -> None:
+    known = {"acme": 7, "beta": 9}
+    leader = Leader(tmp_path, json.dumps({"v": 1, "tenants": known}))
+    with pytest.raises(Refused, match="'beta' has had the number 9 here"):
+        leader.reload(FILE + BETA)
+    assert [step for step, *_ in leader.steps] == ["check"]
+    assert leader.tenants() == known and not (tmp_path / "reloaded.toml").exists()
 
 
 @pytest.mark.parametrize("section", CHANGES)
