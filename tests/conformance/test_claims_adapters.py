@@ -541,6 +541,19 @@ async def test_calls_that_an_earlier_incarnation_never_answered_are_not_lost_wit
     ]
 
 
+async def test_what_was_claimed_again_from_a_journal_is_lost_with_it_where_no_flush_had_covered_it(in_redis: InRedis) -> None:
+    """Its tags no longer say in which call it was: that some of it was beyond the last flush is all that is known."""
+    journal = Journal(mark=3)
+    journal.kept.append(Claimed(1, NOW_US // IDENTITY.generation_us, NOW_US, b"a" * 12 + b"b" * 12, b"sabcsdef", journal.incarnation, 3))
+    async with running(in_redis.claims(), journal):
+        pass
+    async with RedisWriters(in_redis.server.url, IDENTITY) as store:
+        for covered, told in ((2, {(journal.incarnation, 0): {1: 2}}), (3, {})):
+            through = (journal.incarnation, covered)
+            claimed = await store.claimed_after(journal.writer, through, through)
+            assert {call: dict(events) for call, events in claimed.events.items()} == told
+
+
 async def test_a_handler_that_breaks_an_invariant_stops_run(place: Place) -> None:
     def broken(reply: Reply) -> None:
         raise AssertionError("broken")
