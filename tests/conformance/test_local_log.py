@@ -28,7 +28,7 @@ from buffer.local_rejected import RejectedRing
 from buffer.local_source import LocalSource
 from rater.source import Received, SourceUnavailable
 from tests.conformance.counter_log_places import ALICE, BOB, PARTITIONS, LocalPlace, Reader, numbers, opened, reading, record, records
-from tests.lossy_disk import Inline, LossyDisk
+from tests.lossy_disk import DropUnsynced, Inline, LossyDisk
 
 
 @pytest.fixture
@@ -615,6 +615,15 @@ async def test_rejected_events_can_be_read_line_by_line(place: LocalPlace) -> No
         {"v": 1, "tenant": "other", "event": {"code": "conflict"}},
         {"v": 1, "tenant": "demo", "event": {"code": "too_long"}},
     ]
+
+
+def test_rejected_events_are_on_the_disk_once_they_are_taken(tmp_path: Path) -> None:
+    """The journal lets go of them then."""
+    ring = RejectedRing(str(tmp_path), DropUnsynced())
+    for number in range(2):
+        ring.append([Rejected("demo", b'{"number":%d}' % number)])
+        assert [line["event"]["number"] for line in lines(tmp_path)] == [*range(number + 1)]
+    ring.close()
 
 
 def test_the_ring_keeps_the_newest_and_is_bounded(tmp_path: Path) -> None:
