@@ -41,7 +41,7 @@ Examples:
 {EXIT_CODES}"""
 
 _AT_ONCE = 200  # records in one request to the log
-_TRIES_IN_VAIN = 3  # one after the other: the third is of a single record
+_TRIES_IN_VAIN = 3  # one after the other, each with a quarter of what the one before began with
 
 Chain = tuple[str, int]  # (writer in hex, partition)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -42,21 +43,36 @@ class Claims:
         raise AssertionError
 
 
+def _ignore(_lane: Lane, _answered: Answered) -> None:
+    """What becomes of a call is not looked at here."""
+
+
+def lane_of(
+    claims: Any,
+    *,
+    on_answered: Callable[[Lane, Answered], None] = _ignore,
+    events_per_call: int = 8192,
+    shares: Shares | None = None,
+    is_open: Callable[[Request], bool] = lambda _: True,
+) -> Lane:
+    return Lane(
+        0,
+        claims,
+        calls_in_flight=2,
+        events_per_call=events_per_call,
+        waiting_events=shares or Shares(1_000_000),
+        is_open=is_open,
+        on_answered=on_answered,
+    )
+
+
 def sent_of(requests: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """`requests`: (when in us, events). What was sent: (when, events)."""
 
     async def main(loop: SimulatedLoop) -> list[tuple[int, int]]:
         loop.turn_us = 1
         claims = Claims(loop)
-        lane = Lane(
-            0,
-            claims,
-            calls_in_flight=2,
-            events_per_call=8192,
-            waiting_events=Shares(1_000_000),
-            is_open=lambda _: True,
-            on_answered=_ignore,
-        )
+        lane = lane_of(claims)
         name = 0
         for at_us, events in requests:
             if at_us > loop.time_us():
@@ -69,10 +85,6 @@ def sent_of(requests: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     sent: list[tuple[int, int]] = run(main)
     assert sum(events for _, events in sent) == sum(events for _, events in requests), "nothing is forgotten"
     return sent
-
-
-def _ignore(_lane: Lane, _answered: Answered) -> None:
-    """What becomes of a call is not looked at here."""
 
 
 def at_once(start_us: int, requests: int, events: int = 1) -> list[tuple[int, int]]:
@@ -115,15 +127,7 @@ def test_who_is_asked_about_again_and_again_leaves_a_turn_to_others() -> None:
 
     async def main(loop: SimulatedLoop) -> list[int]:
         claims = Claims(loop)
-        lane = Lane(
-            0,
-            claims,
-            calls_in_flight=2,
-            events_per_call=100,
-            waiting_events=Shares(1_000_000),
-            is_open=lambda _: True,
-            on_answered=_ask_the_large_again,
-        )
+        lane = lane_of(claims, on_answered=_ask_the_large_again, events_per_call=100)
         for number in range(4):
             lane.again.push(1, Request(batch(range(number * 1000, number * 1000 + 500)), 0, loop.create_future()))
         lane.send_calls()

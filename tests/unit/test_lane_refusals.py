@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from dedupe.port import GRANTED, PENDING, Call, Refused, Reply, State, Verdicts
 from ingest.calls import Request, plan, refuse, settle
 from ingest.fair_shares import Shares
-from ingest.lane import Answered, Lane
+from ingest.lane import Answered
 from tests.simulation.loop import SimulatedLoop, run
 from tests.unit.test_calls import BASE_US, batch, request
+from tests.unit.test_lane import lane_of
 
 
 def test_the_newest_time_of_what_is_asked_again_goes_to_the_store_and_into_the_journal() -> None:
@@ -46,22 +46,10 @@ class Replies:
         asyncio.get_running_loop().call_soon(on_reply, reply)
 
 
-def lane_of(claims: Any, shares: Shares, answered: list[Answered]) -> Lane:
-    return Lane(
-        0,
-        claims,
-        calls_in_flight=2,
-        events_per_call=8192,
-        waiting_events=shares,
-        is_open=lambda _: True,
-        on_answered=lambda _, one: answered.append(one),
-    )
-
-
 def test_a_call_that_is_refused_twice_tells_of_all_that_is_too_late() -> None:
     async def main(loop: SimulatedLoop) -> None:
         answered: list[Answered] = []
-        lane = lane_of(Replies(BASE_US + 1, BASE_US + 2), Shares(1000), answered)
+        lane = lane_of(Replies(BASE_US + 1, BASE_US + 2), on_answered=lambda _, one: answered.append(one))
         one = Request(batch([1, 2, 3]), 0, loop.create_future())
         lane.push(one)
         await asyncio.sleep(1)
@@ -75,7 +63,7 @@ def test_a_call_that_is_refused_twice_tells_of_all_that_is_too_late() -> None:
 def test_the_room_of_a_request_with_rejected_events_is_given_back_whole() -> None:
     async def main(loop: SimulatedLoop) -> None:
         shares = Shares(1000)
-        lane = lane_of(Replies(), shares, [])
+        lane = lane_of(Replies(), shares=shares)
         for name in range(3):
             lane.push(Request(batch([name], bad=5), 0, loop.create_future()))
             await asyncio.sleep(1)
@@ -97,15 +85,7 @@ class Silent:
 def test_what_nobody_waits_for_any_more_gives_its_room_to_the_other_shards() -> None:
     async def main(loop: SimulatedLoop) -> None:
         shares, waited_for = Shares(1000), [True]
-        lane = Lane(
-            0,
-            Silent(),
-            calls_in_flight=2,
-            events_per_call=8192,
-            waiting_events=shares,  # type: ignore[arg-type]
-            is_open=lambda _: waited_for[0],
-            on_answered=lambda _, one: None,
-        )
+        lane = lane_of(Silent(), shares=shares, is_open=lambda _: waited_for[0])
         for name in range(5):
             lane.push(Request(batch([name]), 0, loop.create_future()))
             await asyncio.sleep(1)
