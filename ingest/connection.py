@@ -376,7 +376,7 @@ class Server(web.Server):
         return False
 
 
-def make_server(edge: Edge) -> web.Server:
+def make_server(edge: Edge) -> Server:
     """For `loop.create_server` or `create_unix_server`; made on the loop that serves. Bodies arrive as they were sent, packed or not."""
     settings: dict[str, Any] = {
         "access_log": None,

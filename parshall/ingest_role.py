@@ -16,8 +16,9 @@ from parshall.streams import announce
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
+    from parshall.port import Addresses
     from parshall.reload import Origin
-    from parshall.settings import Address, Settings
+    from parshall.settings import Settings
 
 HELP = f"""Run the HTTP edge: events in, counters out to Kafka. Claims are kept in Redis.
 
@@ -33,11 +34,11 @@ Examples:
 
 
 @click.command(help=HELP)
-@options("--config", "--listen", "--data", "--workers", "--redis", "--kafka", "--postgres")
+@options("--config", "--listen", "--admin-listen", "--data", "--workers", "--redis", "--kafka", "--postgres")
 def ingest(config: str | None, **given: object) -> None:
     from parshall.check import read_settings
     from parshall.logs import configure_logs
-    from parshall.port import reserve
+    from parshall.port import reserved
     from parshall.reload import OF_INGEST, origin_of
 
     settings = read_settings(config, settings_given(given))
@@ -55,25 +56,24 @@ def ingest(config: str | None, **given: object) -> None:
     configure_logs("ingest")
     folder, lock = take_data_folder(settings)
     origin = origin_of(config, settings_given(given), {}, OF_INGEST, settings)
-    holder, address = reserve(settings.address)
-    with holder:
+    with reserved(settings) as addresses:
         if settings.ingest.workers == 1:
-            sys.exit(_run_here(settings, folder, address, origin))
-        _run_several(settings, folder, address, origin, lock)
+            sys.exit(_run_here(settings, folder, addresses, origin))
+        _run_several(settings, folder, addresses, origin, lock)
 
 
-def _run_here(settings: Settings, folder: DataFolder, address: Address, origin: Origin | None) -> int:
+def _run_here(settings: Settings, folder: DataFolder, addresses: Addresses, origin: Origin | None) -> int:
     from parshall.worker import WorkerOrder, run
 
-    return run(WorkerOrder(settings, folder, 0, 1, address, origin), on_ready=lambda: _say_ready(address))
+    return run(WorkerOrder(settings, folder, 0, 1, addresses, origin), on_ready=lambda: _say_ready(addresses))
 
 
-def _run_several(settings: Settings, folder: DataFolder, address: Address, origin: Origin | None, lock: int) -> None:
+def _run_several(settings: Settings, folder: DataFolder, addresses: Addresses, origin: Origin | None, lock: int) -> None:
     from parshall.supervisor import Plan
 
-    plan = Plan(worker_orders(settings, folder, address, origin), reloads=origin is not None)
-    run_tree(plan, inherited=(lock,), on_ready=lambda: _say_ready(address))
+    plan = Plan(worker_orders(settings, folder, addresses, origin), reloads=origin is not None)
+    run_tree(plan, inherited=(lock,), on_ready=lambda: _say_ready(addresses))
 
 
-def _say_ready(address: Address) -> None:
-    announce(f"Parshall is ready at {address.url}")
+def _say_ready(addresses: Addresses) -> None:
+    announce(f"Parshall is ready at {addresses.public.url}")

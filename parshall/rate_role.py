@@ -24,11 +24,11 @@ Examples:
 
 
 @click.command(help=HELP)
-@options("--config", "--listen", "--kafka", "--postgres")
+@options("--config", "--listen", "--admin-listen", "--kafka", "--postgres")
 def rate(config: str | None, **given: object) -> None:
     from parshall.check import read_settings
     from parshall.logs import configure_logs
-    from parshall.port import reserve
+    from parshall.port import reserved
     from parshall.rater_process import RaterOrder, run
     from parshall.reload import OF_ALL, origin_of
     from parshall.up import bring_schema_up
@@ -37,8 +37,7 @@ def rate(config: str | None, **given: object) -> None:
     demand(settings, "rate", {"Kafka": (settings.kafka.bootstrap, "--kafka"), "PostgreSQL": (settings.postgres.dsn, "--postgres")})
     configure_logs("rate")
     origin = origin_of(config, settings_given(given), {}, OF_ALL, settings)
-    holder, address = reserve(settings.address)
-    with holder:
+    with reserved(settings) as addresses:
         asyncio.run(bring_schema_up(settings))
-        announce(f"Parshall answers for usage and charges at {address.url}")
-        sys.exit(run(RaterOrder(settings, None, address, origin)))
+        announce(f"Parshall answers for usage and charges at {addresses.public.url}")
+        sys.exit(run(RaterOrder(settings, None, addresses, origin)))

@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import NamedTuple
@@ -24,12 +24,14 @@ from buffer.counter_log import UnfitLog
 from buffer.counters import MeterDefinition
 from ingest.auth import Keys
 from ingest.connection import make_server
-from ingest.http import Admitted, Edge, HttpLimits, Known, Problem
+from ingest.eventless_edge import EventlessEdge, add_admin_routes
+from ingest.http import Edge, HttpLimits
 from ingest.metrics import metrics_routes
 from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED
 from parshall.logs import configure_logs
+from parshall.port import Addresses
 from parshall.processes import heed_signals, listen_to_hangup
 from parshall.rater_reload import RaterReload, ReloadAlone
 from parshall.rating_metrics import RatingCollector
@@ -52,7 +54,7 @@ _CATCH_UP_S = 10.0
 class RaterOrder(NamedTuple):
     settings: Settings
     folder: DataFolder | None  # with the local log in it
-    address: Address | None  # None: the workers of the same tree answer for usage
+    addresses: Addresses | None  # None: the workers of the same tree answer for usage
     origin: Origin | None = None  # None: there is no file to read again
 
 
@@ -91,12 +93,11 @@ async def _run(order: RaterOrder, world: World) -> int:
         edge = ReadEdge(make_keys(settings), rater.configured.meters, world, rater)
         reload = RaterReload(rater, edge, settings.postgres.dsn)
         live = LiveSettings(order.origin, settings, world.background("files"), check=reload.check, follow=reload.follow)
-        if order.address is not None:
+        if order.addresses is not None:
             alone = ReloadAlone(live)
             asked = alone.asked if order.origin is not None else None
             listen_to_hangup(asyncio.get_running_loop(), reload=asked, stop=stop.set)
-            edge.routes.update(reload_routes(alone.reload))
-            await _serve(live, order.address, edge, rater, source, world, cleanup)
+            await _serve(live, alone, order.addresses, edge, rater, source, world, cleanup)
         elif order.folder is not None:
             handle = partial(peers.dispatch, peers.follower_routes(live))
             cleanup.callback((await peers.listen(handle, order.folder.rater_socket)).close)
@@ -135,7 +136,7 @@ def _stop_signal(order: RaterOrder) -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signalled)
-    if order.address is None:
+    if order.addresses is None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # in a tree the workers are told, and they tell us
     heed_signals()
     return stop
@@ -151,24 +152,14 @@ def _with_kept(order: RaterOrder, world: World) -> Settings:
 # ---- the read API of `parshall rate`
 
 
-class ReadEdge(Edge):
+class ReadEdge(EventlessEdge):
     """The HTTP edge of a node that takes no events."""
 
     def __init__(self, keys: Keys, meters: Sequence[MeterDefinition], world: World, rater: Rater) -> None:
         """`meters`: so that one without usage yet is known too."""
         self.meters = meters
-        super().__init__(_NoSink(), None, keys, HttpLimits(), clock_us=world.clock_us, not_ready=lambda: not_ready(rater))  # type: ignore[arg-type]
-
-    def admit(self, headers: Mapping[str, str], connection: Known) -> Admitted:
-        raise Problem(404, "This node rates; events go to a node that runs `parshall ingest`.", close=True)
-
-
-class _NoSink:
-    def check(self, tenant: int) -> None:
-        raise AssertionError("a node that rates decodes no events")
-
-    async def submit(self, batch: object, deadline_s: float) -> object:
-        raise AssertionError("a node that rates decodes no events")
+        elsewhere = "This node rates; events go to a node that runs `parshall ingest`."
+        super().__init__(keys, HttpLimits(), elsewhere=elsewhere, clock_us=world.clock_us, not_ready=lambda: not_ready(rater))
 
 
 def not_ready(rater: Rater) -> Sequence[str]:
@@ -178,22 +169,36 @@ def not_ready(rater: Rater) -> Sequence[str]:
 
 
 async def _serve(
-    live: LiveSettings, address: Address, edge: ReadEdge, rater: Rater, source: Source, world: World, cleanup: AsyncExitStack
+    live: LiveSettings,
+    alone: ReloadAlone,
+    addresses: Addresses,
+    edge: ReadEdge,
+    rater: Rater,
+    source: Source,
+    world: World,
+    cleanup: AsyncExitStack,
 ) -> None:
     settings = live.settings
     assert settings.postgres.dsn is not None
     pool = await open_pool(settings.postgres.dsn)
     cleanup.callback(pool.terminate)
     api = Api(pool, clock_us=world.clock_us, late_s=late_s(settings), meters=lambda: edge.meters)
+    collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")
+    of_operators = {**reload_routes(alone.reload), **metrics_routes(collector, refresh=collector.refresh)}
+    admin = add_admin_routes(edge, of_operators, apart=addresses.admin is not None)
     edge.routes.update(rated_routes(api))
     edge.routes.update(rated_ledger_routes(api))
-    collector = RatingCollector(pool, rater.counts, lambda: source.identity if rater.counts.ends else "")
-    edge.routes.update(metrics_routes(collector, refresh=collector.refresh))
+    if addresses.admin is not None and admin is not None:
+        await _serve_at(addresses.admin, admin, cleanup)
+    await _serve_at(addresses.public, edge, cleanup)
+    log.info("serving usage and charges", **addresses.named())
+
+
+async def _serve_at(address: Address, edge: Edge, cleanup: AsyncExitStack) -> None:
     server = make_server(edge)
-    public = await asyncio.get_running_loop().create_server(server, address.host, address.port, reuse_port=True)
+    listening = await asyncio.get_running_loop().create_server(server, address.host, address.port, reuse_port=True)
     cleanup.push_async_callback(server.shutdown, 1.0)
-    cleanup.callback(public.close)
-    log.info("serving usage and charges", address=address.text)
+    cleanup.callback(listening.close)
 
 
 if __name__ == "__main__":

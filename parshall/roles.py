@@ -17,9 +17,10 @@ from parshall.streams import say
 
 if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
+    from parshall.port import Addresses
     from parshall.processes import Order
     from parshall.reload import Origin
-    from parshall.settings import Address, Settings
+    from parshall.settings import Settings
     from parshall.supervisor import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +28,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {  # option -> (setting, how it is declared)
     "--config": ("", {"type": click.Path(), "metavar": "FILE", "help": "The configuration; `parshall check` tells what is wrong with it."}),
     "--listen": ("listen", {"metavar": "HOST:PORT", "help": "Where to serve HTTP. [default: 127.0.0.1:8080]"}),
+    "--admin-listen": (
+        "admin_listen",
+        {"metavar": "HOST:PORT", "help": "Where to serve /metrics and /v1/admin/. [default: with the rest, at --listen]"},
+    ),
     "--data": ("data", {"metavar": "DIR", "help": "The data folder. [default: parshall-data]"}),
     "--workers": ("ingest.workers", {"type": int, "metavar": "N", "help": "Worker processes; more than one needs --redis. [default: 1]"}),
     "--redis": ("redis.url", {"metavar": "URL", "help": "Keep claims there, as in redis://127.0.0.1:6379/0."}),
@@ -49,7 +54,7 @@ def options(*names: str) -> Callable[[F], F]:
 
 def settings_given(given: Mapping[str, object]) -> dict[str, object]:
     """From click's parameters to settings and their values."""
-    return {OPTIONS[f"--{name}"][0]: value for name, value in given.items() if value is not None and name != "config"}
+    return {OPTIONS["--" + name.replace("_", "-")][0]: value for name, value in given.items() if value is not None and name != "config"}
 
 
 def demand(settings: Settings, role: str, wanted: Mapping[str, tuple[object, str]]) -> None:
@@ -107,7 +112,7 @@ def refuse_other_tenants(folder: DataFolder, settings: Settings) -> None:
 
 
 def worker_orders(
-    settings: Settings, folder: DataFolder, address: Address, origin: Origin | None, *, with_rater: bool = False
+    settings: Settings, folder: DataFolder, addresses: Addresses, origin: Origin | None, *, with_rater: bool = False
 ) -> list[tuple[Order, str]]:
     from parshall.processes import Order
     from parshall.worker import WorkerOrder
@@ -117,7 +122,10 @@ def worker_orders(
     return [
         (
             Order(
-                f"worker-{number}", "parshall.worker", WorkerOrder(settings, folder, number, count, address, origin, with_rater), patience_s
+                f"worker-{number}",
+                "parshall.worker",
+                WorkerOrder(settings, folder, number, count, addresses, origin, with_rater),
+                patience_s,
             ),
             folder.control_socket(number),
         )

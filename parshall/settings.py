@@ -22,6 +22,9 @@ from parshall.settings_sources import PREFIX, Raw, read_raw, variable_name
 Whole = Annotated[int, Strict()]
 
 
+_ALL_INTERFACES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # and where such an address is reached from this machine
+
+
 class Address(NamedTuple):
     host: str
     port: int
@@ -35,6 +38,10 @@ class Address(NamedTuple):
         except ValueError:
             return False
 
+    def meets(self, other: Address) -> bool:
+        """Whether both cannot be listened on. Port 0 is one that is free."""
+        return self.port == other.port != 0 and (self.host == other.host or bool({self.host, other.host} & _ALL_INTERFACES.keys()))
+
     @property
     def text(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -42,7 +49,7 @@ class Address(NamedTuple):
     @property
     def url(self) -> str:
         """Where to reach it from this machine: an address that means 'all interfaces' is no place to connect to."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = _ALL_INTERFACES.get(self.host, self.host)
         return f"http://{Address(host, self.port).text}"
 
 
@@ -293,6 +300,11 @@ class Settings(Section):
     """An immutable snapshot. It is replaced as a whole, never changed."""
 
     listen: Annotated[str, AfterValidator(_address)] = Field("127.0.0.1:8080", description="Host and port of the HTTP API.")
+    admin_listen: Annotated[str, AfterValidator(_address)] | None = Field(
+        None,
+        examples=["127.0.0.1:8081"],
+        description="Host and port of /metrics and /v1/admin/, which are then at no other address. Without it they are at `listen`.",
+    )
     data: str = Field("parshall-data", min_length=1, description="The data folder: journals, and all that `parshall up` keeps itself.")
     ingest: IngestSettings = IngestSettings()
     journal: JournalSettings = JournalSettings()
@@ -308,6 +320,10 @@ class Settings(Section):
     @property
     def address(self) -> Address:
         return parse_address(self.listen)
+
+    @property
+    def admin_address(self) -> Address | None:
+        return None if self.admin_listen is None else parse_address(self.admin_listen)
 
 
 class Problem(NamedTuple):
@@ -402,6 +418,15 @@ def _check_references(raw: Raw, settings: Settings, asks_redis: bool) -> list[Pr
                 "ingest.workers",
                 f"{settings.ingest.workers} workers must share their claims, and no Redis is given",
                 "1 worker, or any number with --redis URL (redis.url)",
+            )
+        )
+    if settings.admin_address is not None and settings.admin_address.meets(settings.address):
+        problems.append(
+            Problem(
+                raw.place(("admin_listen",)),
+                "admin_listen",
+                f"{settings.admin_listen} is where listen ({settings.listen}) is",
+                "another port; or leave it out, and /metrics and /v1/admin/ are at listen",
             )
         )
     return problems + _redis_options(raw, settings.redis, asks_redis) + _kafka_security(raw, settings.kafka)

@@ -102,7 +102,7 @@ def read_raw(
     return raw
 
 
-_OPTION_OF = {"redis.url": "--redis", "kafka.bootstrap": "--kafka", "postgres.dsn": "--postgres"}
+_OPTION_OF = {"admin_listen": "--admin-listen", "redis.url": "--redis", "kafka.bootstrap": "--kafka", "postgres.dsn": "--postgres"}
 
 
 def variable_name(path: tuple[str, ...]) -> str:

@@ -48,11 +48,11 @@ Ctrl-C finishes what is under way and stops; the next start goes on from there, 
 
 
 @click.command(help=HELP)
-@options("--listen", "--data", "--workers", "--config", "--redis", "--kafka", "--postgres")
+@options("--listen", "--admin-listen", "--data", "--workers", "--config", "--redis", "--kafka", "--postgres")
 def up(config: str | None, **given: object) -> None:
     from parshall.check import read_settings
     from parshall.logs import configure_logs
-    from parshall.port import reserve
+    from parshall.port import reserved
     from parshall.reload import OF_ALL, origin_of
     from parshall.welcome import welcome
 
@@ -66,20 +66,19 @@ def up(config: str | None, **given: object) -> None:
     configure_logs("up")
     folder, lock = take_data_folder(settings)
     origin = origin_of(config, settings_given(given), defaults, OF_ALL, settings)
-    holder, address = reserve(settings.address)
-    with holder:
+    with reserved(settings) as addresses:
         postgres, settings = find_postgres(settings, folder)
-        said = welcome(settings, folder.path, address, as_called(sys.argv[0]), os.environ, demo=config is None)
-        _run(settings, folder, address, postgres, origin, lock, lambda: announce(said))
+        said = welcome(settings, folder.path, addresses, as_called(sys.argv[0]), os.environ, demo=config is None)
+        _run(settings, folder, addresses, postgres, origin, lock, lambda: announce(said))
 
 
-def _run(settings, folder, address, postgres, origin, lock, on_ready) -> None:  # type: ignore[no-untyped-def]
+def _run(settings, folder, addresses, postgres, origin, lock, on_ready) -> None:  # type: ignore[no-untyped-def]
     from parshall.processes import Order
     from parshall.rater_process import RaterOrder
     from parshall.supervisor import Plan
 
     plan = Plan(
-        workers=worker_orders(settings, folder, address, origin, with_rater=True),
+        workers=worker_orders(settings, folder, addresses, origin, with_rater=True),
         rater=Order("rater", "parshall.rater_process", RaterOrder(settings, folder, None, origin), patience_s=20),
         postgres=postgres,
         prepare=lambda: bring_schema_up(settings),
@@ -102,9 +101,12 @@ def with_demo_key(settings: Settings) -> Settings:
     from ingest.auth import hash_key
     from parshall.settings import KeySettings
 
-    if not settings.address.loopback:
+    open_to_others = [
+        address.text for address in (settings.address, settings.admin_address) if address is not None and not address.loopback
+    ]
+    if open_to_others:
         raise Stop(
-            f"Without --config everybody knows the key ({DEMO_KEY}), so Parshall would be open to all that reach {settings.listen}: "
+            f"Without --config everybody knows the key ({DEMO_KEY}), so Parshall would be open to all that reach {open_to_others[0]}: "
             f"give --config FILE with keys of its own (`parshall key`), or listen on 127.0.0.1.",
             USAGE,
         )

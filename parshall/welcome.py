@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from parshall.admin_client import DEFAULT_URL
-from parshall.settings import Address, Settings
+from parshall.port import Addresses
+from parshall.settings import Settings
 
 
-def welcome(settings: Settings, data: str, address: Address, command: str, environment: Mapping[str, str], *, demo: bool) -> str:
+def welcome(settings: Settings, data: str, addresses: Addresses, command: str, environment: Mapping[str, str], *, demo: bool) -> str:
     """`command` is how this program is called again; `environment` is where it finds what it is not told."""
-    url = address.url
+    url, admin_url = addresses.public.url, (addresses.admin or addresses.public).url
+    there, admin_there = (_options(one, environment, demo=demo) for one in (url, admin_url))
     auth = f'-H "Authorization: Bearer {"demo-key" if demo else "$PARSHALL_KEY"}"'
-    there = _options(url, environment, demo=demo)
     return f"""
-{_who(settings, demo=demo)} Data in {data}
+{_who(settings, demo=demo)} Data in {data}{"" if addresses.admin is None else f" Metrics and admin API at {admin_url}"}
 {send_one(url, auth) if demo else ""}
 What came of it, a second or two later:
 
@@ -27,7 +28,7 @@ What came of it, a second or two later:
   curl -s {auth} "{url}/v1/charges?{"subject=customer-1&" if demo else ""}period=$(date -u +%Y-%m)"
   curl -s {auth} {url}/v1/ledger
 
-Next: {command} send{there} FILE…    {command} flush show{there}    {command} --help
+Next: {command} send{there} FILE…    {command} flush show{admin_there}    {command} --help
 Ctrl-C stops; the next start goes on from there.
 
 Parshall is ready at {url}"""

@@ -28,7 +28,8 @@ from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
 from ingest.agreed_meters import CannotStart
-from ingest.connection import make_server
+from ingest.connection import Server, make_server
+from ingest.eventless_edge import add_admin_routes
 from ingest.flusher import Flusher
 from ingest.http import Edge, HttpLimits, Route
 from ingest.metrics import SnapshotCollector, metrics_routes
@@ -38,6 +39,7 @@ from parshall import peers
 from parshall.data_folder import DataFolder
 from parshall.errors import FAILED, OK, REFUSED, UNAVAILABLE
 from parshall.logs import configure_logs
+from parshall.port import Addresses
 from parshall.processes import heed_signals, listen_to_hangup
 from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
@@ -62,7 +64,7 @@ class WorkerOrder(NamedTuple):
     folder: DataFolder
     worker: int
     workers: int
-    address: Address
+    addresses: Addresses
     origin: Origin | None = None  # None: there is no file to read again
     with_rater: bool = False  # in the same tree
 
@@ -193,13 +195,17 @@ class Worker:
 
     async def _serve(self, parts: WorkerParts, pool: asyncpg.Pool | None) -> None:
         writer = parts.writer
+
+        def reasons() -> Sequence[str]:
+            return not_ready(writer, draining=self._stop.is_set())
+
         edge = Edge(
             writer,
             make_decoder(self._settings, parts.catalogue, meter_numbers(parts.catalogue, writer)),
             make_keys(self._settings),
             http_limits(self._settings),
             clock_us=self._world.clock_us,
-            not_ready=lambda: not_ready(parts.writer, draining=self._stop.is_set()),
+            not_ready=reasons,
         )
         files = self._world.background("files")
         reload = WorkerReload(writer, edge, parts.catalogue.definitions, files)
@@ -207,15 +213,15 @@ class Worker:
             self._order.worker,
             writer.flusher,
             lambda: take_snapshot(self._order.worker, writer, edge),
-            lambda: not_ready(parts.writer, draining=self._stop.is_set()),
+            reasons,
             LiveSettings(self._order.origin, self._settings, files, check=reload.check, follow=reload.follow, settle=reload.settle),
         )
         workers = self._all_workers(local, files)
-        self._add_routes(edge, pool, reload, workers)
+        admin = self._add_routes(edge, pool, reload, workers)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(writer.run())
             reloading = tasks.create_task(self._reload_when_asked(workers))
-            tasks.create_task(self._until_stopped(parts, edge, peers.Control(local, workers.reload), [running, reloading]))
+            tasks.create_task(self._until_stopped(parts, edge, admin, peers.Control(local, workers.reload), [running, reloading]))
 
     def _all_workers(self, local: peers.Local, files: Background) -> peers.AllWorkers:
         others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}
@@ -230,34 +236,42 @@ class Worker:
             self._reload_asked.clear()
             await tell_outcome(workers.reload)
 
-    def _add_routes(self, edge: Edge, pool: asyncpg.Pool | None, reload: WorkerReload, workers: peers.AllWorkers) -> None:
+    def _add_routes(self, edge: Edge, pool: asyncpg.Pool | None, reload: WorkerReload, workers: peers.AllWorkers) -> Edge | None:
+        """Returns the edge of the admin address, if there is one."""
         api = None if pool is None else self._api(pool, reload)
         edge.routes.update(rated_routes(api))
         edge.routes.update(ledger_routes(api, workers.snapshots))
-        edge.routes.update(admin_routes(workers))
-        edge.routes.update(reload_routes(workers.reload))
-        edge.routes.update(metrics_of_all(workers, pool, self._world.clock_us))
+        of_operators = {
+            **admin_routes(workers),
+            **reload_routes(workers.reload),
+            **metrics_of_all(workers, pool, self._world.clock_us),
+        }
+        return add_admin_routes(edge, of_operators, apart=self._order.addresses.admin is not None)
 
-    async def _until_stopped(self, parts: WorkerParts, edge: Edge, control: peers.Control, running: Sequence[asyncio.Task[None]]) -> None:
-        loop = asyncio.get_running_loop()
+    async def _until_stopped(
+        self, parts: WorkerParts, edge: Edge, admin: Edge | None, control: peers.Control, running: Sequence[asyncio.Task[None]]
+    ) -> None:
         controlled = await peers.listen(control.handle, self._folder.control_socket(self._order.worker))
         self._follow_kept_interval(parts.writer.flusher)
-        http = make_server(edge)
-        address = self._order.address
-        public = await loop.create_server(http, address.host, address.port, reuse_port=True, backlog=1024)
-        log.info("serving", address=address.text, writer=parts.journal.writer.hex())
+        addresses = self._order.addresses
+        operators = await _serve_at(addresses.admin, admin) if addresses.admin is not None and admin is not None else None
+        public = await _serve_at(addresses.public, edge)
+        log.info("serving", **addresses.named(), writer=parts.journal.writer.hex())
         ready = asyncio.ensure_future(self._tell_ready(parts))
         try:
             await self._stop.wait()
         finally:
             ready.cancel()
         edge.closing = True
-        public.close()
+        public.listening.close()
         try:
             await parts.writer.drain(self._settings.ingest.drain_s)
         except TimeoutError:
             log.warning("not everything was flushed in time; it is safe in the journal and goes out at the next start")
-        await http.shutdown(_LAST_ANSWERS_S)
+        await public.http.shutdown(_LAST_ANSWERS_S)
+        if operators is not None:  # what the drain comes to can be looked at
+            operators.listening.close()
+            await operators.http.shutdown(_LAST_ANSWERS_S)
         controlled.close()
         for task in running:
             task.cancel()
@@ -272,6 +286,17 @@ class Worker:
         while not parts.writer.serves:
             await asyncio.sleep(0.02)
         self._on_ready()
+
+
+class _Served(NamedTuple):
+    http: Server
+    listening: asyncio.AbstractServer
+
+
+async def _serve_at(address: Address, edge: Edge) -> _Served:
+    http = make_server(edge)
+    listening = await asyncio.get_running_loop().create_server(http, address.host, address.port, reuse_port=True, backlog=1024)
+    return _Served(http, listening)
 
 
 def not_ready(writer: Writer, *, draining: bool) -> Sequence[str]:

@@ -11,7 +11,7 @@ import aiohttp
 import yaml
 
 from tests import services
-from tests.acceptance.edge import PROJECT, Role
+from tests.acceptance.edge import PROJECT, Role, free_port
 
 CONFIG = PROJECT / "deploy" / "parshall.toml"
 ADDRESSES = ("PARSHALL_REDIS_URL", "PARSHALL_KAFKA_BOOTSTRAP", "PARSHALL_POSTGRES_DSN")
@@ -24,6 +24,7 @@ async def test_the_roles_start(tmp_path: Path, own_kafka: services.Kafka, redis:
     for service in ("ingest", "rater"):
         role, *_ = compose[service]["command"]
         options = ["--data", str(tmp_path / "data")] if role == "ingest" else []
+        options += ["--admin-listen", f"127.0.0.1:{free_port()}"]
         roles[service] = Role(service, [role, "--config", str(CONFIG), *options], tmp_path)
         given = compose[service]["environment"]
         assert given.keys() >= here.keys()

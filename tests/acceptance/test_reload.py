@@ -26,7 +26,7 @@ from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
 from ingest.auth import hash_key
 from tests import services
-from tests.acceptance.edge import PROJECT, Api, Role, make_key, tree, wait_rated, write_config
+from tests.acceptance.edge import PROJECT, Api, Role, free_port, make_key, tree, wait_rated, write_config
 from tests.acceptance.fleet import services_sections
 from tests.acceptance.up import Up, run
 
@@ -42,8 +42,12 @@ class Service:
     def __init__(self, folder: Path, more: str) -> None:
         self.file = folder / "parshall.toml"
         self.keys = write_config(folder, now=datetime.now(UTC), deadline_ms=5000, more=more)
-        self.ingest = Role("ingest", ["ingest", "--config", str(self.file), "--workers", "2"], folder)
-        self.rate = Role("rate", ["rate", "--config", str(self.file)], folder)
+        self.admin = {name: f"http://127.0.0.1:{free_port()}" for name in ("ingest", "rate")}
+        self.ingest = Role("ingest", ["ingest", "--config", str(self.file), "--workers", "2", *self._admin_listen("ingest")], folder)
+        self.rate = Role("rate", ["rate", "--config", str(self.file), *self._admin_listen("rate")], folder)
+
+    def _admin_listen(self, role: str) -> list[str]:
+        return ["--admin-listen", self.admin[role].removeprefix("http://")]
 
     def change(self, old: str, new: str) -> None:
         text = self.file.read_text()
@@ -55,7 +59,7 @@ class Service:
 
     def reload(self, role: Role) -> tuple[int, str]:
         """What `parshall reload` ends with, and says."""
-        command = [sys.executable, "-m", "parshall", "reload", "--url", role.url, "--key", self.keys["demo"]]
+        command = [sys.executable, "-m", "parshall", "reload", "--url", self.admin[role.name], "--key", self.keys["demo"]]
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
@@ -190,7 +194,10 @@ async def test_a_customer_comes_while_others_send(service: Service, own_kafka: s
     code, said = await asyncio.to_thread(service.reload, service.rate)
     assert code == 0, said
     async with aiohttp.ClientSession() as session:
-        await Api(session, service.ingest.url, service.keys["demo"]).flush_now()
+        await Api(session, service.admin["ingest"], service.keys["demo"]).flush_now()
+        for role, series in ((service.ingest, "parshall_writer_info"), (service.rate, "parshall_rater_ready")):
+            async with session.get(f"{service.admin[role.name]}/metrics") as told, session.get(f"{role.url}/metrics") as refused:
+                assert series in await told.text() and refused.status == 404
         api = Api(session, service.rate.url, beta)
         await wait_rated({"beta": api}, {"beta": CONNECTIONS * 6})
         rows = (await api.get("/v1/usage", meter="logins", window="month"))["data"]
@@ -200,8 +207,8 @@ async def test_a_customer_comes_while_others_send(service: Service, own_kafka: s
     why = "the meter 'logins' has window_s 900 in the catalogue and 3600 in the counters of that name"
     code, said = await asyncio.to_thread(service.reload, service.rate)
     assert code == 1 and why in said, said
-    refused = run("rate", "--config", str(service.file), "--listen", "127.0.0.1:0")
-    assert refused.returncode == 4 and why in refused.stderr, refused.stderr
+    not_started = run("rate", "--config", str(service.file), "--listen", "127.0.0.1:0")
+    assert not_started.returncode == 4 and why in not_started.stderr, not_started.stderr
     service.file.write_text(good)
 
     service.change(section, "")

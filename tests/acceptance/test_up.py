@@ -94,18 +94,25 @@ def an_event(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("environment", [{}, {"PARSHALL_KEY": "of another service", "PARSHALL_URL": "http://127.0.0.1:1"}])
+@pytest.mark.parametrize(
+    ("environment", "options"),
+    [({}, []), ({"PARSHALL_KEY": "of another service", "PARSHALL_URL": "http://127.0.0.1:1"}, ["--admin-listen", "127.0.0.1:0"])],
+)
 def test_what_it_suggests_works_at_another_address(
-    starts: list[Up], data: Path, port: int, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    starts: list[Up], data: Path, port: int, environment: dict[str, str], options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")
     for name, value in {"PYTHONPATH": str(ROOT), **environment}.items():
         monkeypatch.setenv(name, value)
         monkeypatch.setitem(ENVIRONMENT, name, value)
-    starts.append(Up(data, port))
+    starts.append(Up(data, port, *options))
     send, show = typed(starts[0].welcome)
     assert starts[0].paste(show) == "every 1s\n"
     assert "all new" in starts[0].paste(send.replace("FILE…", shlex.quote(str(an_event(data.parent)))))
+    if options:
+        (admin,) = re.findall(r"Metrics and admin API at (\S+)", starts[0].welcome)
+        assert "parshall_writer_info" in starts[0].paste(f"curl -s {admin}/metrics")
+        assert "admin_listen" in starts[0].paste(f"curl -s {starts[0].url}/metrics")
 
 
 def test_what_it_suggests_works_with_a_configuration(starts: list[Up], data: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +318,8 @@ def test_a_port_that_is_taken(data: Path, port: int) -> None:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         code, sentence = refused("--listen", f"127.0.0.1:{port}", "--data", str(data))
+        admin_code, admin_sentence = refused("--listen", "127.0.0.1:0", "--admin-listen", f"127.0.0.1:{port}", "--data", str(data))
+    assert (admin_code, admin_sentence) == (3, sentence.replace("--listen", "--admin-listen"))
     assert code == 3
     assert sentence.startswith(f"Port {port} on 127.0.0.1 is in use by another program")
     assert f"--listen 127.0.0.1:{port + 1}" in sentence
@@ -373,7 +382,9 @@ def test_a_second_one_on_the_same_data(starts: list[Up], data: Path, port: int) 
     ("arguments", "words"),
     [
         (["--listen", "0.0.0.0:8080"], ["demo-key", "--config", "127.0.0.1"]),
+        (["--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:8081"], ["demo-key", "0.0.0.0:8081", "--config"]),
         (["--workers", "2"], ["2 workers must share their claims", "--redis"]),
+        (["--admin-listen", "nowhere"], ["--admin-listen: admin_listen: 'nowhere' cannot be used", "127.0.0.1:8080"]),
         (["--listen", "nowhere"], ["--listen: listen: 'nowhere' cannot be used", "127.0.0.1:8080"]),
         (["--config", "/nothing.toml"], ["/nothing.toml: cannot be read: No such file"]),
         (["--data", "/proc/nothing"], ["/proc/nothing cannot be made or used", "--data"]),

@@ -19,6 +19,7 @@ from ingest import connection as connections
 from ingest.admin import admin_routes
 from ingest.auth import Keys, Principal, hash_key
 from ingest.connection import make_server
+from ingest.eventless_edge import add_admin_routes
 from ingest.http import Edge, HttpLimits, Problem, Route, json_response
 from ingest.metrics import SnapshotCollector, metrics_routes
 from ingest.request_body import zstd
@@ -85,15 +86,22 @@ async def serving(limits: HttpLimits) -> AsyncIterator[Served]:
     sink, flushing, reasons = MemorySink(), Flushing(), list[str]()
     edge = make_edge(sink, limits, reasons)
     edge.routes.update(admin_routes(flushing))
-    server = make_server(edge)
-    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    try:
-        yield Served(edge, sink, flushing, listening.sockets[0].getsockname()[1], server, reasons)
+    async with listening(edge) as (port, server):
+        yield Served(edge, sink, flushing, port, server, reasons)
         assert edge.in_flight.total == 0, "every request gives back what it held"
+
+
+@asynccontextmanager
+async def listening(edge: Edge) -> AsyncIterator[tuple[int, web.Server]]:
+    """At a port."""
+    server = make_server(edge)
+    sockets = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        yield sockets.sockets[0].getsockname()[1], server
     finally:
-        listening.close()
+        sockets.close()
         await server.shutdown(1)
-        await listening.wait_closed()
+        await sockets.wait_closed()
 
 
 # ---- a plain HTTP client, so that every byte is ours
@@ -130,8 +138,9 @@ class Connection:
 
 
 @asynccontextmanager
-async def connection(served: Served) -> AsyncIterator[Connection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+async def connection(served: Served | int) -> AsyncIterator[Connection]:
+    """To what is served, or to a port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served if isinstance(served, int) else served.port)
     try:
         yield Connection(reader, writer)
     finally:
@@ -166,6 +175,12 @@ async def post(served: Served, content: object, **how: Any) -> Answer:
 async def get(served: Served, path: str, **how: Any) -> Answer:
     async with connection(served) as client:
         client.send(head(None, path=f"GET {path}", kind=None, **how))
+        return await client.answer()
+
+
+async def ask(port: int, path: str, *, key: str | None = "demo-key", body: bytes = b"") -> Answer:
+    async with connection(port) as client:
+        client.send(head(len(body), path=path, key=key), body)
         return await client.answer()
 
 
@@ -913,21 +928,50 @@ async def test_no_such_path_or_method(served: Served) -> None:
 
 async def test_a_node_that_rates_takes_no_events() -> None:
     edge = ReadEdge(Keys([(hash_key("demo-key"), Principal(1, "demo", frozenset({"ingest"})))]), (), REAL, cast(Rater, None))
-    server = make_server(edge)
-    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection("127.0.0.1", listening.sockets[0].getsockname()[1])
-    client = Connection(reader, writer)
-    try:
+    async with listening(edge) as (port, _), connection(port) as client:
         client.send(head(2), b"[]")
         answer = await client.answer()
         assert is_problem(answer, 404, "events go to a node that runs `parshall ingest`")
         assert answer.headers["connection"] == "close"
         assert await client.ended()
-    finally:
-        writer.close()
-        listening.close()
-        await server.shutdown(1)
-        await listening.wait_closed()
+
+
+async def test_an_admin_address_has_what_is_for_operators_and_goes_by_the_keys_in_force() -> None:
+    flushing, reasons = Flushing(), list[str]()
+    public = make_edge(MemorySink(), HttpLimits(), reasons)
+    routes = {**admin_routes(flushing), **metrics_routes()}
+    admin = add_admin_routes(public, routes, apart=True)
+    assert admin is not None
+    async with listening(public) as (public_port, _), listening(admin) as (admin_port, _):
+        for path in ("GET /v1/admin/flush", "PUT /v1/admin/flush", "POST /v1/admin/flush/now", "GET /metrics"):
+            assert is_problem(await ask(public_port, path), 404, "at the admin address of the node alone (admin_listen"), path
+        assert flushing.flushes == 0
+        assert is_problem(await ask(public_port, "DELETE /metrics"), 405, "/metrics takes GET only.")
+        assert (await ask(admin_port, "GET /metrics", key=None)).status == 200
+        assert (await ask(admin_port, "POST /v1/admin/flush/now")).json == {"flushed": True}
+        assert is_problem(await ask(admin_port, "POST /v1/admin/flush/now", key="third-key"), 403, 'lacks the scope "admin"')
+        assert is_problem(await ask(admin_port, "POST /v1/admin/flush/now", key=None), 401, "No API key")
+        answer = await ask(admin_port, "POST /v1/events", body=b"[]")
+        assert is_problem(answer, 404, "events go to the other one (listen)") and answer.headers["connection"] == "close"
+        assert (await ask(public_port, "POST /v1/events", body=b"[]")).status == 200
+
+        public.keys = Keys([(hash_key("new-key"), Principal(1, "demo", frozenset({"admin"})))])
+        assert is_problem(await ask(admin_port, "POST /v1/admin/flush/now"), 401, "No API key")
+        assert (await ask(admin_port, "POST /v1/admin/flush/now", key="new-key")).json == {"flushed": True}
+
+        for port in (public_port, admin_port):
+            assert (await ask(port, "GET /healthz", key=None)).status == (await ask(port, "GET /readyz", key=None)).status == 200
+        reasons.append("The journal is full.")
+        for port in (public_port, admin_port):
+            assert is_problem(await ask(port, "GET /readyz", key=None), 503, "The journal is full.")
+
+
+async def test_without_an_admin_address_all_is_at_the_public_one() -> None:
+    edge = make_edge(MemorySink(), HttpLimits())
+    assert add_admin_routes(edge, {**admin_routes(Flushing()), **metrics_routes()}, apart=False) is None
+    async with listening(edge) as (port, _):
+        assert (await ask(port, "GET /metrics", key=None)).status == 200
+        assert (await ask(port, "POST /v1/admin/flush/now")).json == {"flushed": True}
 
 
 async def test_a_mounted_route(served: Served) -> None:

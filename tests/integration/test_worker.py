@@ -5,30 +5,39 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
 
-from buffer.disk import RealDisk
+from buffer.disk import AppendFile, RealDisk
+from ingest.auth import hash_key
 from ingest.snapshot import WriterSnapshot
 from parshall import peers, worker
 from parshall.data_folder import DataFolder
 from parshall.errors import OK
+from parshall.port import Addresses
 from parshall.settings import Address, Settings
 from parshall.supervisor import why_not_ready
 from parshall.wiring import World
 from parshall.worker import Worker, WorkerOrder
+from tests.services import free_port
 
 SETTINGS = Settings.model_validate(
     {
         "tenants": [{"name": "demo", "number": 1}],
-        "meters": [{"name": "hits", "event_type": "hit", "aggregation": "count"}],
+        "meters": [{"name": "hits", "event_type": "hit", "aggregation": "count", "time": "arrival"}],
+        "keys": [{"tenant": "demo", "hash": hash_key("k")}],
         "flush": {"interval_ms": 60_000},
     }
 )
+
+
+ANYWHERE = Addresses(Address("127.0.0.1", 0))
 
 
 class SetWhileItOpens(RealDisk):
@@ -46,15 +55,39 @@ class SetWhileItOpens(RealDisk):
                 self.replace(path, self._later.pop())
 
 
+class SyncsLater(RealDisk):
+    """Once it is told so, what is below a folder is not synced until it may be."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.may_sync = threading.Event()
+        self.may_sync.set()
+
+    def create(self, path: str) -> AppendFile:
+        file = super().create(path)
+        if path.startswith(self._folder):
+            sync = file.sync
+            file.sync = lambda: self.may_sync.wait(30) and sync()  # type: ignore[method-assign]
+        return file
+
+
 @asynccontextmanager
-async def serving(folder: DataFolder, world: World) -> AsyncIterator[None]:
-    order = WorkerOrder(SETTINGS, folder, 0, 1, Address("127.0.0.1", 0))
+async def serving(folder: DataFolder, world: World, addresses: Addresses = ANYWHERE) -> AsyncIterator[Callable[[], None]]:
+    """Gives what tells it to stop; at the end it is told if it has not been yet (told twice it would hurry)."""
+    told: list[None] = []
+
+    def stop() -> None:
+        if not told:
+            told.append(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    order = WorkerOrder(SETTINGS, folder, 0, 1, addresses)
     running = asyncio.create_task(Worker(order, world, lambda: None).run())
     async with asyncio.timeout(30):
         while not running.done() and await why_not_ready(folder.control_socket(0)):
             await asyncio.sleep(0.02)
-        yield
-        os.kill(os.getpid(), signal.SIGTERM)
+        yield stop
+        stop()
         assert await running == OK
 
 
@@ -69,3 +102,24 @@ async def test_an_interval_set_while_it_opens_its_journal_is_followed(
     async with serving(folder, World(disk=SetWhileItOpens(folder.flush_file, 2000))):
         answer = await peers._ask(folder.control_socket(0), "GET", peers.SNAPSHOT, 5, None)
     assert answer is not None and msgspec.json.decode(answer.content, type=WriterSnapshot).flush_interval_ms == 2000
+
+
+async def test_while_it_drains_the_admin_address_answers_and_the_other_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "spare_the_collector", lambda: None)
+    folder = DataFolder(str(tmp_path / "data")).make()
+    disk = SyncsLater(folder.log)
+    public, admin = Address("127.0.0.1", free_port()), Address("127.0.0.1", free_port())
+    hit = {"specversion": "1.0", "id": "1", "source": "here", "type": "hit", "subject": "s"}
+    async with aiohttp.ClientSession() as http, serving(folder, World(disk=disk), Addresses(public, admin)) as stop:
+        async with http.post(f"{public.url}/v1/events", json=[hit], headers={"Authorization": "Bearer k"}) as answer:
+            assert (await answer.json())["accepted"] == 1
+        disk.may_sync.clear()
+        stop()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            while True:
+                async with http.get(f"{public.url}/healthz", headers={"Connection": "close"}):
+                    await asyncio.sleep(0.01)
+        async with http.get(f"{admin.url}/readyz") as ready, http.get(f"{admin.url}/metrics") as metrics:
+            assert ready.status == 503 and "shutting down" in await ready.text()
+            assert 'parshall_events_buffered{tenant="demo",worker="0"} 1.0' in await metrics.text()
+        disk.may_sync.set()

@@ -128,7 +128,7 @@ def variables() -> Iterator[tuple[str, str]]:
 
 
 def test_each_variable_is_a_setting() -> None:
-    known = {variable_name(path) for path, _ in scalar_fields()}
+    known = {variable_name(path) for path, _ in scalar_fields()} | {"PARSHALL_URL"}  # of commands
     assert {(place, name) for place, name in variables() if name not in known} == set()
 
 
@@ -144,6 +144,9 @@ def given_by(values: dict[str, str]) -> dict[str, str]:
     given: dict[str, str] = {}
     for workload in [*WORKLOADS, *JOBS]:
         for entry in container_of(workload)["env"]:
+            if "value" in entry:
+                given[entry["name"]] = entry["value"]
+                continue
             reference = entry["valueFrom"]["secretKeyRef"]
             assert reference["name"] == SECRET["metadata"]["name"]
             if reference["key"] in values or not reference.get("optional"):
@@ -211,17 +214,25 @@ def test_other_images_are_pinned_to_a_version() -> None:
     assert [image for image in images if not re.fullmatch(r"[a-z/]+:\d+\.\d+\.?\d*(-[a-z]+)*", image)] == []
 
 
-def test_the_port_is_the_same_everywhere() -> None:
-    port = settings().address.port
-    assert f"\nEXPOSE {port}\n" in DOCKERFILE
+def test_the_ports_are_the_same_everywhere_and_senders_reach_one_alone() -> None:
+    port, admin = settings().address.port, settings().admin_address
+    assert admin is not None
+    assert f"\nEXPOSE {port} {admin.port}\n" in DOCKERFILE
     assert f"http://127.0.0.1:{port}/healthz" in DOCKERFILE
-    assert {published.split(":")[2] for _, service in own_services() for published in service["ports"]} == {str(port)}
+    for _, service in own_services():
+        assert [published.split(":")[2] for published in service["ports"]] == [str(port), str(admin.port)]
+        assert service["environment"]["PARSHALL_URL"] == f"http://127.0.0.1:{admin.port}"
     for workload in WORKLOADS:
-        assert [(entry["name"], entry["containerPort"]) for entry in container_of(workload)["ports"]] == [("http", port)]
-        assert workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(port)
-    for manifest in MANIFESTS:
-        if manifest["kind"] == "Service":
-            assert [entry["targetPort"] for entry in manifest["spec"]["ports"]] == ["http"]
+        container = container_of(workload)
+        assert [(entry["name"], entry["containerPort"]) for entry in container["ports"]] == [("http", port), ("admin", admin.port)]
+        assert workload["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(admin.port)
+        assert {"name": "PARSHALL_URL", "value": f"http://127.0.0.1:{admin.port}"} in container["env"]
+    reached = {
+        manifest["metadata"]["name"]: [entry["targetPort"] for entry in manifest["spec"]["ports"]]
+        for manifest in MANIFESTS
+        if manifest["kind"] == "Service"
+    }
+    assert reached == {INGEST: ["http"], RATER: ["http"], f"{INGEST}-pods": ["http", "admin"]}
 
 
 def test_the_image_overrides_no_setting_of_the_file() -> None:

@@ -148,7 +148,7 @@ scopes = [
     assert found[0] == (
         "p.toml:1: listen: 'nope' cannot be used; allowed: a host, a colon and a port from 0 to 65535, as in 127.0.0.1:8080 or [::1]:8080"
     )
-    assert "p.toml:2: dta: unknown setting (did you mean 'data'?); allowed: listen, data, ingest" in found[1]
+    assert "p.toml:2: dta: unknown setting (did you mean 'data'?); allowed: listen, admin_listen, data, ingest" in found[1]
     assert found[2] == "p.toml:5: ingest.workers: 'two' cannot be used; allowed: a whole number from 1 to 64"
     assert found[3] == "p.toml:6: ingest.max_age_s: 5 cannot be used; allowed: a whole number from 60 to 2592000"
     assert found[4].startswith("p.toml:14: tenants[1].number: 0 cannot be used; allowed: a whole number from 1 to")
@@ -168,6 +168,30 @@ def test_more_workers_need_redis_whoever_asks_for_them(tmp_path: Path) -> None:
     assert found.startswith("--workers: ingest.workers: 2 workers must share their claims, and no Redis is given")
     assert "--redis URL" in found
     assert load(tmp_path, "", options={"ingest.workers": 2, "redis.url": "redis://localhost"}).ingest.workers == 2
+
+
+@pytest.mark.parametrize(
+    ("listen", "admin", "wrong"),
+    [
+        ("127.0.0.1:8080", "127.0.0.1:8080", True),
+        ("0.0.0.0:8080", "127.0.0.1:8080", True),
+        ("127.0.0.1:8080", "[::]:8080", True),
+        ("127.0.0.1:8080", "127.0.0.2:8080", False),
+        ("0.0.0.0:8080", "127.0.0.1:8081", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+    ],
+)
+def test_the_admin_address_is_another_one(tmp_path: Path, listen: str, admin: str, wrong: bool) -> None:
+    text = f'listen = "{listen}"\nadmin_listen = "{admin}"\n'
+    if not wrong:
+        (tmp_path / "p.toml").write_text(text)
+        settings = load_settings(str(tmp_path / "p.toml"), environment={}, options={})
+        assert settings.admin_address == parse_address(admin) and settings.address == parse_address(listen)
+        return
+    assert problems(tmp_path, text) == [
+        f"p.toml:2: admin_listen: {admin} is where listen ({listen}) is; "
+        "allowed: another port; or leave it out, and /metrics and /v1/admin/ are at listen"
+    ]
 
 
 def test_a_wrong_variable_or_option_is_named_as_what_it_is(tmp_path: Path) -> None:
