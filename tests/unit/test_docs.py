@@ -1,11 +1,13 @@
 """The pages for people name only what is there: files, make targets, commands of the program.
 
-Belongs here: checks of README, ARCHITECTURE, CONTRIBUTING, CHANGELOG and docs/, and of the alert rules that docs/OPERATING.md hands out.
+Belongs here: checks of README, ARCHITECTURE, CONTRIBUTING, CHANGELOG and docs/, and of the alert rules and the dashboard that
+docs/OPERATING.md hands out.
 Whether a page's commands work is tests/acceptance.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -164,6 +166,36 @@ def test_an_alert_watches_what_is_exported_and_names_the_next_command(rule: Mapp
     assert re.match(r"`(parshall|kubectl|kafka-[a-z-]+\.sh) ", rule["annotations"]["description"])
     assert [name for name in re.findall(r"`parshall ([a-z]+)", told) if name not in COMMANDS] == []
     assert set(re.findall(r"parshall_\w+", told)) <= exported_metrics().keys()
+
+
+DASHBOARD: dict[str, Any] = json.loads((PROJECT / "deploy" / "grafana-dashboard.json").read_text())
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
+def test_a_panel_shows_what_is_exported_and_says_what_it_means(panel: Mapping[str, Any]) -> None:
+    assert panel["description"].endswith(".") and panel["targets"]
+    assert [name for name in re.findall(r"`parshall ([a-z]+)", panel["description"]) if name not in COMMANDS] == []
+    for target in panel["targets"]:
+        assert target["datasource"] == panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        shown = set(re.findall(r"parshall_\w+", target["expr"]))
+        assert shown and shown <= samples()
+        labels = {label for name, its in exported_metrics().items() for label in its if any(one.startswith(name) for one in shown)}
+        named = re.findall(r'(\w+)(?:=~?|!=|!~)"', target["expr"]) + re.findall(r"{{(\w+)}}", target["legendFormat"])
+        named += [label for group in re.findall(r"\b(?:by|ignoring) \(([\w, ]+)\)", target["expr"]) for label in group.split(", ")]
+        assert set(named) - {"instance", "le"} <= labels
+        for bounded, bound in re.findall(r'parshall_(\w+){[^}]*} / ignoring \(of\) parshall_bound{of="(\w+)"', target["expr"]):
+            assert bounded == bound
+        assert set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval"} <= {one["name"] for one in DASHBOARD["templating"]["list"]}
+
+
+def test_no_panel_covers_another() -> None:
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken: set[tuple[int, int]] = set()
+    for place in (panel["gridPos"] for panel in DASHBOARD["panels"]):
+        cells = {(place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])}
+        assert place["x"] + place["w"] <= 24 and not cells & taken
+        taken |= cells
 
 
 def test_a_writer_that_was_seen_and_is_not_any_more_is_told() -> None:
