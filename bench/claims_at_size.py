@@ -36,8 +36,8 @@ LIFETIME_US = 86_700 * 1_000_000
 
 class Point(NamedTuple):
     claims: int
-    bytes_each: int
-    redis_us: int  # hundredths
+    memory: int  # B a claim; in hundredths, as the two below
+    redis_us: int
     client_us: int
 
 
@@ -47,7 +47,7 @@ def figures(sizes: Sequence[int]) -> Iterator[Figure]:
         for point in uvloop.run(grow(its_sizes, layout)):
             name = f"{layout}, {point.claims // 1_000_000} million"
             aimed = point.claims == AIMED_AT
-            yield figure(SECTION, f"{name}: memory", "B/claim", [100 * point.bytes_each], at_most(most_bytes) if aimed else NONE)
+            yield figure(SECTION, f"{name}: memory", "B/claim", [point.memory], at_most(most_bytes) if aimed else NONE)
             yield figure(SECTION, f"{name}: Redis", "us/claim", [point.redis_us], Target(most=most_us) if aimed else NONE)
             yield figure(SECTION, f"{name}: client", "us/claim", [point.client_us])
 
@@ -65,12 +65,13 @@ async def _point(url: str, pid: int, size: int, layout: str) -> Point:
     empty = used_memory(url)
     await fill(url, size // 2, GENERATION_US, layout=layout)
     await fill(url, size - size // 2, 0, layout=layout)
-    assert _claims(url) >= size * 99 // 100, "the generation before is gone"  # calls are of a full size
-    bytes_each = (used_memory(url) - empty) // size
+    held = _claims(url)
+    assert held >= size * 99 // 100, "the generation before is gone"  # calls are of a full size
+    memory = 100 * (used_memory(url) - empty) // held
     before = cpu_us(pid)
     client_ns = await fill(url, MEASURED, 0, per_call=1000, layout=layout)
     redis_us = cpu_us(pid) - before
-    return Point(size, bytes_each, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
+    return Point(size, memory, 100 * redis_us // MEASURED, client_ns // 10 // MEASURED)
 
 
 async def looks(generations: Sequence[int]) -> list[tuple[int, int]]:

@@ -190,6 +190,6 @@ def _claims(full: bool, say: Say) -> Sweep:
     def points() -> Iterator[Point]:
         for size in (1, 2, 5, 10, *((20,) if full else ())):
             (point,) = uvloop.run(claims_at_size.grow([size * 1_000_000]))
-            yield Point(size * 1_000_000, point.redis_us, 100 * point.bytes_each)
+            yield Point(size * 1_000_000, point.redis_us, point.memory)
 
     return _sweep("claims", "live claims in two generations: CPU of Redis", points(), say, "bytes a claim")

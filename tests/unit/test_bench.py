@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
 
+from bench import claims_at_size
 from bench.bodies import Mix, bodies_of
 from bench.figures import MET, MISSED, NO_TARGET, NOT_BUILT, Target, as_json, at_least, at_most, figure, from_json, table
 
@@ -57,3 +59,16 @@ def test_the_median_meets_a_target_or_does_not(values: list[int], target: Target
     assert row.verdict == verdict
     assert verdict in list(table([row]))[-1]
     assert from_json(json.loads(json.dumps(as_json([row])))) == [row]
+
+
+def test_memory_of_a_claim_is_not_rounded_to_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([1_000_000, 1_808_585])
+
+    async def fill(*_: object, **__: object) -> int:
+        return 0
+
+    monkeypatch.setattr(claims_at_size, "used_memory", lambda _: next(used))
+    monkeypatch.setattr(claims_at_size, "fill", fill)
+    monkeypatch.setattr(claims_at_size, "_claims", lambda _: 9_992)  # calls are of a full size
+    monkeypatch.setattr(claims_at_size, "cpu_us", lambda _: 0)
+    assert asyncio.run(claims_at_size._point("", 1, 10_000, "hashed")).memory == 8_092
