@@ -16,7 +16,7 @@ import uvloop
 
 from bench import claims_at_size
 from bench.bodies import SUBJECTS, Mix
-from bench.contestants import Contestant, start_parshall
+from bench.contestants import start_parshall
 from bench.counted import Topic, accepted_in_counter_records
 from bench.processes import cpu_us
 from bench.sending import CONNECTIONS, Sending
@@ -52,29 +52,44 @@ def measure(say: Say, *, full: bool) -> Iterator[Sweep]:
         yield found
 
 
+class Served:
+    """A service of its own, and what it says that it counted."""
+
+    def __init__(self, folder: Path, services: Services, **how: object) -> None:
+        self.folder = folder
+        self.server = start_parshall(folder, services, **how)  # type: ignore[arg-type]
+        self._topic = Topic(services.kafka, self.server.topic)
+        self._accepted = 0  # since Kafka was looked at
+
+    def least_cost(self, mix: Mix, *, connections: int = CONNECTIONS, keys: Path | None = None, flushed: bool = True) -> int:
+        return min(self.cost(mix, connections=connections, keys=keys, flushed=flushed) for _ in range(ROUNDS))
+
+    def cost(self, mix: Mix, *, connections: int = CONNECTIONS, rate: int = 0, keys: Path | None = None, flushed: bool = True) -> int:
+        sending = Sending(self.server, mix, connections=connections, rate=rate, keys=keys)
+        before = cpu_us(self.server.process.pid)
+        self._accepted += sending.send()["accepted"]
+        if flushed:
+            self.server.hand_over()
+        return 100 * (cpu_us(self.server.process.pid) - before) // mix.total
+
+    def counters(self) -> int:
+        """In Kafka since the last look, beside which every accepted event must stand there."""
+        self.server.hand_over()
+        accepted, counters = accepted_in_counter_records(asyncio.run(self._topic.new_values()))
+        assert accepted == self._accepted, f"answered was for {self._accepted} events, in Kafka are {accepted}"
+        self._accepted = 0
+        return counters
+
+
 @contextmanager
-def _serving(**how: object) -> Iterator[tuple[Contestant, Services, Path]]:
+def _serving(**how: object) -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as name, real_services() as services:
-        server = start_parshall(Path(name), services, **how)  # type: ignore[arg-type]
+        served = Served(Path(name), services, **how)
         try:
-            yield server, services, Path(name)
+            yield served
+            served.counters()
         finally:
-            server.stop()
-
-
-def _least_cost(server: Contestant, mix: Mix, *, connections: int = CONNECTIONS, keys: Path | None = None, flushed: bool = True) -> int:
-    return min(_cost(server, mix, connections=connections, keys=keys, flushed=flushed) for _ in range(ROUNDS))
-
-
-def _cost(
-    server: Contestant, mix: Mix, *, connections: int = CONNECTIONS, rate: int = 0, keys: Path | None = None, flushed: bool = True
-) -> int:
-    sending = Sending(server, mix, connections=connections, rate=rate, keys=keys)
-    before = cpu_us(server.process.pid)
-    sending.send()
-    if flushed:
-        server.hand_over()
-    return 100 * (cpu_us(server.process.pid) - before) // mix.total
+            served.server.stop()
 
 
 def _mix(events: int, **how: int) -> Mix:
@@ -91,21 +106,21 @@ def _sweep(name: str, x: str, points: Iterator[Point], say: Say, more: str = "")
 
 def _batches(_full: bool, say: Say) -> Sweep:
     def points() -> Iterator[Point]:
-        with _serving() as (server, _, _):
-            _cost(server, _mix(MIDDLE))
+        with _serving() as served:
+            served.cost(_mix(MIDDLE))
             for events in (1, 10, 100, 1000, 10_000):
-                yield Point(events, _least_cost(server, _mix(events)))
+                yield Point(events, served.least_cost(_mix(events)))
 
     return _sweep("batch", "events a request", points(), say)
 
 
 def _connections(_full: bool, say: Say) -> Sweep:
     def points() -> Iterator[Point]:
-        with _serving() as (server, _, _):
-            _cost(server, _mix(MIDDLE))
+        with _serving() as served:
+            served.cost(_mix(MIDDLE))
             for connections in (1, 8, 32, 250, 1000, 2000):
                 mix = Mix(max(1200, 2 * connections), MIDDLE)
-                yield Point(connections, _least_cost(server, mix, connections=connections))
+                yield Point(connections, served.least_cost(mix, connections=connections))
 
     return _sweep("connections", "connections, 100 events a request", points(), say)
 
@@ -115,13 +130,13 @@ def _counters(full: bool, say: Say) -> Sweep:
 
     def points() -> Iterator[Point]:
         for counters in (1_000, 10_000, 100_000, 900_000 if full else 300_000):
-            with _serving() as (server, _, _):
-                server.set_interval(HOUR_MS)
-                _cost(server, _mix(MIDDLE))
+            with _serving() as served:
+                served.server.set_interval(HOUR_MS)
+                served.cost(_mix(MIDDLE))
                 subjects = max(1, counters // 15)  # each has some fifteen counters
                 filling = Mix(max(20, 2 * counters // LARGE), LARGE, subjects)
-                _cost(server, filling, flushed=False)
-                yield Point(counters, _least_cost(server, _mix(LARGE, subjects=subjects), flushed=False))
+                served.cost(filling, flushed=False)
+                yield Point(counters, served.least_cost(_mix(LARGE, subjects=subjects), flushed=False))
 
     return _sweep("live counters", "live counters, 1000 events a request", points(), say)
 
@@ -129,11 +144,12 @@ def _counters(full: bool, say: Say) -> Sweep:
 def _tenants(full: bool, say: Say) -> Sweep:
     def points() -> Iterator[Point]:
         for tenants in (1, 10, 100, 1000, *((10_000,) if full else ())):
-            with _serving(tenants=tenants) as (server, _, folder):
-                (folder / "keys").write_text("\n".join(server.keys))
-                _cost(server, _mix(MIDDLE))
+            with _serving(tenants=tenants) as served:
+                keys = served.folder / "keys"
+                keys.write_text("\n".join(served.server.keys))
+                served.cost(_mix(MIDDLE))
                 requests = max(OF_A_POINT // MIDDLE, tenants)
-                yield Point(tenants, _least_cost(server, Mix(requests, MIDDLE), keys=folder / "keys"))
+                yield Point(tenants, served.least_cost(Mix(requests, MIDDLE), keys=keys))
 
     return _sweep("tenants", "tenants, in turn, 100 events a request", points(), say)
 
@@ -141,9 +157,9 @@ def _tenants(full: bool, say: Say) -> Sweep:
 def _meters(_full: bool, say: Say) -> Sweep:
     def points() -> Iterator[Point]:
         for meters in (1, 10, 100, 500):
-            with _serving(catalogue=_catalogue(meters)) as (server, _, _):
-                _cost(server, _mix(MIDDLE, types=meters))
-                yield Point(meters, _least_cost(server, _mix(LARGE, types=meters)))
+            with _serving(catalogue=_catalogue(meters)) as served:
+                served.cost(_mix(MIDDLE, types=meters))
+                yield Point(meters, served.least_cost(_mix(LARGE, types=meters)))
 
     return _sweep("meters", "meters, an event type each, 1000 events a request", points(), say)
 
@@ -160,9 +176,9 @@ def _catalogue(meters: int) -> str:
 def _workers(_full: bool, say: Say) -> Sweep:
     def points() -> Iterator[Point]:
         for workers in (1, 2):
-            with _serving(more=f"\n[ingest]\nworkers = {workers}\n") as (server, _, _):
-                _cost(server, _mix(MIDDLE))
-                yield Point(workers, _least_cost(server, _mix(LARGE)))
+            with _serving(more=f"\n[ingest]\nworkers = {workers}\n") as served:
+                served.cost(_mix(MIDDLE))
+                yield Point(workers, served.least_cost(_mix(LARGE)))
 
     return _sweep("workers", "workers, 1000 events a request", points(), say)
 
@@ -172,16 +188,13 @@ def _intervals(full: bool, say: Say) -> Sweep:
 
     def points() -> Iterator[Point]:
         for interval_ms in (100, 1000, 10_000, *((60_000,) if full else ())):
-            with _serving() as (server, services, _):
-                topic = Topic(services.kafka, server.topic)
-                _cost(server, _mix(MIDDLE))
-                asyncio.run(topic.new_values())
-                server.set_interval(interval_ms)
+            with _serving() as served:
+                served.cost(_mix(MIDDLE))
+                served.counters()
+                served.server.set_interval(interval_ms)
                 mix = Mix(max(600, interval_ms // 8), MIDDLE, 10 * SUBJECTS)
-                cost = _cost(server, mix, rate=100)
-                accepted, counters = accepted_in_counter_records(asyncio.run(topic.new_values()))
-                assert accepted == mix.total, f"{accepted} of {mix.total} are in Kafka"
-                yield Point(interval_ms, cost, 100 * accepted // counters)
+                cost = served.cost(mix, rate=100)
+                yield Point(interval_ms, cost, 100 * mix.total // served.counters())
 
     return _sweep("flush interval", "ms between flushes, 10,000 events/s", points(), say, "events a counter")
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench import claims_at_size
 from bench.bodies import Mix, bodies_of
+from bench.counted import accepted_in_counter_records
 from bench.figures import MET, MISSED, NO_TARGET, NOT_BUILT, Target, as_json, at_least, at_most, figure, from_json, table
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -59,6 +60,16 @@ def test_the_median_meets_a_target_or_does_not(values: list[int], target: Target
     assert row.verdict == verdict
     assert verdict in list(table([row]))[-1]
     assert from_json(json.loads(json.dumps(as_json([row])))) == [row]
+
+
+def test_counters_must_hold_the_events_that_tallies_tell() -> None:
+    requests, egress = ["requests", "a1", "count", 0, 3600, []], ["egress_bytes", "b1", "sum", 0, 3600, []]
+    met_twice = {"meters": [egress, requests], "counters": [[0, "demo", "c", 0, [], "900", 3], [1, "demo", "c", 0, [], "3", 3]]}
+    told = {"meters": [requests], "counters": [[0, "demo", "d", 0, [], "4", 4]], "tallies": {"demo": {"received": 8, "accepted": 7}}}
+    values = [json.dumps({"v": 1, "tallies": {}} | record).encode() for record in (met_twice, told)]
+    assert accepted_in_counter_records(values) == (7, 3)
+    with pytest.raises(AssertionError, match="tallies say 7 events, counters hold 4"):
+        accepted_in_counter_records(values[1:])
 
 
 def test_memory_of_a_claim_is_not_rounded_to_its_target(monkeypatch: pytest.MonkeyPatch) -> None:
