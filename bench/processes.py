@@ -1,15 +1,15 @@
 """CPU of processes, as the kernel counts it: user and system time of every thread, of a process and all its children.
 
-Belongs here: reading /proc. Must not know: what the processes do.
+Belongs here: reading the kernel's clocks. Must not know: what the processes do.
 """
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+_CPUCLOCK_SCHED = 2
 
 
 def cpu_us(pid: int) -> int:
@@ -25,5 +25,5 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def _own_cpu_us(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_US
+    """By the clock that clock_getcpuclockid(3) names. /proc/PID/stat cuts user and system time to ticks of 10 ms, each for itself."""
+    return time.clock_gettime_ns(~pid << 3 | _CPUCLOCK_SCHED) // 1000

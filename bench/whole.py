@@ -53,7 +53,7 @@ CASES = (PLAIN, BY_THE_HUNDRED, ALONE, *VARIANTS)
 MOST_OF_PLAIN = Target(most=180)
 LEAST_END_TO_END = at_least(12)
 
-# Events a round: enough for a second of CPU, so that the 10 ms ticks of /proc do not matter.
+# Events a round: about a second of CPU.
 EVENTS = {"parshall": {1000: 300_000, 100: 200_000, 1: 20_000}, "control": {1000: 40_000, 100: 40_000, 1: 8_000}}
 
 

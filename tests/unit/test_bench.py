@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
 
-from bench import claims_at_size
+from bench import claims_at_size, processes
 from bench.bodies import Mix, bodies_of
 from bench.counted import accepted_in_counter_records
 from bench.figures import MET, MISSED, NO_TARGET, NOT_BUILT, Target, as_json, at_least, at_most, figure, from_json, table
@@ -83,3 +85,9 @@ def test_memory_of_a_claim_is_not_rounded_to_its_target(monkeypatch: pytest.Monk
     monkeypatch.setattr(claims_at_size, "_claims", lambda _: 9_992)  # calls are of a full size
     monkeypatch.setattr(claims_at_size, "cpu_us", lambda _: 0)
     assert asyncio.run(claims_at_size._point("", 1, 10_000, "hashed")).memory == 8_092
+
+
+def test_cpu_of_a_process_is_not_in_ticks() -> None:
+    before = time.process_time_ns() // 1000
+    found = processes._own_cpu_us(os.getpid())
+    assert before <= found <= time.process_time_ns() // 1000
