@@ -5,7 +5,8 @@ python -m bench --only whole        one section (steps, whole, claims, stalls, m
 python -m bench --quick             small: to see that it works, not for a figure
 python -m bench --full              larger: 20 million claims, more rounds; half an hour
 python -m bench growth              what an event costs as counters, claims, tenants, meters, connections … grow; --full goes further
-python -m bench publish             make the last report and growth the committed ones, and put the figures into docs/PERFORMANCE.md
+python -m bench publish             make the last report and growth the committed ones, and put the figures into docs/PERFORMANCE.md;
+                                    a report that is quick or lacks a section is refused
 
 The report is in bench/report: latest.json, targets.png, steps.txt; growth.json and growth.png. --strict: exit 1 if a target is not met.
 """
@@ -73,7 +74,7 @@ def _report(arguments: argparse.Namespace) -> int:
             left_out.append(name)
             print(f"{name} was cut off: the time is over.")
     file = REPORT / "latest.json"
-    file.write_text(json.dumps(about | {"left_out": left_out, "figures": as_json(figures)}, indent=1) + "\n")
+    file.write_text(json.dumps(about | {"sections": wanted, "left_out": left_out, "figures": as_json(figures)}, indent=1) + "\n")
     print(f"\n{about['at']}, {about['commit']}, {about['machine']}, load before it {about['load']}. {about['note']}\n")
     for line in table(figures):
         print(line)
@@ -153,6 +154,9 @@ def _plot_targets(figures: Sequence[Figure]) -> None:
 
 
 def _publish() -> int:
+    if unfit := _unfit(REPORT / "latest.json"):
+        print(f"Not published: {unfit}.", file=sys.stderr)
+        return 1
     PUBLISHED.mkdir(exist_ok=True)
     for name in FILES:
         if (REPORT / name).exists():
@@ -166,6 +170,18 @@ def _publish() -> int:
     PAGE.write_text(before + "\n".join(lines) + after)
     print(PAGE)
     return 0
+
+
+def _unfit(latest: Path) -> str:
+    """Why the last report is not one to publish; nothing: it is, or there is none and the published one is only shown again."""
+    if not latest.exists():
+        return ""
+    report = json.loads(latest.read_text())
+    if report["scale"] == "quick":
+        return "the last report is a quick one, which is not for a figure"
+    measured = set(report.get("sections", ())) - set(report["left_out"])
+    lacking = [name for name in SECTIONS if name not in measured]
+    return f"the last report lacks {', '.join(lacking)}" if lacking else ""
 
 
 def _about(scale: str, note: str) -> dict[str, object]:

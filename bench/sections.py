@@ -46,7 +46,7 @@ def _claims(scale: Scale) -> Iterable[Figure]:
 def _stalls(scale: Scale) -> Iterable[Figure]:
     from bench import stalls
 
-    return stalls.figures(min(2, scale.rounds), scale.counters, scale.dropped)
+    return stalls.figures(min(3, scale.rounds), scale.counters, scale.dropped)
 
 
 def _memory(scale: Scale) -> Iterable[Figure]:

@@ -8,13 +8,16 @@ import os
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from bench import claims_at_size, processes
+from bench import __main__ as command
+from bench import claims_at_size, processes, stalls
 from bench.bodies import Mix, bodies_of
 from bench.counted import accepted_in_counter_records
 from bench.figures import MET, MISSED, NO_TARGET, NOT_BUILT, Target, as_json, at_least, at_most, figure, from_json, table
+from bench.sections import SCALES, SECTIONS
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 
@@ -91,3 +94,44 @@ def test_cpu_of_a_process_is_not_in_ticks() -> None:
     before = time.process_time_ns() // 1000
     found = processes._own_cpu_us(os.getpid())
     assert before <= found <= time.process_time_ns() // 1000
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_median_is_of_an_odd_number_of_rounds(scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an even one it would be the better of two."""
+    rounds: list[int] = []
+    monkeypatch.setattr(stalls, "figures", lambda number, *_: rounds.append(number))
+    SECTIONS["stalls"](SCALES[scale])
+    assert [SCALES[scale].rounds % 2, *(number % 2 for number in rounds)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ({"scale": "quick"}, "a quick one"),
+        ({"sections": ["claims", "steps"]}, "lacks whole, stalls, "),
+        ({"left_out": ["rating"]}, "lacks rating."),
+        ({}, ""),
+        ({"scale": "full"}, ""),
+    ],
+)
+def test_only_a_whole_report_is_published(
+    about: dict[str, object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "PERFORMANCE.md"
+    page.write_text(f"before\n{command.BEGIN}\nfigures\n{command.END}\nafter\n")
+    report = {
+        "at": "2026-11-24T10:00:00",
+        "machine": "",
+        "note": "",
+        "scale": "usual",
+        "sections": [*SECTIONS],
+        "left_out": [],
+        "figures": [],
+    }
+    (tmp_path / "latest.json").write_text(json.dumps(report | about))
+    for name, path in (("REPORT", tmp_path), ("PUBLISHED", tmp_path / "published"), ("PAGE", page)):
+        monkeypatch.setattr(command, name, path)
+    assert command._publish() == (1 if told else 0)
+    assert told in capsys.readouterr().err
+    assert ("figures\n" in page.read_text()) == bool(told) == (not (tmp_path / "published").exists())
