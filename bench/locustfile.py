@@ -176,7 +176,7 @@ def _verdicts(answer: Any) -> dict[str, int]:
 
 def _wrong(found: dict[str, int], batch: Batch, accepted: int, retried: bool) -> str | None:
     expected = {"received": batch.events, "accepted": accepted, "duplicate": batch.events - batch.bad - accepted, "rejected": batch.bad}
-    if retried and found:  # its events were accepted now, or were accepted before
+    if retried and found and accepted:  # its events were accepted now, or were accepted before; those sent again were before
         expected |= {"accepted": found["accepted"], "duplicate": batch.events - batch.bad - found["accepted"]}
     return None if found == expected else f"expected {expected}, answered {found or 'no verdicts'}"
 
@@ -218,6 +218,9 @@ def _say_totals(environment: Any, **_: object) -> None:
     sent, answered = ({name: counts[name] for name in VERDICTS} for counts in (Totals.sent, Totals.answered))
     print(json.dumps({"sent": sent, "answered": answered, "retries": Totals.retries}), flush=True)
     if environment.stats.total.num_failures:
+        environment.process_exit_code = 1
+    elif sent["received"] and not answered["received"]:  # refused to the end: nothing was checked
+        print("WRONG: nothing was answered with verdicts", flush=True)
         environment.process_exit_code = 1
     elif not RUN and sent != answered:  # a batch under way when the time was over has no answer
         unanswered = sent["received"] - answered["received"]
