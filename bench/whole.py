@@ -186,7 +186,7 @@ def median(rows: Sequence[Round], what: str) -> int:
 def _speed(rows: Sequence[Round]) -> str:
     best = max(rows, key=lambda row: row.events * 1_000_000 // row.wall_us)
     redis, kafka = (hundredths(median(rows, what)) for what in ("redis_us", "kafka_us"))
-    return f"Redis {redis}, Kafka {kafka} us/event; {best.events * 1_000_000 // best.wall_us:,} events/s"
+    return f"Redis {redis}, Kafka {kafka} us/event; at best {best.events * 1_000_000 // best.wall_us:,} events/s"
 
 
 def hundredths(value: int) -> str:
