@@ -487,7 +487,7 @@ def _claim_limits(workload: Workload, machines: Machines, constants: Constants) 
     if not (workload.packed or workload.valkey):
         larger += "; Valkey, which takes two thirds"
     if not workload.packed:
-        larger += "; packed claims (redis.layout), which take two fifths"
+        larger += f"; packed claims (redis.layout), which take {'little more than half' if workload.valkey else 'two fifths'}"
     split = "no number of shards helps: such a customer must be several tenants"
     return [
         Limit(

@@ -302,6 +302,21 @@ def test_each_shard_is_within_its_machine_when_tenants_fit(workload: Workload) -
     assert found.bytes_each * found.primaries >= found.bytes
 
 
+@pytest.mark.parametrize(
+    ("plain", "other", "told", "percent"),
+    [
+        (PLAIN, PLAIN._replace(valkey=True), "Valkey, which takes two thirds;", 67),
+        (PLAIN, PLAIN._replace(packed=True), "packed claims (redis.layout), which take two fifths;", 40),
+        (PLAIN._replace(valkey=True), PLAIN._replace(packed=True), "packed claims (redis.layout), which take little more than half;", 55),
+    ],
+)
+def test_what_helps_takes_what_is_said(plain: Workload, other: Workload, told: str, percent: int) -> None:
+    (memory,) = [limit for limit in size(plain, MACHINES, CONSTANTS).limits if limit.part.startswith("the memory")]
+    assert told in memory.remedy
+    found = 100 * demand(other, MACHINES, CONSTANTS).claims.bytes // demand(plain, MACHINES, CONSTANTS).claims.bytes
+    assert abs(found - percent) <= 4
+
+
 @pytest.mark.parametrize("name", Constants._fields)
 def test_no_constant_is_idle(name: str) -> None:
     """Ten times as much of any of them changes what some workload needs."""
