@@ -122,7 +122,7 @@ class Claims(NamedTuple):
     primaries: int
     by_cpu: int
     by_memory: int
-    by_tenants: int  # that are alike, as a tenant is on one primary
+    by_tenants: int  # a tenant is on one primary; all but the largest are alike
     fit: bool  # the largest tenant on one primary
     bytes_each: int  # a primary, on average
     generations: int  # in which a claim is looked for
@@ -368,9 +368,15 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
 
 
 def _primaries_by_tenants(workload: Workload, machines: Machines, constants: Constants) -> int:
-    """A primary holds whole tenants; of those that do not even fit on one by themselves, each has its own."""
-    held = primary_per_s(workload, machines, constants) // _up(workload.events_per_second, workload.tenants)
-    return _up(workload.tenants, max(1, held))
+    """A primary holds whole tenants; of those that do not even fit on one by themselves, each has its own.
+
+    All but the largest tenant are alike: as many of them as fit beside it are with it.
+    """
+    held, largest, others = primary_per_s(workload, machines, constants), largest_tenant_per_s(workload), workload.tenants - 1
+    even = _up(workload.events_per_second, workload.tenants)
+    other = even if largest == even else max(1, _up(workload.events_per_second - largest, others))
+    beside = max(0, held - largest) // other
+    return 1 + _up(max(0, others - beside), max(1, held // other))
 
 
 def primary_per_s(workload: Workload, machines: Machines, constants: Constants) -> int:

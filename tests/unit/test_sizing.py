@@ -201,6 +201,23 @@ def test_a_shard_holds_whole_tenants(rate: int, tenants: int, primaries: int, fi
     assert (found.primaries, found.fit) == (primaries, fit)
 
 
+@pytest.mark.parametrize(
+    ("rate", "tenants", "percent", "primaries"),
+    [
+        (14_600, 4, 30, 3),  # 4,380 and three of 3,407: two of those on one, and none beside the largest
+        (14_600, 4, 25, 2),
+        (14_600, 8, 50, 2),  # 7,300, and seven of 1,043
+        (14_600, 12, 34, 3),  # two of 876 beside 4,964, eight on the next, and one is left
+        (14_000, 14, 40, 2),  # two of 647 beside 5,600, eleven on the other
+        (7_000, 2, 100, 1),
+    ],
+)
+def test_the_largest_tenant_takes_its_place(rate: int, tenants: int, percent: int, primaries: int) -> None:
+    workload = PLAIN._replace(events_per_second=rate, tenants=tenants, largest_tenant_percent=percent)
+    found = demand(workload, MACHINES, SIMPLE).claims
+    assert (found.primaries, found.fit) == (primaries, True)
+
+
 def test_the_largest_tenant_limits_what_shards_can_do() -> None:
     found = size(PLAIN._replace(tenants=100, largest_tenant_percent=50), MACHINES, SIMPLE)
     limits = {limit.part: limit.events_per_second for limit in found.limits}
