@@ -23,7 +23,7 @@ from ingest.decode import Decoder, Limits, may_hold_nul, range_us
 NOW_US = 1_795_514_400_000_000  # 2026-11-24T10:00:00Z
 EVENTS_A_RUN = 20_000
 
-# One event type that feeds two meters, as in the demo; and eight types with a meter each, as a mixed sender has.
+# One event type that feeds two meters, as in the demo, or twenty; and eight types with a meter each, as a mixed sender has.
 HTTP_REQUESTS = [
     {
         "name": "requests",
@@ -33,6 +33,7 @@ HTTP_REQUESTS = [
     },
     {"name": "egress", "event_type": "http.request", "aggregation": "sum", "value": "data.bytes", "dimensions": {"region": "data.region"}},
 ]
+TWENTY_METERS = [{**HTTP_REQUESTS[1], "name": f"egress_{number}"} for number in range(20)]
 EIGHT_TYPES = [
     {
         "name": f"meter_{number}",
@@ -55,6 +56,7 @@ class Load(NamedTuple):
 LOADS = [
     Load("one type, two meters, few counters", HTTP_REQUESTS, 32),
     Load("one type, two meters, many counters", HTTP_REQUESTS, 100_000),
+    Load("one type, twenty meters, few counters", TWENTY_METERS, 4),
     Load("eight types, few counters", EIGHT_TYPES, 4),
     Load("eight types, many counters", EIGHT_TYPES, 100_000),
     Load("one type, few counters, 1% faulty", HTTP_REQUESTS, 32, 10),

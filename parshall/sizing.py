@@ -288,16 +288,24 @@ def _writers_by_cpu(workload: Workload, machines: Machines, constants: Constants
 
 
 def _writers_by_start(workload: Workload, machines: Machines, constants: Constants) -> int:
-    return max(1, _up(workload.events_per_second * alive_s(workload), constants.replay.planned * machines.start_s))
+    return max(1, _up(_replay_ns(workload, constants), machines.start_s * _SECOND_NS))
+
+
+def _replay_ns(workload: Workload, constants: Constants) -> int:
+    """To read all journals one after the other. Measured were calls of 1000 events; at worst each smaller request is a call."""
+    kept = workload.events_per_second * alive_s(workload)
+    calls = max(0, _up(kept, workload.events_per_request) - _up(kept, 1000))
+    return _up(kept * _SECOND_NS, constants.replay.planned) + calls * constants.replay_call.planned
 
 
 def writer_ns_per_request(workload: Workload, constants: Constants) -> int:
-    """Without the flush. Measured requests meet some 300 counters; a counter beyond those costs by itself."""
+    """Without the flush. Measured requests meet some 300 counters, and an event 1.6; a counter or a hit beyond those costs by itself."""
     c, events = constants, workload.events_per_request
     points = ((1, c.writer_1), (10, c.writer_10), (100, c.writer_100), (1000, c.writer_1000))
     usual = min(PLAIN_COUNTERS, PLAIN_DELTAS_TENTHS * events // 10)
     more = max(0, _deltas_per_request(workload) - usual)
-    return _between([(at, at * cost.planned) for at, cost in points], events) + more * c.writer_delta.planned
+    hits = max(0, events * workload.meters_per_event - PLAIN_DELTAS_TENTHS * events // 10)
+    return _between([(at, at * cost.planned) for at, cost in points], events) + more * c.writer_delta.planned + hits * c.writer_hit.planned
 
 
 def _between(points: list[tuple[int, int]], x: int) -> int:
@@ -320,7 +328,7 @@ def _written(workload: Workload, machines: Machines, counters: Counters, writers
         _writers_by_start(workload, machines, constants),
         _up(rate * writer_ns_per_request(workload, c), workload.events_per_request * rate) + _up(flush_ns, rate),
         c.writer_memory.planned + IN_FLIGHT_BYTES + counters.per_flush * each_counter,
-        _up(rate * alive_s(workload), c.replay.planned * writers),
+        _up(_replay_ns(workload, c), writers * _SECOND_NS),
     )
 
 

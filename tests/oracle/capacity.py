@@ -71,8 +71,17 @@ def writer_cores(asked: Asked, writers: int, costs: Costs) -> Fraction:
     events = asked.events_per_request
     counters_met = min(300, Fraction(16 * events, 10))
     request = events * costs[f"writer_{events}"] + max(Fraction(0), deltas_per_request(asked) - counters_met) * costs["writer_delta"]
+    hits = events * asked.meters_per_event
+    request += max(0, hits - 16 * events // 10) * costs["writer_hit"]
     requests_s = Fraction(asked.events_per_second, events)
     return (requests_s * request + counters_per_s(asked, writers) * costs["writer_flush"]) / 10**9
+
+
+def replay_s(asked: Asked, costs: Costs) -> Fraction:
+    """Every event and, but for one in a thousand events, every request that is in all journals together."""
+    events = asked.events_per_second * asked.kept_s
+    requests = -(-events // asked.events_per_request) + (-events // 1000)
+    return Fraction(events, costs["replay"]) + Fraction(requests * costs["replay_call"], 10**9)
 
 
 def journal_bytes_per_s(asked: Asked, counters: int, records: int, costs: Costs) -> Fraction:

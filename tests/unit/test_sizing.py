@@ -71,11 +71,11 @@ def test_counters_and_records_are_those_of_the_oracle(workload: Workload) -> Non
 @given(workloads)
 def test_writers_carry_the_rate_and_one_fewer_would_not(workload: Workload) -> None:
     found = demand(workload, MACHINES, CONSTANTS).writers
-    events_kept = workload.events_per_second * asked(workload).kept_s
+    replay_s = oracle.replay_s(asked(workload), COSTS)
 
     def carry(writers: int, more: Fraction = Fraction(0)) -> bool:
         by_cpu = oracle.writer_cores(asked(workload), writers, COSTS) + more <= writers * Fraction(MACHINES.busy_percent, 100)
-        return by_cpu and events_kept <= writers * COSTS["replay"] * MACHINES.start_s
+        return by_cpu and replay_s <= writers * MACHINES.start_s
 
     requests_s = Fraction(workload.events_per_second, workload.events_per_request)
     rounded = (4 * COSTS["writer_flush"] + requests_s * COSTS["writer_delta"] + 1) / 10**9  # counters and deltas are whole
@@ -218,6 +218,18 @@ def test_the_largest_tenant_takes_its_place(rate: int, tenants: int, percent: in
     assert (found.primaries, found.fit) == (primaries, True)
 
 
+def test_small_requests_are_many_records_to_read() -> None:
+    # 93.9 million requests of an event, each a record of 4,900 ns beside 1000 ns for its event; but one in 1000 is in that of the event.
+    found = demand(PLAIN._replace(events_per_request=1), MACHINES, SIMPLE._replace(replay_call=Cost(4_900, "", 0, "", ""))).writers
+    assert (found.by_start, found.start_s) == (1, -(-(93_900 + 93_900 * 49 * 999 // 10_000) // 1000))
+
+
+def test_a_meter_that_an_event_feeds_costs() -> None:
+    # 1000 events, five hits each: 3,400 hits beyond 1.6. Four counters in two windows: no more deltas than usual.
+    fed = demand(PLAIN._replace(meters=5, meters_per_event=5), MACHINES, SIMPLE._replace(writer_hit=Cost(100, "", 0, "", ""))).writers
+    assert fed.cpu_ns_per_event - demand(PLAIN._replace(meters=5), MACHINES, SIMPLE).writers.cpu_ns_per_event == 340
+
+
 def test_the_largest_tenant_limits_what_shards_can_do() -> None:
     found = size(PLAIN._replace(tenants=100, largest_tenant_percent=50), MACHINES, SIMPLE)
     limits = {limit.part: limit.events_per_second for limit in found.limits}
@@ -340,7 +352,8 @@ def test_no_constant_is_idle(name: str) -> None:
     cost = getattr(CONSTANTS, name)
     changed = CONSTANTS._replace(**{name: cost._replace(value=10 * cost.value)})
     tried = [
-        Workload(10**6, 10**5, 10, events_per_request=events, max_age_s=7 * 86_400, valkey=valkey, packed=packed)
+        Workload(10**6, 10**5, 10, events_per_request=events, max_age_s=7 * 86_400, valkey=valkey, packed=packed, meters_per_event=meters)
+        for meters in (1, 10)
         for events in (1, 10, 100, 1_000)
         for valkey in (False, True)
         for packed in (False, True)
