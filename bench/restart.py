@@ -19,7 +19,7 @@ import uvloop
 from bench.bodies import Mix, bodies
 from bench.contestants import Contestant, start_again, start_parshall
 from bench.figures import Figure, at_least, at_most, figure
-from bench.micro_journal import METER, append_all, records
+from bench.micro_journal import METER, TENANT, append_all, records
 from bench.processes import cpu_us, tree
 from bench.sending import Sending
 from bench.services import real_services
@@ -36,7 +36,7 @@ FULL_LOAD_CPU_US = 1_000_000  # of load before the kill
 def figures(rounds: int, events: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder:
         uvloop.run(_write(folder, events))
-        speeds = [events * 100_000_000_000 // uvloop.run(_open(folder)) for _ in range(rounds)]
+        speeds = [events * 100_000_000_000 // uvloop.run(_open(folder, events)) for _ in range(rounds)]
     yield figure(SECTION, f"replay of {events:,} events", "events/s", speeds, at_least(1_000_000), f"calls of {PER_CALL}")
     crashes = [_crash() for _ in range(rounds)]
     yield figure(
@@ -66,11 +66,12 @@ async def _write(folder: str, events: int) -> None:
     await journal.close()
 
 
-async def _open(folder: str) -> int:
+async def _open(folder: str, events: int) -> int:
     """Nanoseconds."""
     start = time.perf_counter_ns()
     journal = await _journal(folder)
     spent = time.perf_counter_ns() - start
+    assert journal.state.tallies[TENANT]["accepted"] == events, journal.state.tallies
     await journal.close()
     return spent
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import micro_request, stalls
+import pytest
+
+from bench import micro_journal, micro_request, restart, stalls
 from buffer.kafka_cluster import KafkaCluster
 from tests import services
 
@@ -18,6 +20,14 @@ async def test_a_flush(kafka: services.Kafka, topic_prefix: str) -> None:
 
 async def test_a_generation_is_dropped() -> None:
     assert await stalls.drop_in_process(8000) > 0
+
+
+async def test_a_journal_is_opened(tmp_path: Path) -> None:
+    assert len(await micro_journal.opening(20, 2)) == 2
+    await restart._write(str(tmp_path), 2000)
+    assert await restart._open(str(tmp_path), 2000) > 0
+    with pytest.raises(AssertionError):
+        await restart._open(str(tmp_path), 3000)
 
 
 async def test_requests_without_a_socket(tmp_path: Path) -> None:
