@@ -16,7 +16,7 @@ import asyncpg
 from bench.figures import NONE, Figure, at_least, at_most, figure
 from bench.services import real_postgres
 from bench.settings import demo_settings
-from buffer.counters import CounterKey, Deltas, MeterDefinition, count, pack
+from buffer.counters import CounterKey, Deltas, MeterDefinition, count, pack, unpack
 from buffer.journal_records import Through
 from buffer.record import RecordEncoder
 from ingest.catalogue import read_catalogue
@@ -112,7 +112,18 @@ async def _rate(dsn: str, flushes: int) -> tuple[int, list[int]]:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await ledger.close()
+    await _must_hold(dsn, live, len(speeds))
     return speeds[0], speeds[1:]
+
+
+async def _must_hold(dsn: str, live: Deltas, flushes: int) -> None:
+    """Usage has a row for each counter, with the events of all flushes."""
+    connection = await asyncpg.connect(dsn)
+    (row,) = await connection.fetch("SELECT count(*), sum(events)::bigint FROM usage")
+    await connection.close()
+    stored = row[0], row[1]
+    rated = count(live), flushes * sum(unpack(delta)[1] for counters in live.values() for delta in counters.values())
+    assert stored == rated, f"rated were (counters, events) {rated}, in usage are {stored}"
 
 
 def _live(definitions: Sequence[MeterDefinition]) -> Deltas:
