@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -30,7 +30,6 @@ from rater.source import Positions, Received
 SECTION = "rater"
 AIMED_AT_ROWS = 10_000_000
 SUBJECTS_OF_A_FLUSH = 8_000
-HOURS = 100  # windows a series among the rows that are asked about
 QUESTIONS = 300
 
 
@@ -142,9 +141,14 @@ def _live(definitions: Sequence[MeterDefinition]) -> Deltas:
 
 
 async def _ask(dsn: str, rows: int) -> int:
-    """p99 in hundredths of a millisecond. The rows belong to subjects of their own; each question is about another one of them."""
+    """p99 in hundredths of a millisecond. The rows belong to subjects of their own; each question is about another one of them.
+
+    Each series has a window in every hour of the month.
+    """
     month = datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    series = rows // HOURS
+    next_month = month.replace(year=month.year + 1, month=1) if month.month == 12 else month.replace(month=month.month + 1)
+    hours = (next_month - month) // timedelta(hours=1)
+    series = -(-rows // hours)
     connection = await asyncpg.connect(dsn)
     await connection.execute(
         """INSERT INTO series SELECT md5('bench ' || s)::uuid, t.tenant, m.meter, 'asked-' || s / 2, jsonb_build_array('region-' || s % 2)
@@ -157,7 +161,7 @@ async def _ask(dsn: str, rows: int) -> int:
                 generate_series(0, $3::integer - 1) AS h""",  # sorted, so that the index grows at its end
         series,
         int(month.timestamp()),
-        HOURS,
+        hours,
         timeout=600,
     )
     await connection.execute("ANALYZE series, usage")
@@ -165,21 +169,20 @@ async def _ask(dsn: str, rows: int) -> int:
     pool = await open_pool(dsn)
     api = Api(pool, clock_us=clock_us, late_s=0)
     times = []
-    start_of_next = (month.replace(year=month.year + 1, month=1) if month.month == 12 else month.replace(month=month.month + 1)).isoformat()
     for number in range(QUESTIONS):
         subject = number * 7919 % (series // 2)
         query = {
             "meter": "egress_bytes",
             "subject": f"asked-{subject}",
             "from": month.isoformat(),
-            "to": start_of_next,
+            "to": next_month.isoformat(),
             "group_by": "region",
         }
         query["window"] = "month"
         start = time.perf_counter_ns()
         answer = await api.usage("demo", query)
         times.append(time.perf_counter_ns() - start)
-        total = sum(1000 * one * HOURS + HOURS * (HOURS - 1) // 2 for one in (2 * subject, 2 * subject + 1))
+        total = sum(1000 * one * hours + hours * (hours - 1) // 2 for one in (2 * subject, 2 * subject + 1))
         found = [line.split(b'"')[0] for line in answer.body.split(b'"value":"')[1:]]
         assert answer.status == 200 and sum(map(int, found)) == total, answer
     await pool.close()
