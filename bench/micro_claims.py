@@ -61,18 +61,17 @@ class Caller:
         self._number = 0
         self._left: list[tuple[bytes, bytes]] = []
         self._in_flight = 0
-        self._over = asyncio.Event()
 
     async def run(self, calls: list[tuple[bytes, bytes]]) -> None:
-        self._left, self._over = calls, asyncio.Event()
+        self._left, self._over = calls, asyncio.get_running_loop().create_future()
         for _ in range(IN_FLIGHT):
             self._send()
-        await self._over.wait()
+        await self._over
 
     def _send(self) -> None:
         if not self._left:
-            if not self._in_flight:
-                self._over.set()
+            if not self._in_flight and not self._over.done():
+                self._over.set_result(None)
             return
         digests, fingerprints = self._left.pop()
         self._number += 1
@@ -82,8 +81,12 @@ class Caller:
         self._claims.send(Call(self._number, (Section(TENANT, digests, fingerprints),), now_us, now_us), self._on_reply)
 
     def _on_reply(self, reply: Reply) -> None:
-        assert not getattr(reply, "codes", b"?"), f"not everything was granted: {reply}"
         self._in_flight -= 1
+        if getattr(reply, "codes", b"?"):  # raised here it would end the claims, and `run` would wait for ever
+            self._left = []
+            if not self._over.done():
+                self._over.set_exception(AssertionError(f"not everything was granted: {reply}"))
+            return
         self._send()
 
 

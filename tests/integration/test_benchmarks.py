@@ -5,12 +5,16 @@ The other benchmarks start the shipped process, or measure pure steps.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
-from bench import micro_journal, micro_request, restart, stalls
+from bench import micro_claims, micro_journal, micro_request, restart, stalls
 from buffer.kafka_cluster import KafkaCluster
+from dedupe.in_process import InProcessClaims
+from dedupe.port import Identity
 from tests import services
 
 
@@ -20,6 +24,16 @@ async def test_a_flush(kafka: services.Kafka, topic_prefix: str) -> None:
 
 async def test_a_generation_is_dropped() -> None:
     assert await stalls.drop_in_process(8000) > 0
+
+
+async def test_claims_that_are_not_granted_end_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    (call,) = micro_claims.fresh(10, 10)
+    monkeypatch.setattr(micro_claims, "EVENTS", {10: 100})
+    monkeypatch.setattr(micro_claims, "fresh", lambda *_: 10 * [call])
+    identity = Identity("bench", 3600 * 1_000_000, 86_700 * 1_000_000)
+    claims = InProcessClaims(identity=identity, clock_us=micro_claims.clock_us, entropy=os.urandom)
+    with pytest.raises(AssertionError, match="not everything was granted"):
+        await asyncio.wait_for(micro_claims.measure("in process", claims, 1, None), 10)
 
 
 async def test_a_journal_is_opened(tmp_path: Path) -> None:
