@@ -65,7 +65,7 @@ async def _point(url: str, pid: int, size: int, layout: str) -> Point:
     empty = used_memory(url)
     await fill(url, size // 2, GENERATION_US, layout=layout)
     await fill(url, size - size // 2, 0, layout=layout)
-    held = _claims(url)
+    held = claims_in(url)
     assert held >= size * 99 // 100, "the generation before is gone"  # calls are of a full size
     memory = 100 * (used_memory(url) - empty) // held
     before = cpu_us(pid)
@@ -127,7 +127,7 @@ async def fill(url: str, claims: int, ago_us: int, *, per_call: int = PER_CALL, 
     return spent
 
 
-def _claims(url: str) -> int:
+def claims_in(url: str) -> int:
     import redis
 
     with redis.Redis.from_url(url) as client:

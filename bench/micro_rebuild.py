@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 import redis as redis_py
 import uvloop
 
+from bench.claims_at_size import claims_in
 from bench.processes import cpu_us
 from bench.services import real_redis, real_valkey
 from buffer.disk import RealDisk, Thread
@@ -110,13 +111,17 @@ async def measure(name: str, start: Callable[[], AbstractContextManager[tuple[st
         journal.append(Opened(history.incarnation, now_us()))
         figures = await enter(url, pid, history, layout)
         kept = last * CLAIMS_A_CALL
+        assert claims_in(url) == kept, f"{kept} were claimed again, there are {claims_in(url)}"
         _tell(f"{name}: all of {kept:,} claims again", kept, *figures)
         held = client.info("memory")["used_memory"] - before
         print(f"    {held // kept} B of memory a claim, {journal.kept_bytes // kept} B of journal")
         history.mark = await grow(journal, 1, max(CLAIMS_A_CALL, claims * LACKING_PERCENT // 100))
         client.replicaof("127.0.0.1", "1")  # and back: the data stays, the replication id is a new one
         client.replicaof("NO", "ONE")
-        _tell(f"{name}: lacking the last {LACKING_PERCENT} %", kept, *await enter(url, pid, history, layout))
+        figures = await enter(url, pid, history, layout)
+        lacked = history.mark * CLAIMS_A_CALL
+        assert claims_in(url) == kept + lacked, f"{lacked} were claimed beside {kept}, there are {claims_in(url)}"
+        _tell(f"{name}: lacking the last {LACKING_PERCENT} %", kept, *figures)
         client.close()
         await journal.close()
 

@@ -85,7 +85,7 @@ def test_memory_of_a_claim_is_not_rounded_to_its_target(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(claims_at_size, "used_memory", lambda _: next(used))
     monkeypatch.setattr(claims_at_size, "fill", fill)
-    monkeypatch.setattr(claims_at_size, "_claims", lambda _: 9_992)  # calls are of a full size
+    monkeypatch.setattr(claims_at_size, "claims_in", lambda _: 9_992)  # calls are of a full size
     monkeypatch.setattr(claims_at_size, "cpu_us", lambda _: 0)
     assert asyncio.run(claims_at_size._point("", 1, 10_000, "hashed")).memory == 8_092
 
