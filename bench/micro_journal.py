@@ -66,7 +66,7 @@ async def append_all(journal: Journal, calls: list[CallRecord]) -> None:
 
 async def bench(runs: int, counters: int) -> None:
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder:
-        journal = await _journal(folder)
+        journal = await journal_in(folder)
         journal.append(Opened(os.urandom(16), time.time_ns() // 1000))
         meter, first = journal.meter_number(METER), 1
         print(f"us of CPU per event, at most {counters} counters a call, {IN_FLIGHT} calls a sync")
@@ -86,7 +86,7 @@ async def bench(runs: int, counters: int) -> None:
 async def opening(calls: int, runs: int) -> list[int]:
     """Nanoseconds. All calls are handed over, as nearly all are in the journal of a writer that starts."""
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder:
-        journal = await _journal(folder)
+        journal = await journal_in(folder)
         incarnation = os.urandom(16)
         journal.append(Opened(incarnation, time.time_ns() // 1000))
         meter = journal.meter_number(METER)
@@ -100,14 +100,14 @@ async def opening(calls: int, runs: int) -> list[int]:
         spent = []
         for _ in range(runs):
             start = time.perf_counter_ns()
-            journal = await _journal(folder)
+            journal = await journal_in(folder)
             spent.append(time.perf_counter_ns() - start)
             assert journal.state.totals == {TENANT: {"received": calls, "accepted": calls}}, journal.state.totals
             await journal.close()
         return spent
 
 
-async def _journal(folder: str) -> Journal:
+async def journal_in(folder: str) -> Journal:
     return await open_journal(
         f"{folder}/journal",
         disk=RealDisk(),

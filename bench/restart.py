@@ -19,12 +19,10 @@ import uvloop
 from bench.bodies import Mix, bodies
 from bench.contestants import Contestant, start_again, start_parshall
 from bench.figures import Figure, at_least, at_most, figure
-from bench.micro_journal import METER, TENANT, append_all, records
+from bench.micro_journal import METER, TENANT, append_all, journal_in, records
 from bench.processes import cpu_us, tree
 from bench.sending import Sending
 from bench.services import real_services
-from buffer.disk import RealDisk, Thread
-from buffer.journal import Journal, JournalLimits, open_journal
 from buffer.journal_records import Opened
 
 SECTION = "restart"
@@ -44,19 +42,8 @@ def figures(rounds: int, events: int) -> Iterator[Figure]:
     )
 
 
-async def _journal(folder: str) -> Journal:
-    return await open_journal(
-        f"{folder}/journal",
-        disk=RealDisk(),
-        background=Thread("journal"),
-        entropy=os.urandom,
-        clock_us=lambda: time.time_ns() // 1000,
-        limits=JournalLimits(),
-    )
-
-
 async def _write(folder: str, events: int) -> None:
-    journal = await _journal(folder)
+    journal = await journal_in(folder)
     journal.append(Opened(os.urandom(16), time.time_ns() // 1000))
     meter, first = journal.meter_number(METER), 1
     while first <= events // PER_CALL:
@@ -69,7 +56,7 @@ async def _write(folder: str, events: int) -> None:
 async def _open(folder: str, events: int) -> int:
     """Nanoseconds."""
     start = time.perf_counter_ns()
-    journal = await _journal(folder)
+    journal = await journal_in(folder)
     spent = time.perf_counter_ns() - start
     assert journal.state.tallies[TENANT]["accepted"] == events, journal.state.tallies
     await journal.close()

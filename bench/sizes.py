@@ -22,14 +22,14 @@ import asyncpg
 import uvloop
 
 from bench.bodies import Mix, bodies_of
+from bench.micro_journal import journal_in
 from bench.processes import cpu_us
 from bench.rating import InMemory
 from bench.services import kafka_and_folder, postgres_and_pid
 from bench.settings import demo_settings
 from buffer.counter_log import Record
 from buffer.counters import Deltas, count, merge
-from buffer.disk import RealDisk, Thread
-from buffer.journal import Journal, JournalLimits, open_journal
+from buffer.journal import Journal
 from buffer.journal_records import CallRecord, FlushBegin, FlushCommit, Flushed, FlushPart, Opened, Through
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
@@ -82,14 +82,7 @@ async def journal_sizes(scale_percent: int) -> None:
 
 
 async def _journal(folder: str, total: int, events: int, subjects: int) -> None:
-    journal = await open_journal(
-        f"{folder}/journal",
-        disk=RealDisk(),
-        background=Thread("journal"),
-        entropy=os.urandom,
-        clock_us=lambda: time.time_ns() // 1000,
-        limits=JournalLimits(),
-    )
+    journal = await journal_in(folder)
     for definition in DEFINITIONS.values():
         journal.meter_number(definition)
     journal.append(Opened(INCARNATION, 0))

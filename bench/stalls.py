@@ -20,11 +20,9 @@ import uvloop
 from bench.figures import Figure, at_most, figure
 from bench.micro_claims import Caller, NoHistory, fresh
 from bench.micro_flush import METERS, TENANTS, deltas
-from bench.micro_journal import METER, TENANT, records
+from bench.micro_journal import METER, TENANT, journal_in, records
 from bench.services import real_kafka, real_redis
-from buffer.disk import RealDisk, Thread
 from buffer.flush_tuner import FlushTuner
-from buffer.journal import Journal, JournalLimits, open_journal
 from buffer.journal_records import Opened, Through
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
@@ -93,23 +91,12 @@ async def _idle() -> int:
     return ticker.longest
 
 
-async def _journal(folder: str) -> Journal:
-    return await open_journal(
-        f"{folder}/journal",
-        disk=RealDisk(),
-        background=Thread("journal"),
-        entropy=os.urandom,
-        clock_us=lambda: time.time_ns() // 1000,
-        limits=JournalLimits(),
-    )
-
-
 async def flush(counters: int, cluster: KafkaCluster) -> int:
     """Hundredths of a millisecond, as of the others."""
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder:
         log = KafkaLog(cluster)
         await log.open()
-        journal = await _journal(folder)
+        journal = await journal_in(folder)
         incarnation = os.urandom(16)
         journal.append(Opened(incarnation, time.time_ns() // 1000))
         tuner = FlushTuner(3_600_000, 100_000_000)
@@ -197,7 +184,7 @@ async def _roll() -> int:
     """Calls of full size until the journal has a second segment, and a few more."""
     per_call, counters = 8000, 4000
     with tempfile.TemporaryDirectory(prefix="parshall-bench-") as folder:
-        journal = await _journal(folder)
+        journal = await journal_in(folder)
         journal.append(Opened(os.urandom(16), time.time_ns() // 1000))
         meter = journal.meter_number(METER)
         rows = records(1, 40 * per_call, per_call, meter, counters)

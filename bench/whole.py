@@ -112,18 +112,9 @@ def contestants(folder: Path, services: Services) -> Iterator[list[Contestant]]:
             contestant.stop()
 
 
-def measure_round(
-    contestant: Contestant,
-    case: Case,
-    events: int,
-    services: Services,
-    topic: Topic,
-    *,
-    connections: int = CONNECTIONS,
-    keys: Path | None = None,
-) -> Round:
+def measure_round(contestant: Contestant, case: Case, events: int, services: Services, topic: Topic) -> Round:
     mix = Mix(events // case.events, case.events, case.subjects, case.duplicates, case.bad)
-    sending = Sending(contestant, mix, connections=connections, keys=keys)
+    sending = Sending(contestant, mix)
     earlier = sending.earlier()
     if earlier:
         contestant.hand_over()
