@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -88,6 +90,16 @@ def test_memory_of_a_claim_is_not_rounded_to_its_target(monkeypatch: pytest.Monk
     monkeypatch.setattr(claims_at_size, "claims_in", lambda _: 9_992)  # calls are of a full size
     monkeypatch.setattr(claims_at_size, "cpu_us", lambda _: 0)
     assert asyncio.run(claims_at_size._point("", 1, 10_000, "hashed")).memory == 8_092
+
+
+def test_cpu_of_children_that_have_ended_is_counted() -> None:
+    burn = "import time; exec('while time.process_time() < 0.2: pass')"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print('ended', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ended\n"
+        found = processes.cpu_us(process.pid)
+        process.communicate()
+    assert found >= 200_000 - 2 * 10_000  # ticks of user and of system time
 
 
 def test_cpu_of_a_process_is_not_in_ticks() -> None:
