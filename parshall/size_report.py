@@ -90,7 +90,7 @@ def _claim_rows(found: Sizing) -> Iterator[Row]:
     claims = found.demand.claims
     tenants = f"{claims.by_tenants:,} by tenants" if claims.fit else "but the largest tenant does not fit on one"
     yield Row(f"{_store(found)} shards", f"{claims.primaries:,}", f"{claims.by_memory:,} by memory, {claims.by_cpu:,} by CPU, {tenants}")
-    yield Row("  memory", f"{amount(claims.bytes)} in all", f"{claims.alive:,} claims; {amount(claims.bytes_each)} a shard")
+    yield Row("  memory", f"{amount(claims.bytes)} in all", f"{claims.alive:,} claims; {amount(claims.bytes_each)} the fullest shard")
     yield Row("  CPU", f"{_hundredths(claims.cores_hundredths)} cores", f"{claims.generations} generations; one core a shard")
     yield Row("  all lost", lasting(claims.rebuild_s), "of 503 until everything is claimed again")
     yield Row("  network", f"{amount(found.demand.network.redis)}/s")

@@ -124,10 +124,10 @@ class Claims(NamedTuple):
     by_memory: int
     by_tenants: int  # a tenant is on one primary; all but the largest are alike
     fit: bool  # the largest tenant on one primary
-    bytes_each: int  # a primary, on average
+    bytes_each: int  # a primary, the fullest
     generations: int  # in which a claim is looked for
     cores_hundredths: int  # busy, of all primaries together
-    rebuild_s: int  # a primary that lost everything
+    rebuild_s: int  # the fullest primary, when it lost everything
     in_process: bool  # whether `parshall up` could do it without Redis
 
 
@@ -355,8 +355,9 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
     cpu_ns = claims_ns_per_s(workload, workload.events_per_second, constants)
     by_cpu = _up(100 * cpu_ns, _SECOND_NS * machines.busy_percent)
     by_memory = _up(memory, machines.redis_bytes)
-    by_tenants = _primaries_by_tenants(workload, machines, constants)
+    by_tenants = _primaries_by_tenants(workload, primary_per_s(workload, machines, constants))
     primaries = max(by_cpu, by_memory, by_tenants)
+    fullest = _fullest_per_s(workload, primaries)
     rebuild = constants.valkey_rebuild if workload.valkey else constants.redis_rebuild
     rebuilt_per_s = rebuild.planned * 100 // _packed_percent(workload, constants)
     return Claims(
@@ -367,24 +368,30 @@ def _claims(workload: Workload, machines: Machines, constants: Constants) -> Cla
         by_memory,
         by_tenants,
         largest_tenant_per_s(workload) <= primary_per_s(workload, machines, constants),
-        _up(memory, primaries),
+        claims_bytes(workload, fullest, constants),
         generations(workload),
         _up(100 * cpu_ns, _SECOND_NS),
-        _up(alive, primaries * rebuilt_per_s),
+        _up(claims_alive(workload, fullest), rebuilt_per_s),
         alive <= IN_PROCESS_CLAIMS,
     )
 
 
-def _primaries_by_tenants(workload: Workload, machines: Machines, constants: Constants) -> int:
-    """A primary holds whole tenants; of those that do not even fit on one by themselves, each has its own.
+def _primaries_by_tenants(workload: Workload, held: int) -> int:
+    """A primary holds whole tenants, of so many events a second; of those that do not even fit on one by themselves, each has its own.
 
     All but the largest tenant are alike: as many of them as fit beside it are with it.
     """
-    held, largest, others = primary_per_s(workload, machines, constants), largest_tenant_per_s(workload), workload.tenants - 1
+    largest, others = largest_tenant_per_s(workload), workload.tenants - 1
     even = _up(workload.events_per_second, workload.tenants)
     other = even if largest == even else max(1, _up(workload.events_per_second - largest, others))
     beside = max(0, held - largest) // other
     return 1 + _up(max(0, others - beside), max(1, held // other))
+
+
+def _fullest_per_s(workload: Workload, primaries: int) -> int:
+    """Events a second of the fullest primary, where tenants are dealt out as evenly as they can be."""
+    largest = largest_tenant_per_s(workload)
+    return _least(lambda held: held >= largest and _primaries_by_tenants(workload, held) <= primaries)
 
 
 def primary_per_s(workload: Workload, machines: Machines, constants: Constants) -> int:

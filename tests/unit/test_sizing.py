@@ -218,6 +218,22 @@ def test_the_largest_tenant_takes_its_place(rate: int, tenants: int, percent: in
     assert (found.primaries, found.fit) == (primaries, True)
 
 
+@pytest.mark.parametrize(
+    ("rate", "tenants", "percent", "fullest"),
+    [
+        (22_000, 10, 0, 6_600),  # four shards: three, three, two and two tenants of 2,200
+        (14_600, 4, 30, 6_814),  # three shards: 4,380, and three of 3,407, of which two are together
+        (14_600, 8, 50, 7_301),
+        (30_000, 2, 80, 24_000),  # does not fit on any
+    ],
+)
+def test_the_fullest_shard_is_filled_longest(rate: int, tenants: int, percent: int, fullest: int) -> None:
+    workload = PLAIN._replace(events_per_second=rate, tenants=tenants, largest_tenant_percent=percent)
+    found = demand(workload, MACHINES, SIMPLE).claims
+    assert found.bytes_each == fullest * 93_900 * 100
+    assert found.rebuild_s == -(-fullest * 93_900 // 100_000)
+
+
 def test_small_requests_are_many_records_to_read() -> None:
     # 93.9 million requests of an event, each a record of 4,900 ns beside 1000 ns for its event; but one in 1000 is in that of the event.
     found = demand(PLAIN._replace(events_per_request=1), MACHINES, SIMPLE._replace(replay_call=Cost(4_900, "", 0, "", ""))).writers
@@ -329,6 +345,8 @@ def test_each_shard_is_within_its_machine_when_tenants_fit(workload: Workload) -
     if found.fit:
         assert tenants_each * -(-workload.events_per_second // workload.tenants) <= primary_per_s(workload, MACHINES, CONSTANTS)
     assert found.bytes_each * found.primaries >= found.bytes
+    if found.fit:
+        assert found.bytes_each <= MACHINES.redis_bytes
 
 
 @pytest.mark.parametrize(
