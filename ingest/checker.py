@@ -9,12 +9,14 @@ data. Of a member that occurs twice the last one counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import astuple
 
 from ingest.batch import INVALID_VALUE, MISSING_FIELD, TOO_EARLY, TOO_LATE, TOO_LONG, TOO_MANY_DIGITS, UNKNOWN_TYPE
 from ingest.catalogue import MOST_CHARACTERS
@@ -25,8 +27,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXAMPLE_TIME = '"2026-11-24T10:15:00Z"'
 _MOST_TYPES_NAMED = 10
 
-Members = dict[str, Raw]
-_members: msgspec.json.Decoder[Members] = msgspec.json.Decoder(Members)
+Members = dict[str, Raw | None]
 _anything: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=decode_decimal)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _ABSENT = object()
@@ -62,30 +63,36 @@ class TimeBounds(msgspec.Struct, frozen=True):
 def identify(raw: bytes | Raw) -> tuple[str, str]:
     """(id, source) of an event, each "" if it cannot be read; the beginning of one that is too long: they are told and kept as they are."""
     try:
-        members = _members.decode(raw)
+        members = _identity_members(raw)
     except _UNREADABLE:
         return "", ""
     return _text_or_nothing(members.get("id"))[:MOST_CHARACTERS], _text_or_nothing(members.get("source"))[:MOST_CHARACTERS]
 
 
 def last_members(raw: bytes | Raw, shapes: Mapping[str, Shape]) -> bytes:
-    """The event with every member once: of those that occur twice, the last. What cannot be read stays as it is."""
+    """The event with every member that is read once: of those that occur twice, the last. What cannot be read stays as it is."""
     try:
-        members = _members.decode(raw)
+        members = _event_members(raw)
         shape = shapes.get(_text_or_nothing(members.get("type")))
-        if shape is not None and shape.leaves and "data" in members:
+        if shape is not None and shape.leaves:
             members["data"] = _last_members(members["data"], [leaf.path for leaf in shape.leaves])
-        return msgspec.json.encode(members)
+        return _encoded(members)
     except _UNREADABLE:
         return bytes(raw)
 
 
-def _last_members(raw: Raw, paths: Sequence[tuple[str, ...]]) -> Raw:
-    members = _members.decode(raw)
+def _last_members(raw: Raw | None, paths: Sequence[tuple[str, ...]]) -> Raw | None:
+    if raw is None:
+        return None
+    members = _reader(tuple(dict.fromkeys(path[0] for path in paths)))(raw)
     for path in paths:
-        if len(path) > 1 and path[0] in members:
+        if len(path) > 1:
             members[path[0]] = _last_members(members[path[0]], [other[1:] for other in paths if other[0] == path[0]])
-    return Raw(msgspec.json.encode(members))
+    return Raw(_encoded(members))
+
+
+def _encoded(members: Members) -> bytes:
+    return msgspec.json.encode({name: raw for name, raw in members.items() if raw is not None})
 
 
 def check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> Fault | None:
@@ -105,7 +112,7 @@ def holds_nul(event: Any, shape: Shape) -> bool:
 
 def _check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> None:
     try:
-        members = _members.decode(raw)
+        members = _event_members(raw)
     except _UNREADABLE as error:
         raise Fault(INVALID_VALUE, _unreadable_event(error)) from None
     version = _read(members, "specversion", "specversion")
@@ -115,7 +122,7 @@ def _check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) ->
     _name(members, "source")
     shape = _shape(members, shapes)
     _name(members, "subject")
-    if "data_base64" in members and bytes(members["data_base64"]) != b"null":
+    if (base64 := members["data_base64"]) is not None and bytes(base64) != b"null":
         raise Fault(INVALID_VALUE, "data_base64 is not read: send the data as a JSON object in `data`.")
     _time(members, shape, bounds)
     if shape.leaves:
@@ -158,14 +165,15 @@ def _object(above: Members, path: tuple[str, ...], leaves: Sequence[Leaf]) -> No
         if needed is not None:
             raise _missing(needed)
         return
+    depth = len(path)
+    keys = tuple(dict.fromkeys(leaf.path[depth] for leaf in leaves))
     try:
-        members = _members.decode(raw)
+        members = _reader(keys)(raw)
     except _UNREADABLE as error:
         if isinstance(error, UnicodeDecodeError):
             raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
         raise Fault(INVALID_VALUE, f"{field} is {shown(_decoded(raw, field))}; send a JSON object.") from None
-    depth = len(path)
-    for key in dict.fromkeys(leaf.path[depth] for leaf in leaves):
+    for key in keys:
         below = [leaf for leaf in leaves if leaf.path[depth] == key]
         if len(below[0].path) == depth + 1:
             _leaf(members, below[0])
@@ -174,11 +182,12 @@ def _object(above: Members, path: tuple[str, ...], leaves: Sequence[Leaf]) -> No
 
 
 def _leaf(members: Members, leaf: Leaf) -> None:
-    if leaf.path[-1] not in members:
+    raw = members[leaf.path[-1]]
+    if raw is None:
         if leaf.default is None:
             raise _missing(leaf)
         return
-    value = _decoded(members[leaf.path[-1]], leaf.field)
+    value = _decoded(raw, leaf.field)
     if leaf.quantities:
         for quantity in leaf.quantities:
             quantity.scaled(value)
@@ -201,22 +210,37 @@ def _missing(leaf: Leaf) -> Fault:
 # ---- members
 
 
+@lru_cache(maxsize=1000)
+def _reader(names: tuple[str, ...]) -> Callable[[bytes | Raw], Members]:
+    """Of an object the members with these names, None where there is none. It may have millions of others."""
+    fields = {f"f{number}": name for number, name in enumerate(names)}
+    struct = msgspec.defstruct("Members", [(field, Raw, None) for field in fields], rename=fields, gc=False)
+    decode = msgspec.json.Decoder(struct).decode
+    return lambda raw: dict(zip(names, astuple(decode(raw)), strict=True))
+
+
+_event_members = _reader(("specversion", "id", "source", "type", "subject", "data_base64", "time", "data"))
+_identity_members = _reader(("id", "source"))
+
+
 def _read(members: Members, name: str, field: str, *, required: bool = True) -> Any:
     raw = members.get(name)
-    if raw is None or bytes(raw) == b"null":
+    if raw is None or (text := bytes(raw)) == b"null":
         if required:
             raise Fault(MISSING_FIELD, f"{field} is missing; every event needs it.")
         return _ABSENT
-    return _decoded(raw, field)
+    return _decoded(text, field)
 
 
-def _decoded(raw: Raw, field: str) -> Any:
+def _decoded(raw: bytes | Raw, field: str) -> Any:
+    """Of an array or an object only that it is one: there may be millions of values in it."""
+    text = bytes(raw)
+    if text.startswith((b"[", b"{")):
+        return [] if text.startswith(b"[") else {}
     try:
-        return _anything.decode(raw)
+        return _anything.decode(text)
     except UnicodeDecodeError:
         raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
-    except RecursionError:
-        raise Fault(INVALID_VALUE, f"{field} is nested too deeply.") from None
     except msgspec.MsgspecError:  # the JSON was read before, so this is an integer of thousands of digits
         raise Fault(TOO_MANY_DIGITS, f"{field} has more digits than any number that is counted.") from None
 
@@ -246,7 +270,7 @@ def _text_or_nothing(raw: Raw | None) -> str:
     if raw is None:
         return ""
     try:
-        value = _anything.decode(raw)
-    except _UNREADABLE:
+        value = _decoded(raw, "")
+    except Fault:
         return ""
     return value if isinstance(value, str) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -769,6 +770,34 @@ def test_an_unusable_body_is_refused_with_the_place(body: bytes, detail: str) ->
         DECODER.decode_batch(TENANT, body, NOW_US)
     assert caught.value.status == 400
     assert caught.value.detail.startswith(detail)
+
+
+MANY = 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'[{"unread":"' + b"\\n" * MANY,
+        b'[{"unread":"\\ud800' + b"\\n" * MANY + b'"}]',
+        b'{"unread":"' + b"\\ud800" * MANY + b'"}',
+        b'[{"unread":"\\ud800' + b"\\ud83d\\ude00" * MANY + b'"}]',
+        json.dumps([event(time=[{}] * MANY)]).encode(),
+        json.dumps([event(type=[[[]] * 100] * (MANY // 100))]).encode(),
+        json.dumps([event(data=...) | {str(number): 0 for number in range(MANY)}]).encode(),
+        json.dumps([data(bytes=...) | {"data": {str(number): 0 for number in range(MANY)}}]).encode(),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_found_in_little_memory(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        DECODER.decode_batch(TENANT, body, NOW_US)
+    except Unusable:
+        pass
+    finally:
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert most < 6 * len(body)
 
 
 @pytest.mark.parametrize("element", [b"{}", b"1", b'{"a":1}'])
