@@ -49,6 +49,7 @@ class Connection(web.RequestHandler):
         "_last",
         "_parked",
         "_unread",
+        "_upgrade",
         "_wire",
         "known",
     )
@@ -62,6 +63,7 @@ class Connection(web.RequestHandler):
         self._crowded = False  # so many messages were in the queue that the parser may have stopped
         self._between = True  # the parser has read whole messages and nothing after them; False: perhaps not
         self._body: StreamReader | None = None  # the parser was within it when something last came
+        self._upgrade: StreamReader | None = None  # the body of the last message, if that one wants another protocol
         self._head: KnownHead | None = None  # of the message that came last, if it came alone
         self._last: _Last | None = None
         self._in_vain = 0
@@ -86,7 +88,7 @@ class Connection(web.RequestHandler):
             cast(Server, self._manager).unknown.pop(self, None)
         self._uncount()
         self._stop_waiting()
-        self._body = None  # its reader knows this connection
+        self._body = self._upgrade = None  # their readers know this connection
         super().connection_lost(exc)
 
     def displace(self) -> None:
@@ -106,6 +108,13 @@ class Connection(web.RequestHandler):
         finally:
             if self._wire.get_write_buffer_size():
                 self._wait_for_reader()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if self._close:
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -139,8 +148,14 @@ class Connection(web.RequestHandler):
         queued, body = len(self._messages), self._body
         come = 0 if body is None else body.total_bytes
         super().data_received(data)
+        messages = len(self._messages) - queued
+        if messages:
+            message, content = self._messages[-1]
+            self._upgrade = content if getattr(message, "upgrade", False) else None
         if data:
-            self._see_where_the_parser_stands(data, len(self._messages) - queued, body, come)
+            self._see_where_the_parser_stands(data, messages, body, come)
+        if self._upgrade is not None and self._upgrade.is_eof():
+            self._end_behind_an_upgrade()
         if len(self._messages) >= self._max_msg_queue_size - 1:
             self._crowded = True
         if self._messages and (self._current_request is not None or len(self._messages) > 1):
@@ -155,13 +170,21 @@ class Connection(web.RequestHandler):
         if messages:
             content = self._messages[-1][1]
             self._body = None if content.is_eof() else content
-            if self._body is None and between and len(self._messages) == 1 and not self._upgraded and self._in_vain < _MOST_IN_VAIN:
+            look = self._in_vain < _MOST_IN_VAIN or self._upgrade is not None
+            if self._body is None and between and len(self._messages) == 1 and not self._upgraded and look:
                 self._in_vain += 1
                 self._head = KnownHead.of(data)
                 self._between = self._head is not None
         elif body is not None and body.is_eof():
             self._between = body.total_bytes - come == len(data)
             self._body = None
+
+    def _end_behind_an_upgrade(self) -> None:
+        """What comes with the end of a request for a protocol that aiohttp does not know, its parser drops, and reads on with what comes
+        later: that must not be answered in the place of what was dropped. It answers the request that is the first by now, no other."""
+        self._upgrade = None
+        if not self._upgraded and not self._between:
+            self.close()
 
     def _end_broken_bodies(self) -> None:
         """A message behind a body that has not ended is an error in that body: without this its reader would wait for the rest."""

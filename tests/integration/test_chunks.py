@@ -331,6 +331,30 @@ async def test_what_follows_an_upgrade_that_is_not_made_stands_for_itself(client
     assert await client.sends(plain("1"), plain("2"), wants.encode() + SWALLOWS, plain("3")) == [200, 200, 401, 200]
 
 
+@pytest.mark.parametrize("before", [0, 2, 20])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("framing", ["Content-Length: 2\r\n\r\n{}", "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "\r\n"])
+async def test_what_came_with_the_end_of_an_upgrade_is_not_answered_by_what_comes_later(
+    client: Client, before: int, pieces: int, framing: str
+) -> None:
+    """aiohttp's parser drops it where it does not know the protocol."""
+    wants = f"POST /v1/events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n{framing}".encode()
+    if framing == "\r\n":
+        wants = wants.replace(b"POST", b"PUT")
+    behind = wants + b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"
+    first = len(wants) - 1
+    chunks = {1: [behind], 2: [wants[:first], behind[first:]], 3: [wants[:-3], wants[-3:first], behind[first:]]}[pieces]
+    answered = await client.sends(*(plain(str(number)) for number in range(before)), *chunks, plain("last"))
+    assert answered[before:] in ([401], [405])
+
+
+async def test_a_sender_that_would_like_another_protocol_keeps_its_connection(client: Client) -> None:
+    """As the HTTP client of Java does, at each request."""
+    wants = plain("1", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n")
+    end = wants.index(b"\r\n\r\n") + 4
+    assert await client.sends(*[wants] * 20, *[wants[:end], wants[end:]] * 20) == [200] * 40
+
+
 def connect(body: bytes) -> bytes:
     """aiohttp's parser reads no body of it, whatever its length says: it is the beginning of the next request."""
     return b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
