@@ -48,11 +48,11 @@ def pause_ms(attempt: int, retry_after: str | None, now: datetime, jitter: int) 
 def _retry_after_s(text: str | None, now: datetime) -> int:
     if text is None:
         return 0
-    if text.strip().isdecimal():
-        return int(text)
     try:
+        if text.strip().isdecimal():
+            return int(text)
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # also of thousands of digits
         return 0
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     wait = moment - now

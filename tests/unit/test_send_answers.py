@@ -60,6 +60,11 @@ def test_jitter_only_adds() -> None:
     assert pause_ms(0, "7", NOW, 255) > 7000
 
 
+@pytest.mark.parametrize("said", ["9" * 5000, f"Mon, {'9' * 30} Jan 2026 00:00:00 GMT", f"Mon, 01 Jan 2026 00:00:00 +{'9' * 20}"])
+def test_a_retry_after_that_no_number_holds_is_none(said: str) -> None:
+    assert pause_ms(0, said, NOW, 0) == 250
+
+
 def test_verdicts_of_a_good_answer() -> None:
     verdicts = read_verdicts(BATCH, body())
     assert (verdicts.accepted, verdicts.rejected, verdicts.errors[0].code) == (1, 1, "too_late")
