@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 import structlog
-from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import RawRequestMessage
 
@@ -34,13 +34,16 @@ log = structlog.get_logger()
 
 _READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
 _MOST_IN_VAIN = 8  # heads in a row that are looked at and do not come again: a sender that never repeats one shall not pay for it
+_MOST_HEAD_BYTES = 32 * 1024  # of a head that comes in pieces: it is kept until it ends, for whoever sends it
 _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
 
 
 class Connection(web.RequestHandler):
     __slots__ = (
+        "_begun",
         "_between",
         "_body",
+        "_content",
         "_crowded",
         "_direct",
         "_edge",
@@ -49,7 +52,7 @@ class Connection(web.RequestHandler):
         "_last",
         "_parked",
         "_unread",
-        "_upgrade",
+        "_upgrading",
         "_wire",
         "known",
     )
@@ -63,7 +66,9 @@ class Connection(web.RequestHandler):
         self._crowded = False  # so many messages were in the queue that the parser may have stopped
         self._between = True  # the parser has read whole messages and nothing after them; False: perhaps not
         self._body: StreamReader | None = None  # the parser was within it when something last came
-        self._upgrade: StreamReader | None = None  # the body of the last message, if that one wants another protocol
+        self._content: StreamReader = EMPTY_PAYLOAD  # the body of the last message
+        self._upgrading = False  # that one wants another protocol
+        self._begun = 0  # bytes of a head that has begun behind it, or a few less
         self._head: KnownHead | None = None  # of the message that came last, if it came alone
         self._last: _Last | None = None
         self._in_vain = 0
@@ -88,7 +93,7 @@ class Connection(web.RequestHandler):
             cast(Server, self._manager).unknown.pop(self, None)
         self._uncount()
         self._stop_waiting()
-        self._body = self._upgrade = None  # their readers know this connection
+        self._body, self._content = None, EMPTY_PAYLOAD  # their readers know this connection
         super().connection_lost(exc)
 
     def displace(self) -> None:
@@ -145,21 +150,36 @@ class Connection(web.RequestHandler):
         self._go_on()
 
     def _receive(self, data: bytes) -> None:
-        queued, body = len(self._messages), self._body
+        queued, body, within = len(self._messages), self._body, not self._content.is_eof()
         come = 0 if body is None else body.total_bytes
         super().data_received(data)
         messages = len(self._messages) - queued
         if messages:
-            message, content = self._messages[-1]
-            self._upgrade = content if getattr(message, "upgrade", False) else None
+            message, self._content = self._messages[-1]
+            self._upgrading = getattr(message, "upgrade", False)
         if data:
             self._see_where_the_parser_stands(data, messages, body, come)
-        if self._upgrade is not None and self._upgrade.is_eof():
+        if messages:
+            self._begun = max(0, len(data) - data.rfind(b"\r\n\r\n") - 4 - self._content.total_bytes) if self._content.is_eof() else 0
+        elif not within:
+            self._bound_the_head(len(data))
+        if self._upgrading and self._content.is_eof():
             self._end_behind_an_upgrade()
         if len(self._messages) >= self._max_msg_queue_size - 1:
             self._crowded = True
         if self._messages and (self._current_request is not None or len(self._messages) > 1):
             self._end_broken_bodies()
+
+    def _bound_the_head(self, more: int) -> None:
+        """Of what has come nothing is a whole head. aiohttp bounds each header, and how many there are: a megabyte is within that."""
+        idle = not self._messages and self._direct is None and self._current_request is None  # else the answer would come before others
+        if not idle or self._upgraded or self._edge is None:
+            return
+        self._begun += more
+        if self._begun > _MOST_HEAD_BYTES:
+            self._edge.statuses[431] = self._edge.statuses.get(431, 0) + 1
+            self._wire.write(_LARGE_HEAD)
+            self.force_close()
 
     def _see_where_the_parser_stands(self, data: bytes, messages: int, body: StreamReader | None, come: int) -> None:
         """After `data`, which brought so many messages. `body`: it was within this one, of which `come` bytes were there.
@@ -170,7 +190,7 @@ class Connection(web.RequestHandler):
         if messages:
             content = self._messages[-1][1]
             self._body = None if content.is_eof() else content
-            look = self._in_vain < _MOST_IN_VAIN or self._upgrade is not None
+            look = self._in_vain < _MOST_IN_VAIN or self._upgrading
             if self._body is None and between and len(self._messages) == 1 and not self._upgraded and look:
                 self._in_vain += 1
                 self._head = KnownHead.of(data)
@@ -182,7 +202,7 @@ class Connection(web.RequestHandler):
     def _end_behind_an_upgrade(self) -> None:
         """What comes with the end of a request for a protocol that aiohttp does not know, its parser drops, and reads on with what comes
         later: that must not be answered in the place of what was dropped. It answers the request that is the first by now, no other."""
-        self._upgrade = None
+        self._upgrading = False
         if not self._upgraded and not self._between:
             self.close()
 
@@ -370,13 +390,14 @@ def _head(status: int, headers: Mapping[str, str]) -> bytes:
 _HEADS = {status: _head(status, {"Content-Type": JSON, "Server": SERVER}) for status in (ALL_COUNTED, SOME_REJECTED, ALL_REJECTED)}
 
 
-def _full() -> bytes:
-    body = problem(503, "Too many connections are open here: try again, later.")
-    headers = {"Server": SERVER, "Content-Type": PROBLEM, "Retry-After": "2", "Connection": "close", "Content-Length": str(len(body))}
-    return _head(503, headers) + b"\r\n" + body
+def _last_answer(status: int, detail: str, more: Mapping[str, str]) -> bytes:
+    body = problem(status, detail)
+    headers = {"Server": SERVER, "Content-Type": PROBLEM, **more, "Connection": "close", "Content-Length": str(len(body))}
+    return _head(status, headers) + b"\r\n" + body
 
 
-_FULL = _full()
+_FULL = _last_answer(503, "Too many connections are open here: try again, later.", {"Retry-After": "2"})
+_LARGE_HEAD = _last_answer(431, f"The head of a request has at most {_MOST_HEAD_BYTES} bytes: send fewer or shorter headers.", {})
 
 
 class Server(web.Server):

@@ -355,6 +355,27 @@ async def test_a_sender_that_would_like_another_protocol_keeps_its_connection(cl
     assert await client.sends(*[wants] * 20, *[wants[:end], wants[end:]] * 20) == [200] * 40
 
 
+LINE = b"X-Long: " + b"x" * 8000 + b"\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", plain("1"), b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_head_that_does_not_end_is_not_kept(client: Client, before: bytes) -> None:
+    begun = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    assert await client.sends(before + begun, *[LINE] * 4) == ([200] if before else [])
+    assert await client.sends(LINE) == [431] and client.wire.closed
+    assert client.edge.statuses[431] == 1
+
+
+@pytest.mark.parametrize(("key", "status"), [("demo-key", 200), ("nobody", 401)])
+async def test_only_a_head_is_bounded_as_one(client: Client, key: str, status: int) -> None:
+    """Not what frames a body, also where nobody wants that any more."""
+    head = "\r\n".join([*USUAL[:4], "Transfer-Encoding: chunked"]).replace("demo-key", key).encode()
+    body = json.dumps(event()).encode() + b" " * 20_000
+    framed = [b"1;x=y\r\n%c\r\n" % byte for byte in body]
+    pieces = [b"".join(framed[at : at + 1000]) for at in range(0, len(framed), 1000)]
+    assert await client.sends(head + b"\r\n\r\n", *pieces, b"0\r\n\r\n") == [status]
+
+
 def connect(body: bytes) -> bytes:
     """aiohttp's parser reads no body of it, whatever its length says: it is the beginning of the next request."""
     return b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
