@@ -23,6 +23,8 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 PATIENCE_S = 60  # longer than the service takes to say what keeps it (parshall/peers.py)
 DEMO_KEY = "demo-key"  # `parshall up` without a configuration accepts it, on the loopback only
 
+_MOST_BYTES = 1 << 20  # of an answer
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -151,10 +153,14 @@ def ask(method: str, url: str, path: str, key: str, body: dict[str, object] | No
 def _read(url: str, request: Request) -> bytes:
     try:
         with _opener.open(request, timeout=PATIENCE_S) as answer:
-            content: bytes = answer.read()
+            named = answer.length is not None and answer.length <= _MOST_BYTES  # only then is it told of one that is cut short
+            content: bytes = answer.read(None if named else _MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise not_parshall(url)
             return content
     except HTTPError as error:
-        raise _refusal(url, error) from error
+        with error:
+            raise _refusal(url, error) from error
     except TimeoutError as error:  # of the answer; that of the connection comes as a URLError
         said = f"{url} has not answered within {PATIENCE_S} seconds, and may still do what it was asked: look in its log, or ask once more."
         raise Stop(said, UNAVAILABLE) from error
@@ -176,7 +182,7 @@ def not_parshall(url: str) -> Stop:
 
 def _refusal(url: str, error: HTTPError) -> Stop:
     try:
-        said = str(json.loads(error.read()).get("detail", ""))
+        said = str(json.loads(error.read(_MOST_BYTES)).get("detail", ""))
     except (ValueError, AttributeError, OSError, HTTPException, RecursionError):
         said = ""
     match error.code:

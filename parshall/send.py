@@ -14,7 +14,7 @@ import click
 
 from parshall.admin_client import key_option, key_or_demo, url_option
 from parshall.errors import EXIT_CODES, FAILED, INTERRUPTED, OK, USAGE, Stop
-from parshall.streams import say
+from parshall.streams import harmless, say
 
 if TYPE_CHECKING:
     from parshall.send_answers import Reject
@@ -213,5 +213,5 @@ class Progress:
             say(f"waiting: {why}")
             self._last_said = why.partition(";")[0]
         if why and self._shown:
-            self._bar.label = why[:60]
+            self._bar.label = harmless(why[:60])
             self._bar.render_progress()

@@ -90,6 +90,8 @@ def read_verdicts(batch: Batch, body: bytes) -> Verdicts:
         raise NotParshall(f"{sent} events were sent, and the answer speaks of {verdicts.received}")
     if len(verdicts.errors) != verdicts.rejected or not all(0 <= error.index < sent for error in verdicts.errors):
         raise NotParshall(f"{verdicts.rejected} events were rejected, and the answer does not name each of them")
+    if not all(error.code.isprintable() for error in verdicts.errors):
+        raise NotParshall("there are codes in it that cannot be shown")
     return verdicts
 
 

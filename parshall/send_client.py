@@ -21,6 +21,8 @@ from parshall.send_lines import BadLine, Batch
 T = TypeVar("T")
 
 _HELD_S = 1.0  # how long lines that were read wait for others to come along
+_MOST_BYTES = 1 << 20  # of an answer
+_MOST_BYTES_A_LINE = 8192  # and as much again for each event that it may speak of
 _ANSWER_S = 60  # longer than the service's own deadline for a request
 
 
@@ -106,11 +108,21 @@ class Sender:
         """Status 0: no answer; whether the events were counted nobody knows, and sending them again is safe."""
         try:
             async with session.post(self._url, data=batch.body, allow_redirects=False) as answer:
-                return answer.status, answer.headers.get("Retry-After"), await answer.read()
+                most = _MOST_BYTES + _MOST_BYTES_A_LINE * len(batch.lines)
+                return answer.status, answer.headers.get("Retry-After"), await self._read(answer.content, most)
         except aiohttp.InvalidURL as error:
             raise Stop(f"{self._target.url} is not a URL; use one as in http://127.0.0.1:8080.", USAGE) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return 0, None, (str(error) or type(error).__name__).encode()
+
+    async def _read(self, content: aiohttp.StreamReader, most: int) -> bytes:
+        parts: list[bytes] = []
+        async for part in content.iter_any():
+            parts.append(part)
+            most -= len(part)
+            if most < 0:
+                raise Stop(f"{self._url} does not answer as Parshall does: the answer does not end.", USAGE)
+        return b"".join(parts)
 
     async def _wait(self, attempt: int, retry_after: str | None, give_up_s: float, why: str) -> None:
         pause = pause_ms(attempt, retry_after, datetime.now(UTC), self._entropy(1)[0])

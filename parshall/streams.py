@@ -35,9 +35,14 @@ def announce(text: str) -> None:
 def say(text: str) -> None:
     """On standard error: the same of what happens on the way."""
     try:
-        click.echo(text, err=True)
+        click.echo(harmless(text), err=True)
     except OSError:
         give_up(sys.stderr)
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal would obey: the text may be another's, a server's answer for one."""
+    return "".join([character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text])
 
 
 def give_up(stream: TextIO) -> None:

@@ -318,6 +318,19 @@ async def test_what_answers_is_not_parshall(service: Service, tmp_path: Path) ->
         assert "does not answer as Parshall does" in err
 
 
+async def test_an_answer_without_an_end(service: Service, tmp_path: Path) -> None:
+    async def endless(request: web.BaseRequest, body: bytes) -> web.StreamResponse | None:
+        answer = web.StreamResponse(status=503)
+        answer.enable_compression(web.ContentCoding.gzip)
+        await answer.prepare(request)
+        while True:
+            await answer.write(b" " * (1 << 20))
+
+    service.mischief = [endless]
+    code, _, err = await send(write(tmp_path / "e.ndjson", ["a"]), "--url", service.url)
+    assert (code, err) == (2, f"{service.url}/v1/events does not answer as Parshall does: the answer does not end.\n")
+
+
 async def test_the_key_is_not_taken_to_where_an_answer_sends_on(service: Service, tmp_path: Path) -> None:
     async def elsewhere(request: web.BaseRequest, body: bytes) -> web.StreamResponse | None:
         return web.Response(status=307, headers={"Location": f"{service.url}/elsewhere"})

@@ -21,6 +21,7 @@ from parshall import admin_client
 from parshall.errors import Stop
 from parshall.flush_commands import flush
 from parshall.reload_command import reload
+from parshall.streams import say
 
 PROJECT = Path(__file__).parents[2]
 ANSWERS = {"/v1/admin/reload": b'{"in_force":["keys"],"after_restart":["listen"]}', "/v1/admin/flush/now": b'{"flushed":true}'}
@@ -177,6 +178,18 @@ def test_what_answers_is_not_parshall(command: Any, answer: bytes) -> None:
         done = run(*command, "--url", stranger.url)
     assert isinstance(done.exception, Stop), done.exception
     assert (done.exception.message, done.exception.code) == (f"What answers at {stranger.url} is not Parshall.", 1)
+
+
+def test_an_answer_without_an_end() -> None:
+    for status in ("200 OK", "503 No"):
+        with answering(f"HTTP/1.1 {status}\r\n\r\n".encode() + b" " * ((1 << 20) + 1)) as stranger:
+            done = run(flush, "now", "--url", stranger.url)
+        assert isinstance(done.exception, Stop) and done.exception.code == (1 if status == "200 OK" else 3)
+
+
+def test_what_another_says_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("http://host answered 400: \x1b]0;owned\x07\x9b2J\tcafé\nnext")
+    assert capsys.readouterr().err == "http://host answered 400: \ufffd]0;owned\ufffd\ufffd2J\tcafé\nnext\n"
 
 
 def test_an_answer_that_is_cut_short() -> None:

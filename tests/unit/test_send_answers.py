@@ -81,6 +81,7 @@ def test_verdicts_of_a_good_answer() -> None:
         body(rejected=0, accepted=2),
         body(errors=[]),
         body(errors=[{"index": 2, "code": "x"}]),
+        body(errors=[{"index": 1, "code": "\x1b[2J"}]),
     ],
 )
 def test_an_answer_that_does_not_add_up_is_no_answer(answer: bytes) -> None:
