@@ -113,8 +113,8 @@ def holds_nul(event: Any, shape: Shape) -> bool:
 def _check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) -> None:
     try:
         members = _event_members(raw)
-    except _UNREADABLE as error:
-        raise Fault(INVALID_VALUE, _unreadable_event(error)) from None
+    except _UNREADABLE:
+        raise Fault(INVALID_VALUE, "The event is not a JSON object: send one object for each event.") from None
     version = _read(members, "specversion", "specversion")
     if version != "1.0":
         raise Fault(INVALID_VALUE, f'specversion is {shown(version)}; send "1.0", the only version of CloudEvents that is read.')
@@ -127,12 +127,6 @@ def _check(raw: bytes | Raw, shapes: Mapping[str, Shape], bounds: TimeBounds) ->
     _time(members, shape, bounds)
     if shape.leaves:
         _object(members, (), shape.leaves)
-
-
-def _unreadable_event(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "The event is not valid UTF-8: encode it as UTF-8 before sending."
-    return "The event is not a JSON object: send one object for each event."
 
 
 def _shape(members: Members, shapes: Mapping[str, Shape]) -> Shape:
@@ -169,9 +163,7 @@ def _object(above: Members, path: tuple[str, ...], leaves: Sequence[Leaf]) -> No
     keys = tuple(dict.fromkeys(leaf.path[depth] for leaf in leaves))
     try:
         members = _reader(keys)(raw)
-    except _UNREADABLE as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
+    except _UNREADABLE:
         raise Fault(INVALID_VALUE, f"{field} is {shown(_decoded(raw, field))}; send a JSON object.") from None
     for key in keys:
         below = [leaf for leaf in leaves if leaf.path[depth] == key]
