@@ -56,7 +56,8 @@ class Keys:
         if scheme.lower() != "bearer" or not key or len(key) > _MOST_CHARACTERS:
             return None
         principal = self._by_hash.get(hash_key(key))
-        if principal is not None:  # what is unknown is not cached: there is no end of it
+        # What is unknown is not cached, as there is no end of it; nor is what may be long by many spaces.
+        if principal is not None and len(authorization) <= _MOST_CHARACTERS:
             if len(self._by_header) >= _MOST_CACHED:
                 self._by_header.clear()
             self._by_header[authorization] = principal

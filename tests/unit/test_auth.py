@@ -31,6 +31,12 @@ def test_what_is_no_key(header: str | None) -> None:
     assert Keys([(hash_key("demo-key"), DEMO)]).principal(header) is None
 
 
+def test_a_known_key_behind_many_spaces_is_not_kept() -> None:
+    keys = Keys([(hash_key("demo-key"), DEMO)])
+    assert keys.principal("Bearer" + " " * 8000 + "demo-key") is DEMO
+    assert not keys._by_header
+
+
 def test_the_cache_is_bounded_and_keeps_no_unknown_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "_MOST_CACHED", 3)
     keys = Keys([(hash_key("demo-key"), DEMO)])
