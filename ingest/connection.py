@@ -54,15 +54,15 @@ class Connection(web.RequestHandler):
         "_unread",
         "_upgrading",
         "_wire",
-        "known",
+        "tenant",
     )
 
-    known: bool  # a key has come over it: it does not give way to others
+    tenant: int | None  # whose key came over it first; None: none has, and it gives way to others
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         server = cast(Server, self._manager)
         edge = server.edge
-        self.known = False
+        self.tenant = None
         self._crowded = False  # so many messages were in the queue that the parser may have stopped
         self._between = True  # the parser has read whole messages and nothing after them; False: perhaps not
         self._body: StreamReader | None = None  # the parser was within it when something last came
@@ -100,9 +100,20 @@ class Connection(web.RequestHandler):
         self._uncount()
         self.force_close()
 
+    def belong(self, tenant: int) -> bool:
+        edge = self._edge
+        if edge is not None:
+            if not edge.connections_of.fits(tenant, 1):
+                return False
+            edge.connections_of.take(tenant, 1)
+            self.tenant = tenant
+        return True
+
     def _uncount(self) -> None:
         if self._edge is not None:
             self._edge.connections -= 1
+            if self.tenant is not None:
+                self._edge.connections_of.give(self.tenant, 1)
             self._edge = None
 
     # An answer that nobody reads holds its connection, closed or not, for as long as the peer's system is alive: aiohttp waits for ever.
@@ -413,7 +424,7 @@ class Server(web.Server):
         """Close the oldest connection over which no key has come, so that strangers cannot keep customers out. Whether there was one."""
         while self.unknown:
             oldest, _ = self.unknown.popitem(last=False)
-            if not oldest.known:
+            if oldest.tenant is None:
                 self.edge.displaced_connections += 1
                 oldest.displace()
                 return True

@@ -39,7 +39,10 @@ Handler = Callable[[web.BaseRequest, Principal | None], Awaitable[web.StreamResp
 class Known(Protocol):
     """A connection, as far as the edge marks it."""
 
-    known: bool  # a key has come over it: it does not give way to others
+    tenant: int | None  # whose key came over it first; None: none has, and it gives way to others
+
+    def belong(self, tenant: int) -> bool:
+        """From now on it is this tenant's. False: that one has too many."""
 
 
 class Route(NamedTuple):
@@ -99,6 +102,7 @@ class Edge:
         self.connections = 0
         self.refused_connections = 0
         self.displaced_connections = 0  # closed for others when there were too many: no key had come over them
+        self.connections_of = Shares(limits.connections)  # those over which a key has come
         self.in_flight = Shares(limits.in_flight_bytes)
         self.closing = False  # draining: every answer says `Connection: close`
         self._sink = sink
@@ -226,7 +230,10 @@ class Edge:
         if principal is None:
             detail = "No API key that is known here: send `Authorization: Bearer KEY`."
             raise Problem(401, detail, {"WWW-Authenticate": "Bearer"})
-        connection.known = True
+        if connection.tenant is None and not connection.belong(principal.tenant):
+            self.refused_connections += 1
+            detail = "Too many connections of this tenant are open: send more over each of them."
+            raise Problem(429, detail, {"Retry-After": "2"}, close=True)
         if scope not in principal.scopes:
             raise Problem(403, f'This key lacks the scope "{scope}"; it has: {", ".join(sorted(principal.scopes))}.')
         return principal

@@ -569,6 +569,22 @@ async def test_strangers_give_way_when_there_are_too_many() -> None:
         assert (served.edge.connections, served.edge.displaced_connections, served.edge.refused_connections) == (200, 50, 0)
 
 
+async def test_one_tenant_cannot_have_all_connections() -> None:
+    async with serving(HttpLimits(max_body_bytes=MOST_BYTES, connections=20)) as served, AsyncExitStack() as open_:
+        body = json.dumps([event()]).encode()
+
+        async def status(key: str) -> int:
+            client = await open_.enter_async_context(connection(served))
+            client.send(head(len(body), key=key), body)
+            answer = await client.answer()
+            assert (answer.status == 429) == ("connection" in answer.headers)
+            return answer.status
+
+        assert [await status("demo-key") for _ in range(17)] == [200] * 15 + [429] * 2
+        assert [await status("third-key") for _ in range(2)] == [200] * 2
+        assert served.edge.refused_connections == 2
+
+
 async def test_nothing_is_kept_of_connections_that_have_gone() -> None:
     """Whether or not a key has come over them, and also of those that gave way."""
     async with serving(HttpLimits(max_body_bytes=MOST_BYTES, connections=5)) as served:
@@ -584,7 +600,7 @@ async def test_nothing_is_kept_of_connections_that_have_gone() -> None:
         async with asyncio.timeout(10):
             while served.edge.connections or cast(connections.Server, served.server).unknown:
                 await asyncio.sleep(0.01)
-        assert served.edge.connections == 0 and served.edge.in_flight.total == 0
+        assert served.edge.connections == served.edge.connections_of.total == 0 and served.edge.in_flight.total == 0
 
 
 @pytest.mark.parametrize("size", [50_000, 16 << 20], ids=["what one write takes", "more than that"])
