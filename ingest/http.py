@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ingest import request_body
 from ingest.auth import INGEST, Keys, Principal
@@ -123,8 +123,9 @@ class Edge:
                 response = problem_response(400, "The sender is gone.")  # nobody reads it
             else:
                 response = refusal(error, {}, request.path)
-        if self.closing or not request.content.is_eof():
-            response.force_close()  # the rest of the body is drained for a while, then the connection goes
+        # The rest of a body is drained for a while, then the connection goes. And who speaks HTTP/1.0 may frame chunks otherwise.
+        if self.closing or not request.content.is_eof() or (request.version < HttpVersion11 and "Transfer-Encoding" in request.headers):
+            response.force_close()
         self.statuses[response.status] = self.statuses.get(response.status, 0) + 1
         return response
 

@@ -431,6 +431,16 @@ async def test_chunked(served: Served) -> None:
         assert (await client.answer()).json["duplicate"] == 1
 
 
+async def test_chunks_in_http_1_0_end_the_connection(served: Served) -> None:
+    """RFC 9112, 6.1: who handed them on may not know them, and take what follows for something else."""
+    body = json.dumps([event()]).encode()
+    async with connection(served) as client:
+        sent = head(None, more="Connection: keep-alive\nTransfer-Encoding: chunked").replace("HTTP/1.1", "HTTP/1.0")
+        client.send(sent, b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert (await client.answer()).status == 200
+        assert await client.ended()
+
+
 async def test_chunked_without_end_is_bounded(served: Served) -> None:
     async with connection(served) as client:
         client.send(head(None, more="Transfer-Encoding: chunked"))
