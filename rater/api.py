@@ -13,7 +13,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 import asyncpg
@@ -26,12 +27,24 @@ from rater.postgres import FAILURES
 from rater.prices.money import EXACT, ZERO, plain, scaled_text
 from rater.prices.price import Line, Tier
 from rater.prices.registry import model_of
-from rater.questions import USAGE_PARAMETERS, BadQuery, charges_question, instant_text, only, required, usage_question
+from rater.questions import (
+    USAGE_PARAMETERS,
+    BadQuery,
+    UsageQuestion,
+    charges_question,
+    instant_text,
+    only,
+    required,
+    usage_question,
+)
+from rater.turns import in_turns
 
 log = logging.getLogger(__name__)
 
 MOST_ROWS = 50_000
 RETRY_AFTER_S = 5  # what a 503 should carry
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -89,25 +102,16 @@ class Api:
         number, meter = await self._meter(required(query, "meter", "the name of a meter"))
         asked = usage_question(query, meter, self._clock_us() // 1_000_000)
         as_of_us = await queries.as_of_us(self._pool)  # before the numbers: these may be newer, never older
-        rows = await queries.usage(self._pool, tenant, number, asked, MOST_ROWS + 1) if number is not None else []
+        rows: Sequence[asyncpg.Record] = ()
+        if number is not None:
+            rows = await queries.usage(self._pool, tenant, number, asked, MOST_ROWS + 1)
         if len(rows) > MOST_ROWS:
             raise BadQuery(
                 "from",
                 f"the answer has more than {MOST_ROWS} rows",
                 "a shorter time, larger windows, one subject, or fewer names in group_by",
             )
-        data = [
-            {
-                "window_start": instant_text(row.start_s, asked.zone),
-                "window_end": instant_text(row.end_s, asked.zone),
-                "subject": row.subject if asked.subject is None else asked.subject,
-                "dimensions": row.dimensions,
-                "value": scaled_text(row.value, meter.scale),
-                "events": row.events,
-            }
-            for row in rows
-        ]
-        return {"as_of": _time(as_of_us), "data": data}
+        return {"as_of": _time(as_of_us), "data": await _array(rows, partial(_of_window, asked))}
 
     async def _meter(self, name: str) -> tuple[int | None, MeterDefinition]:
         found = await queries.meter_named(self._pool, name)
@@ -136,7 +140,7 @@ class Api:
             "as_of": _time(as_of_us),
         }
         places = found.book.decimal_places if found.book else 0
-        subjects = [_of_subject(subject, rows, places) for subject, rows in found.rows.items()]
+        subjects = [await _of_subject(subject, rows, places) for subject, rows in found.rows.items()]
         if asked.subject is not None:
             return head | subjects[0]
         return head | {"subjects": subjects, "next": subjects[-1]["subject"] if found.more else None}
@@ -187,7 +191,25 @@ def _count(into: dict[str, Any], verdict: str, events: int) -> None:
         into["rejections"][verdict] = into["rejections"].get(verdict, 0) + events
 
 
-def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: int) -> dict[str, Any]:
+async def _array(rows: Sequence[T], item: Callable[[T], Mapping[str, Any]]) -> msgspec.Raw:
+    """What JSON each row becomes, in an array."""
+    parts = [_encode([item(row) for row in some])[1:-1] async for some in in_turns(rows)]
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+
+
+def _of_window(asked: UsageQuestion, found: asyncpg.Record) -> dict[str, Any]:
+    row = queries.usage_row(asked, found)
+    return {
+        "window_start": instant_text(row.start_s, asked.zone),
+        "window_end": instant_text(row.end_s, asked.zone),
+        "subject": row.subject if asked.subject is None else asked.subject,
+        "dimensions": row.dimensions,
+        "value": scaled_text(row.value, asked.meter.scale),
+        "events": row.events,
+    }
+
+
+async def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: int) -> dict[str, Any]:
     total = ZERO
     for row in rows:
         total = EXACT.add(total, row.amount or ZERO)
@@ -195,11 +217,11 @@ def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: int) ->
         "subject": subject,
         "total": _money(total, places),
         "unpriced": any(row.amount is None for row in rows),
-        "lines": [_line(row, places) for row in rows],
+        "lines": await _array(rows, partial(_line, places)),
     }
 
 
-def _line(row: queries.ChargeRow, places: int) -> dict[str, Any]:
+def _line(places: int, row: queries.ChargeRow) -> dict[str, Any]:
     line: dict[str, Any] = {
         "meter": row.meter,
         "dimensions": row.dimensions,

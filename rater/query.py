@@ -22,6 +22,7 @@ from rater.prices.price import Line, rate
 from rater.pricing import UNPRICED, BookInForce
 from rater.questions import ChargesQuestion, UsageQuestion
 from rater.statements import statements
+from rater.turns import in_turns
 
 QUERY = statements("query")
 
@@ -140,23 +141,25 @@ async def as_of_us(pool: asyncpg.Pool) -> int | None:
     return found
 
 
-async def usage(pool: asyncpg.Pool, tenant: str, meter_number: int, asked: UsageQuestion, most_rows: int) -> list[UsageRow]:
+async def usage(pool: asyncpg.Pool, tenant: str, meter_number: int, asked: UsageQuestion, most_rows: int) -> Sequence[asyncpg.Record]:
+    """Each as `usage_row` reads it: not all at once, as there may be many."""
     positions = [asked.meter.dimensions.index(name) for name in asked.group_by]
-    maximum = MERGE_OF[asked.meter.aggregation] == "max"
-    found = await pool.fetch(
+    found: Sequence[asyncpg.Record] = await pool.fetch(
         QUERY["usage_by_window"], tenant, meter_number, asked.subject, asked.bounds, positions, asked.by_subject, most_rows
     )
-    return [
-        UsageRow(
-            asked.bounds[bucket - 1],
-            asked.bounds[bucket],
-            subject,
-            dict(zip(asked.group_by, dimensions, strict=True)),
-            int(greatest if maximum else total),
-            events,
-        )
-        for bucket, subject, dimensions, total, greatest, events in found
-    ]
+    return found
+
+
+def usage_row(asked: UsageQuestion, found: asyncpg.Record) -> UsageRow:
+    bucket, subject, dimensions, total, greatest, events = found
+    return UsageRow(
+        asked.bounds[bucket - 1],
+        asked.bounds[bucket],
+        subject,
+        dict(zip(asked.group_by, dimensions, strict=True)),
+        int(greatest if MERGE_OF[asked.meter.aggregation] == "max" else total),
+        events,
+    )
 
 
 class TooMany(Exception):
@@ -182,8 +185,9 @@ async def charges(pool: asyncpg.Pool, tenant: str, asked: ChargesQuestion, most_
         month_labelled(asked.period, BookInForce(None, book).zone) if row is None else Period(row["period"], row["start_s"], row["end_s"])
     )
     rows: dict[str, list[ChargeRow]] = {subject: [] for subject in page}
-    for line in lines:
-        rows[line["subject"]].append(_charge_row(book, period, line))
+    async for some in in_turns(lines):
+        for line in some:
+            rows[line["subject"]].append(_charge_row(book, period, line))
     return Charges(book, period, rows, len(subjects) > asked.limit)
 
 

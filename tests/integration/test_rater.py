@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,6 +29,7 @@ from rater.migrate import SchemaTooNew, migrate
 from rater.postgres import DatabaseFailed, Ledger
 from rater.prices.book import PriceBook, read_books
 from rater.source import Positions, Received, SourceUnavailable
+from rater.turns import ITEMS_A_TURN
 from tests.integration.rating import (
     EGRESS,
     METERS,
@@ -1204,6 +1206,42 @@ async def test_usage_of_too_many_rows_is_refused_and_never_cut(ledger: Ledger, p
     asked = {"meter": "requests", "from": rfc(JANUARY)}
     assert len((await ask(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 3 * HOUR)})))["data"]) == 3
     assert "from: the answer has more than 3 rows" in await refused(api_at(pool).usage("demo", {**asked, "to": rfc(JANUARY + 4 * HOUR)}))
+
+
+async def test_a_long_answer_leaves_the_loop_to_others_on_the_way(
+    ledger: Ledger, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop that answers may take events, too."""
+    counts: list[Count] = [(EGRESS, "demo", "acme", JANUARY, (f"r{n}",), 10**6, 1) for n in range(250)]
+    await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(counts)))
+    turns = 0
+    made: dict[str, list[int]] = {}
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def told(module: Any, name: str) -> None:
+        make = getattr(module, name)
+
+        def note(*given: Any) -> Any:
+            made.setdefault(name, []).append(turns)
+            return make(*given)
+
+        monkeypatch.setattr(module, name, note)
+
+    for module, name in ((api_module, "_of_window"), (api_module, "_line"), (query, "_charge_row")):
+        told(module, name)
+    running = asyncio.ensure_future(others())
+    asked = {"meter": EGRESS.name, "from": rfc(JANUARY), "to": rfc(JANUARY + HOUR), "group_by": "region"}
+    assert len((await ask(api_at(pool).usage("demo", asked)))["data"]) == 250
+    assert len((await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})))["lines"]) == 250
+    running.cancel()
+    for name, when in made.items():
+        assert len(when) == 250 and max(Counter(when).values()) == ITEMS_A_TURN, name
 
 
 async def test_usage_in_all_windows_and_groups(ledger: Ledger, pool: asyncpg.Pool) -> None:
