@@ -119,7 +119,7 @@ class RealDisk:
 
     def replace(self, path: str, content: bytes) -> None:
         temporary = f"{path}.new"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             _write_all(descriptor, [content])
             os.fsync(descriptor)
@@ -141,7 +141,7 @@ class RealDisk:
 
 class RealAppendFile:
     def __init__(self, path: str, flags: int) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o644)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
 
     def write(self, parts: Sequence[bytes | memoryview]) -> None:
         _write_all(self._descriptor, parts)
@@ -155,7 +155,7 @@ class RealAppendFile:
 
 class RealLock:
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -149,3 +149,12 @@ def test_a_lock_is_refused_at_once_and_asking_for_it_again_and_again_costs_nothi
     assert len(os.listdir("/proc/self/fd")) == before
     held.release()
     disk.lock(path).release()
+
+
+def test_what_is_written_is_for_nobody_else(tmp_path: Path) -> None:
+    """Usage, the names of tenants, hashes of keys: in a folder that root made, others may look for them."""
+    disk = RealDisk()
+    disk.create(str(tmp_path / "made")).close()
+    disk.replace(str(tmp_path / "replaced"), b"x")
+    disk.lock(str(tmp_path / "lock")).release()
+    assert [stat.S_IMODE(os.stat(path).st_mode) for path in tmp_path.iterdir()] == [0o600] * 3
