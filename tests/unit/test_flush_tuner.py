@@ -66,6 +66,13 @@ def test_an_impossible_interval_is_refused_and_changes_nothing(interval_ms: int)
     with pytest.raises(ValueError, match="at least 1 ms"):
         tuner.set_interval(interval_ms)
     assert tuner.interval_ms == 1000
+    with pytest.raises(ValueError, match="at least 1 ms"):
+        FlushTuner(interval_ms, max_counters=10)
+
+
+def test_a_bound_of_no_counters_is_a_broken_invariant() -> None:
+    with pytest.raises(AssertionError):
+        FlushTuner(interval_ms=1000, max_counters=0)
 
 
 @given(

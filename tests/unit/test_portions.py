@@ -61,6 +61,13 @@ def test_a_failed_one_is_followed_by_smaller_ones_until_they_are_quick_again() -
     assert found[:2] == [60_000, 120_000] and max(found) > 5_000_000
 
 
+def test_however_long_the_link_was_slow_portions_grow_once_it_is_quick() -> None:
+    portions = Portions(DEADLINE_S)
+    for _ in range(50):
+        portions.took(DEADLINE_S, 1000)
+    assert max(sizes(portions, 0.1)) > 5_000_000
+
+
 def test_nothing_is_no_portion() -> None:
     assert sizes(Portions(DEADLINE_S), 1, []) == []
 

@@ -242,8 +242,7 @@ def test_each_piece_is_bounded_work() -> None:
 def test_an_aborted_encoding_advances_nothing() -> None:
     next_n = {0: 5}
     pieces = encoder(next_n).pieces(many(20_000), {})
-    for _ in range(60):
-        next(pieces)
+    assert any(pieces), "no record was completed: the test shows nothing"
     assert next_n == {0: 5}
 
 
