@@ -23,13 +23,13 @@ _OF_A_WRITER = re.compile(rf"([0-9a-f]{{32}})({re.escape(_BRANCHES)})?")
 
 
 class _Registration(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    v: int
+    v: Literal[1]
     retired_us: int | None
     lost: str | None = None
 
 
 class _Branches(msgspec.Struct, forbid_unknown_fields=True):
-    v: int
+    v: Literal[1]
     branches: list[str]  # hexadecimal, in the order of the shards
     at: int = 0  # an announcement of a build that gave them no order comes before all others
 

@@ -17,6 +17,7 @@ from buffer.registration import (
     member_key,
     meter_key,
     overtaken,
+    registry_of,
 )
 
 ALICE = bytes(range(16))
@@ -89,8 +90,10 @@ def test_a_meter_may_be_called_as_a_writer_is() -> None:
     ("key", "value"),
     [
         (ALICE.hex() + ".later", b"{}"),
+        (ALICE.hex() + "_branches", encode_branches(Announced(1, ()))),
         (ALICE.hex()[:-2], encode_member(None)),
         ("later:peak", encode_meter(PEAK)),
+        ("later.meter:peak", encode_meter(PEAK)),
         ("peak", encode_meter(PEAK)),
         ("", encode_member(None)),
     ],
@@ -105,11 +108,15 @@ def test_a_kind_of_entry_that_is_not_known_is_refused(key: str, value: bytes) ->
     ("key", "value"),
     [
         ("meter:peak", encode_meter(PEAK).replace(b'"v":1', b'"v":2')),
+        (ALICE.hex(), encode_member(Retired(7)).replace(b'"v":1', b'"v":2')),
+        (branches_key(ALICE), encode_branches(Announced(1, ())).replace(b'"v":1', b'"v":2')),
         ("meter:peak", encode_meter(PEAK).replace(b"}", b',"more":1}')),
         ("meter:peak", b""),
         (ALICE.hex(), b"{}"),
+        (ALICE.hex(), encode_member(None).replace(b"}", b',"more":1}')),
+        (branches_key(ALICE), encode_branches(Announced(1, ())).replace(b"}", b',"more":1}')),
     ],
 )
-def test_an_entry_that_cannot_be_read_is_refused(key: str, value: bytes) -> None:
-    with pytest.raises(ValueError):
-        read((key, value))
+def test_an_entry_that_cannot_be_read_is_refused_by_name(key: str, value: bytes) -> None:
+    with pytest.raises(ValueError, match=f"^'{key}', "):
+        registry_of([(key, value)])
