@@ -73,13 +73,10 @@ def add_entry(registry: Registry, key: str, value: bytes) -> None:
     A key of an unknown kind is refused as well. Whoever skipped the retirement of a writer, or its branches, would count events twice; a
     build cannot know that what a newer one wrote is harmless.
     """
-    try:
-        if key.startswith(_METER):
-            _add_meter(registry, key.removeprefix(_METER), msgspec.json.decode(value, type=_Meter))
-        else:
-            _add_of_a_writer(registry, key, value)
-    except msgspec.MsgspecError as error:
-        raise ValueError(str(error)) from error
+    if key.startswith(_METER):
+        _add_meter(registry, key.removeprefix(_METER), msgspec.json.decode(value, type=_Meter))
+    else:
+        _add_of_a_writer(registry, key, value)
 
 
 def registry_of(entries: Iterable[tuple[str, bytes]]) -> Registry:
