@@ -22,9 +22,10 @@ METERS = {
     1: MeterDefinition("requests", "a" * 16, "count", 0, 3600, ("region", "zone")),
     2: MeterDefinition("egress_bytes", "b" * 16, "sum", 6, 60, ("region",)),
     3: MeterDefinition("peak", "c" * 16, "max", 0, 86400, ()),
+    4: MeterDefinition("peak_there", "d" * 16, "max", 0, 60, ("region", "zone")),
 }
 TENANTS = {1: "demo", 2: 'other "tenant"', 300: "ünïcode"}
-KINDS = {1: "sum", 2: "sum", 3: "max"}
+KINDS = {1: "sum", 2: "sum", 3: "max", 4: "max"}
 PARTITIONS = 3
 LARGEST = 10**38 - 1
 
@@ -190,6 +191,12 @@ def test_1_and_its_text_are_the_same_dimension_value() -> None:
     assert [(row.dimensions, row.value, row.events) for row in content.counters] == [(("1",), 12, 3)]
 
 
+def test_a_maximum_over_1_and_its_text_is_one_maximum() -> None:
+    keys: list[CounterKey] = [(4, 1, "a", 0, 1, "2"), (4, 1, "a", 0, "1", 2), (4, 1, "a", 0, "1", "2")]
+    (content,) = decoded(encoded({"max": dict(zip(keys, (pack(5, 1), pack(7, 1), pack(6, 1)), strict=True))}, {}))
+    assert [(row.dimensions, row.value, row.events) for row in content.counters] == [(("1", "2"), 7, 3)]
+
+
 def many(counters: int) -> Deltas:
     return {
         "sum": {(1 + i % 2, 1, f"subject-{i}", 0, "eu", "a")[: 6 - i % 2]: pack(i, 1) for i in range(counters)},
@@ -236,7 +243,7 @@ def test_tallies_of_very_many_tenants_are_bounded_too() -> None:
 
 def test_each_piece_is_bounded_work() -> None:
     pieces = list(encoder().pieces(many(20_000), {}))
-    assert len(pieces) > 40_000 // subject.PIECE_COUNTERS
+    assert len(pieces) > 2 * 40_000 // subject.PIECE_COUNTERS  # each counter is looked at twice
     assert max(len(piece) for piece in pieces) <= 2  # 500 counters of some 60 bytes complete no more
 
 
@@ -275,6 +282,7 @@ def test_the_good_record_is_good() -> None:
         ('"v":1', '"w":1', "`v`"),
         ('"12"', "12", "`str`"),
         ('"12"', "12.5", "`str`"),
+        ('"12"', '""', "length"),
         ('"12"', '"1.5"', "not an integer"),
         ('"12"', '"1_2"', "not an integer"),
         ('"12"', '" 12"', "not an integer"),
@@ -289,11 +297,14 @@ def test_the_good_record_is_good() -> None:
         ('[0,"t"', '[1,"t"', "names meter 1"),
         ('[0,"t"', '[-1,"t"', ">= 0"),
         ('["x"]', "[]", "dimension values"),
+        ('["x"]', '["x","y"]', "dimension values"),
         ('["x"]', "[1]", "`str`"),
         ("120", "121", "no multiple of 60"),
         ('"sum"', '"mean"', "unknown aggregation 'mean'"),
         ('"sum"', '"count"', "counts 12"),
         ('"sum",0', '"sum",19', "<= 18"),
+        ('"sum",0,60', '"sum",0,0', ">= 1"),
+        ('["d"]]', '["d"],1]', "length"),
         ('"tallies":{}', '"tallies":{"t":{"accepted":-1}}', ">= 0"),
         ('"tallies":{}', '"tallies":{},"extra":1', "extra"),
         (',"tallies":{}', "", "tallies"),
@@ -321,6 +332,12 @@ def test_another_version_in_the_header_is_refused() -> None:
         read(GOOD, v=b"2")
 
 
+@pytest.mark.parametrize("value", [GOOD.encode().replace(b'"t"', b'"\xff"'), b'{"w":' + b"[" * 100_000])
+def test_text_that_is_none_and_nesting_without_end_are_refused(value: bytes) -> None:
+    with pytest.raises(Undecodable):
+        read(value)
+
+
 @given(st.binary(max_size=60))
 def test_garbage_is_refused_and_nothing_else_happens(value: bytes) -> None:
     with pytest.raises(Undecodable):
@@ -343,6 +360,8 @@ def test_garbage_is_refused_and_nothing_else_happens(value: bytes) -> None:
         ("through", b"no colon", "through"),
         ("through", b"00" * 16 + b":", "through"),
         ("through", b"00" * 15 + b":1", "through"),
+        ("shards", b"", "shards"),
+        ("shards", b"1,-1", "shards"),
     ],
 )
 def test_a_wrong_header_is_named(header: str, content: bytes | None, named: str) -> None:
@@ -355,6 +374,12 @@ def test_a_wrong_header_is_named(header: str, content: bytes | None, named: str)
     with pytest.raises(NoPlace) as refused:
         read_place(headers)
     assert named in str(refused.value)
+
+
+def test_the_last_call_of_each_shard_has_a_place() -> None:
+    flush = RecordEncoder(METERS, TENANTS, WRITER, 1, THROUGH, {}, shard_calls=(77, 0, 5))
+    ((record,),) = [piece for piece in flush.pieces({}, {1: {"received": 1}}) if piece]
+    assert read_place(dict(record.headers)).shard_calls == (77, 0, 5)
 
 
 def test_a_flush_before_the_first_incarnation_has_a_place() -> None:
