@@ -182,7 +182,7 @@ class KafkaLog:
             for partition in partitions:
                 while await consumer.position(partition) < ends[partition]:
                     for records in (await consumer.getmany(partition, timeout_ms=100)).values():
-                        found += [(record.key, record.value) for record in records]
+                        found += [(record.key or b"", record.value or b"") for record in records]  # Kafka allows null for either
         return found
 
     async def _any_counter(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -602,6 +603,20 @@ async def test_what_arrived_late_is_not_what_compaction_keeps_once_somebody_anno
         entries = await log._entries()
         await other.announce(BOB, others)
         assert len(await log._entries()) == len(entries) + 1  # nothing else was to be put right
+
+
+@pytest.mark.parametrize(("key", "value"), [(ALICE.hex().encode(), None), (b"\xff", b"{}")])
+async def test_an_entry_that_registers_nothing_is_refused_by_name(place: KafkaPlace, key: bytes, value: bytes | None) -> None:
+    """Without a value it deletes what its key held: whoever went on without a writer's entry would count its events twice."""
+    async with opened(place.log()) as log:
+        await log.register(ALICE)
+        producer = AIOKafkaProducer(bootstrap_servers=place.cluster.bootstrap)
+        await producer.start()
+        await producer.send_and_wait(place.cluster.writers, value, key=key, partition=0)
+        await producer.stop()
+        told = f"topic {place.cluster.writers} has a record that registers nothing ({key.decode(errors='backslashreplace')!r}, "
+        with pytest.raises(UnfitLog, match=re.escape(told)):
+            await log.registry()
 
 
 async def test_a_record_without_a_value_stops_no_rater(place: KafkaPlace, database: str) -> None:
