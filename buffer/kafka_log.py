@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import UnknownTopicOrPartitionError
 
 from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
@@ -170,6 +171,9 @@ class KafkaLog:
             )
             await self._producer.start()
         producer = self._producer
+        known = await producer.partitions_for(topic) if messages else ()
+        if strangers := messages.keys() - known:  # aiokafka takes that for a mistake of ours
+            raise UnknownTopicOrPartitionError(f"{topic} has no partition {min(strangers)}")
         await asyncio.gather(*(_send_in_order(producer, topic, partition, some) for partition, some in messages.items()))
 
     # Reading.

@@ -489,6 +489,17 @@ async def test_partitions_that_are_added_are_taken_on_although_nobody_asks(place
         assert numbers(await reader.take(1), PARTITIONS) == [1]
 
 
+async def test_a_partition_that_no_broker_knows_is_not_now(place: KafkaPlace) -> None:
+    """Of a topic that was made anew with fewer; or a broker has not heard yet of those that were added."""
+    async with opened(place.log()) as log, reading(place) as reader:
+        await log.produce(records([1]))
+        with pytest.raises(LogUnavailable, match=rf"{place.cluster.counters} has no partition {PARTITIONS}"):
+            await log.produce([*records([2]), *records([1], PARTITIONS)])
+        await add_partitions(place, PARTITIONS + 1)
+        await insist(lambda: log.produce(records([1], PARTITIONS)))
+        assert (await reader.source.ends())[f"{place.cluster.counters}/{PARTITIONS}"] == 1
+
+
 async def test_as_of_does_not_pass_counters_in_a_partition_that_nobody_reads_yet(place: KafkaPlace, database: str) -> None:
     """The rater began before the partition was added; its consumer is kept from taking the partition on, as by a slow rebalance."""
     await migrate(database)
