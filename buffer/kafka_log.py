@@ -22,6 +22,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError
 from buffer.counter_log import Announced, LogUnavailable, Record, Registry, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
+from buffer.kafka_consumers import end
 from buffer.portions import Portions
 from buffer.registration import branches_key, encode_branches, encode_member, encode_meter, member_key, meter_key, overtaken, registry_of
 
@@ -203,7 +204,7 @@ class KafkaLog:
             await consumer.start()
             yield consumer, partitions
         finally:
-            await consumer.stop()
+            await end(consumer)
 
 
 async def _send_in_order(producer: AIOKafkaProducer, topic: str, partition: int, messages: Sequence[_Message]) -> None:

@@ -9,7 +9,6 @@ partitions are taken on, the stored positions are asked for, and nothing is hand
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,8 +19,8 @@ from aiokafka.errors import KafkaError
 from buffer import kafka_outages
 from buffer.counter_log import LogUnavailable
 from buffer.kafka_cluster import KafkaCluster, Prepared, prepare
+from buffer.kafka_consumers import end
 
-_CLOSING_S = 5
 _METADATA_MAX_AGE_MS = 30_000  # how late partitions that are added are taken on, where nobody asks for `ends` meanwhile
 
 Positions = Callable[[Iterable[str]], Awaitable[Mapping[str, int]]]
@@ -180,33 +179,13 @@ class KafkaSource:
     async def close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSING_S):
-                    await _stop(consumer)
+            await end(consumer)
 
     @property
     def _opened(self) -> AIOKafkaConsumer:
         if self._consumer is None:
             raise LogUnavailable(f"not connected to Kafka at {self._cluster.bootstrap}")
         return self._consumer
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    """aiokafka gives up half-way where a fetch waits to be made again: it awaits what it has cancelled. Then the rest is done here, which
-    reaches into it; a test notices when it moves."""
-    stopping = asyncio.ensure_future(consumer.stop())
-    try:
-        await asyncio.wait([stopping])  # a cancellation in there is not ours
-    finally:
-        stopping.cancel()
-    if not stopping.cancelled():
-        stopping.result()
-        return
-    if fetches := list(consumer._fetcher._pending_tasks if consumer._fetcher else ()):
-        for fetch in fetches:
-            fetch.cancel()
-        await asyncio.wait(fetches)
-    await consumer._client.close()
 
 
 def _received(partition: TopicPartition, record: ConsumerRecord) -> Received:

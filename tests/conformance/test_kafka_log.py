@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import UnknownMemberIdError
+from aiokafka.errors import KafkaConnectionError, UnknownMemberIdError
 from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
 
@@ -397,6 +397,26 @@ async def test_a_consumer_is_closed_while_fetches_wait_to_be_made_again(place: K
         await source.close()
     assert all(fetch.cancelled() for fetch in waiting)
     assert not any(connection.connected() for connection in consumer._client._conns.values())
+
+
+async def test_a_reading_of_the_registry_that_fails_while_a_fetch_waits_to_be_made_again_is_not_now(
+    place: KafkaPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not look as if whoever reads it was cancelled."""
+    consumers: list[AIOKafkaConsumer] = []
+
+    async def failed(consumer: AIOKafkaConsumer, _: object) -> None:
+        consumers.append(consumer)
+        await asyncio.sleep(0.1)
+        consumer._fetcher._pending_tasks.add(asyncio.create_task(asyncio.sleep(60)))
+        raise KafkaConnectionError
+
+    async with opened(place.log()) as log:
+        monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", failed)
+        with pytest.raises(LogUnavailable):
+            await log.registry()
+    assert not any(connection.connected() for connection in consumers[0]._client._conns.values())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_positions_of_the_store_win_over_those_of_kafka(place: KafkaPlace) -> None:
