@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 from structlog.testing import capture_logs
 
 from buffer import kafka_source
-from buffer.counter_log import Announced, CounterLog, LogUnavailable, Record, Retired, UnfitLog
+from buffer.counter_log import Announced, CounterLog, LogUnavailable, Record, Rejected, Retired, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
@@ -257,6 +257,19 @@ async def test_closing_does_not_wait_for_a_broker_that_is_gone(broker: services.
         await log.close()
     broker.resume()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_of_two_that_wait_for_a_broker_that_stands_still_each_is_told(broker: services.Kafka, fragile: KafkaPlace) -> None:
+    """The first to give up ends the producer; the other must not look cancelled by that."""
+    async with opened(fragile.log()) as log:
+        assert isinstance(log, KafkaLog)
+        broker.pause()
+        producing = asyncio.ensure_future(log.produce(records([1])))
+        await asyncio.sleep(0.3)
+        told = await asyncio.gather(producing, log.announce(ALICE, Announced(1, ())), return_exceptions=True)
+        assert [type(error) for error in told] == [LogUnavailable] * 2
+        assert log._producer is None, "what it still holds could arrive at any time"
+        broker.resume()
 
 
 async def test_nobody_there_is_not_now() -> None:
@@ -602,7 +615,38 @@ async def test_a_record_above_a_batch_has_a_batch_of_its_own(place: KafkaPlace) 
         assert [one.value for one in await reader.take(3)] == [one.value for one in large]
 
 
+async def test_a_link_that_is_quick_gets_larger_portions(place: KafkaPlace) -> None:
+    async with opened(place.log()) as log:
+        assert isinstance(log, KafkaLog)
+        first = log._portions._bytes
+        await log.produce(incompressible_flush(6))
+        assert log._portions._bytes > first
+
+
+async def test_rejected_events_are_there_by_tenant(place: KafkaPlace) -> None:
+    bodies = [b'{"code":"too_late","n":%d}' % n for n in range(3)]
+    async with opened(place.log()) as log:
+        await log.produce_rejected([Rejected(tenant, body) for tenant, body in zip(("demo", "other", "demo"), bodies, strict=True)])
+    consumer = AIOKafkaConsumer(place.cluster.rejected, bootstrap_servers=place.cluster.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    found = [await asyncio.wait_for(consumer.getone(), 60) for _ in bodies]
+    await consumer.stop()
+    assert [(one.key, one.value, one.headers) for one in found] == [
+        (tenant, body, (("v", b"1"),)) for tenant, body in zip((b"demo", b"other", b"demo"), bodies, strict=True)
+    ]
+
+
 # The registry.
+
+
+async def test_who_registers_after_he_was_retired_is_not_what_compaction_keeps(place: KafkaPlace) -> None:
+    async with opened(place.log()) as log:
+        assert isinstance(log, KafkaLog)
+        await log.register(ALICE)
+        await log.retire(ALICE, Retired(3))
+        await log.register(ALICE)
+        await log.retire(ALICE, Retired(9))
+        assert registry_of(dict(await log._entries()).items()).writers == {ALICE: Retired(3)}
 
 
 async def test_whoever_defines_a_meter_second_leaves_the_first_entry_as_the_last(place: KafkaPlace) -> None:
