@@ -65,6 +65,17 @@ async def test_an_unfinished_record_is_never_read_and_is_cut_by_the_next_writer(
     assert segment.read_bytes().startswith(whole)
 
 
+async def test_what_a_crash_left_unfinished_is_not_waited_for(place: LocalPlace) -> None:
+    async with opened(place.log()) as log:
+        await log.produce(records([1, 2]))
+    (segment,) = place.segments()
+    segment.write_bytes(segment.read_bytes() + b"torn")
+    async with reading(place) as reader:
+        await reader.take(2)
+        await reader.nothing_more()
+        assert await reader.source.ends() == reader.stored
+
+
 async def test_whole_records_without_a_commit_wait_for_the_writer_and_are_kept(place: LocalPlace) -> None:
     """They may have been acknowledged: a crash of the machine can lose the commit frame, which is not synced, and nothing before it."""
     async with opened(place.log()) as log:
@@ -145,25 +156,27 @@ async def test_damage_in_an_older_segment_is_told_after_what_is_good_before_it(t
         assert len(reader.kept) >= 4
 
 
-async def test_a_disk_that_cannot_be_read_is_not_now(place: LocalPlace) -> None:
+async def test_a_disk_that_cannot_be_read_is_not_now_and_costs_the_other_streams_nothing(place: LocalPlace) -> None:
     class Unreadable(RealDisk):
         broken = False
 
         def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
-            if self.broken and path.endswith(".log"):
+            if self.broken and "/1/" in path:
                 raise OSError(errno.EIO, "input/output error")
             return super().read(path, offset, size)
 
     disk = Unreadable()
     reader = Reader(LocalSource(str(place.folder), disk=disk, background=Inline(), entropy=os.urandom, partitions=PARTITIONS))
     async with opened(place.log()) as log:
-        await log.produce(records([1, 2]))
+        await log.produce([*records([1, 2]), *records([1, 2], 1)])
         await reader.open()
         disk.broken = True
+        reader.keep(await reader.source.poll(10, 0))  # first what is at hand
+        assert numbers(reader.kept) == [1, 2]
         with pytest.raises(SourceUnavailable, match="input/output error"):
             await reader.source.poll(10, 0)
         disk.broken = False
-        assert numbers(await reader.take(2)) == [1, 2]
+        assert numbers(await reader.take(2), 1) == [1, 2]
 
 
 # Positions.
