@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -380,6 +380,28 @@ async def test_a_rebalance_in_the_middle_of_a_poll_hands_nothing_out_too_early(p
         await reader.close()
 
 
+async def test_a_rebalance_while_positions_are_asked_for_places_anew(place: KafkaPlace) -> None:
+    """Another rater may have stored more meanwhile."""
+    source = place.source()
+
+    class Overtaken(Reader):
+        async def positions(self, streams: Iterable[str]) -> Mapping[str, int]:
+            found = await super().positions(streams)
+            if not self.stored:
+                self.stored[f"{place.cluster.counters}/0"] = 8
+                source._rebalances.on_partitions_revoked(())
+                source._rebalances.on_partitions_assigned(())
+            return found
+
+    reader = Overtaken(source)
+    async with opened(place.log()) as log:
+        await log.produce(records(range(1, 11)))
+        await reader.open()
+        assert numbers(await reader.take(2)) == [9, 10]
+        await reader.nothing_more()
+        await reader.close()
+
+
 async def test_a_consumer_that_failed_is_replaced(place: KafkaPlace, monkeypatch: pytest.MonkeyPatch) -> None:
     source = place.source()
     reader = Reader(source)
@@ -455,6 +477,8 @@ async def test_counters_that_kafka_deleted_are_told_of(place: KafkaPlace, kafka:
                 assert numbers(await reader.take(4)) == [7, 8, 9, 10]
                 starts = await reader.source.starts()
                 assert starts.pop(f"{place.cluster.counters}/0") == 6 and set(starts.values()) == {0}
+            async with reading(place) as reader:  # whoever has rated nothing yet misses nothing
+                assert numbers(await reader.take(4)) == [7, 8, 9, 10]
     assert [(line["stored"], line["first"]) for line in lines if "deleted counters" in line["event"]] == [(3, 6)]
 
 
