@@ -33,6 +33,7 @@ def writers(**settings: str) -> Topic:
         counters(),
         counters(2),
         counters(retention__ms="-1"),
+        counters(max__message__bytes="1000000"),
         writers(),
         writers(retention__ms="1", max__message__bytes="1000"),
         Topic("p.usage.rejected", 1, 3, GOOD | {"retention.ms": "1", "retention.bytes": "5"}),
@@ -54,6 +55,7 @@ def test_a_fit_topic(topic: Topic) -> None:
         (counters(retention__ms="604799999"), "retention.ms to at least 604800000"),
         (counters(retention__ms="0"), "retention.ms to at least 604800000"),
         (counters(retention__bytes="1000000000"), "retention.bytes to -1"),
+        (counters(retention__bytes="0"), "retention.bytes to -1"),
         (counters(max__message__bytes="999999"), "max.message.bytes to at least"),
         (writers(cleanup__policy="delete"), "cleanup.policy to compact"),
         (writers(cleanup__policy="compact,delete"), "cleanup.policy to compact"),
@@ -66,6 +68,12 @@ def test_an_unfit_topic_is_told_what_to_change(topic: Topic, remedy: str) -> Non
     assert remedy in objection.remedy
     cannot_be_written = remedy in ("cleanup.policy to delete", "max.message.bytes to at least")
     assert objection.acceptable != cannot_be_written
+
+
+def test_of_what_a_broker_does_not_tell_only_the_copies_are_doubted() -> None:
+    assert [objection.remedy for objection in objections_to(CLUSTER, counters()._replace(settings={}))] == [
+        "set its min.insync.replicas to 2"
+    ]
 
 
 def test_topics_with_the_same_fault_are_told_of_together() -> None:
@@ -96,9 +104,9 @@ def told(name: str, code: int, *leaders: int) -> dict[str, object]:
 
 
 def test_a_topic_is_there_or_missing_or_has_no_leader_just_now() -> None:
-    found, missing = sort_topics([told("good", 0, 1, 2), told("none", 3), told("leaderless", 0, 1, -1), told("being made", 5)])
+    found, missing = sort_topics([told("good", 0, 0, 2), told("none", 3), told("leaderless", 0, 1, -1), told("being made", 5)])
     assert (list(found), missing) == (["good"], ["none"])
-    assert [partition["leader"] for partition in found["good"]] == [1, 2]
+    assert [partition["leader"] for partition in found["good"]] == [0, 2]
 
 
 def test_a_topic_that_may_not_be_looked_at_is_not_missing() -> None:
