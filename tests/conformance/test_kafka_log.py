@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -590,9 +591,10 @@ async def test_as_of_does_not_pass_counters_in_a_partition_that_nobody_reads_yet
 
 
 async def test_a_cluster_that_can_lose_usage_is_refused(place: KafkaPlace) -> None:
+    place.cluster = replace(place.cluster, retention_ms=30 * 86_400_000)  # longer than Kafka's own
     async with opened(place.log()):
         pass  # makes the topics, on a single broker
-    strict = KafkaCluster(place.cluster.bootstrap, place.cluster.prefix)
+    strict = KafkaCluster(place.cluster.bootstrap, place.cluster.prefix, retention_ms=place.cluster.retention_ms)
     with pytest.raises(UnfitLog) as refused:
         await KafkaLog(strict).open()
     each = f"each of the topics {', '.join(strict.topics)}"
