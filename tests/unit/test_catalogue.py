@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from buffer.counters import MeterDefinition
-from ingest.catalogue import CatalogueError, read_catalogue
+from ingest.catalogue import MOST_METERS, CatalogueError, read_catalogue
 
 EGRESS = {
     "name": "egress_bytes",
@@ -94,14 +94,22 @@ def test_several_meters_read_one_event_type() -> None:
             {"name": "Egress"},
             "meters[0] \"Egress\" name: 'Egress' is not a meter name; allowed: 1 to 64 of a-z, 0-9 and _, with a letter first",
         ),
+        ({"name": "a" * 65}, "name: 'aaa"),
+        ({"name": "5xx"}, "name: '5xx' is not a meter name"),
+        ({"name": "egress-bytes"}, "name: 'egress-bytes' is not a meter name"),
         ({"name": ...}, "meters[0] name: it is missing; allowed: 1 to 64 of a-z, 0-9 and _, with a letter first"),
         ({"event_type": ""}, "event_type: '' is not allowed; allowed: 1 to 256 characters, the CloudEvents type that the meter reads"),
+        ({"event_type": "x" * 257}, "xxx... is not allowed; allowed: 1 to 256 characters"),
         ({"aggregation": "avg"}, "aggregation: 'avg' is not allowed; allowed: count, sum, max"),
         ({"aggregation": ...}, "aggregation: it is missing; allowed: count, sum, max"),
         ({"aggregation": "count"}, 'a count meter adds up events, so it has no value; allowed: aggregation = "count" without value, scale'),
+        ({"aggregation": "count", "value": ..., "scale": 1}, "a count meter adds up events, so it has no value"),
+        ({"aggregation": "count", "value": ..., "signed": True}, "a count meter adds up events, so it has no value"),
         ({"value": ...}, 'a sum meter needs `value`; allowed: a path such as value = "data.bytes"'),
         ({"value": "bytes"}, "value: 'bytes' is not a path below data; allowed: names joined by dots, \"data\" first"),
         ({"value": "data"}, "value: 'data' is not a path below data"),
+        ({"value": "meta.bytes"}, "value: 'meta.bytes' is not a path below data"),
+        ({"value": "data.a\x1f"}, "value: 'data.a\\x1f' holds a quotation mark, a backslash or a control character"),
         ({"value": "data..x"}, "value: 'data..x' is not a path below data"),
         ({"value": 5}, "value: 5 is not a path below data"),
         (
@@ -113,11 +121,13 @@ def test_several_meters_read_one_event_type() -> None:
             "dimensions.region.path: 'data.a\\\\b' holds a quotation mark, a backslash or a control character",
         ),
         ({"dimensions": {"Region": "data.region"}}, "dimensions: 'Region' is not a dimension name; allowed: 1 to 64"),
+        ({"dimensions": {"a-b": "data.region"}}, "dimensions: 'a-b' is not a dimension name"),
         ({"dimensions": {"region": 7}}, 'dimensions.region: 7 is not allowed; allowed: a path such as "data.region", or { path'),
         (
             {"dimensions": {"region": {"path": "data.region", "default": 1}}},
             "dimensions.region.default: 1 is not allowed; allowed: text of",
         ),
+        ({"dimensions": {"region": {"path": "data.r", "default": "x" * 257}}}, "xxx... is not allowed; allowed: text of at most 256"),
         (
             {"dimensions": {"region": {"path": "data.r", "default": "a\0"}}},
             "dimensions.region.default: it holds the character NUL; allowed",
@@ -125,6 +135,10 @@ def test_several_meters_read_one_event_type() -> None:
         (
             {"dimensions": {"region": {"path": "data.r", "fallback": ""}}},
             "dimensions.region.fallback: there is no such setting; allowed: path, default",
+        ),
+        (
+            {"dimensions": {"region": {"default": "none"}}},
+            'dimensions.region.path: it is missing; allowed: a path such as "data.region"',
         ),
         ({"dimensions": {f"d{n}": f"data.d{n}" for n in range(17)}}, "is not allowed; allowed: at most 16 names with a path each"),
         (
@@ -150,6 +164,20 @@ def test_each_error_says_where_what_and_what_else(changes: dict[str, Any], expec
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "a" * 64},
+        {"event_type": "x" * 256},
+        {"dimensions": {"region": {"path": "data.region", "default": "x" * 256}}},
+        {"dimensions": {f"d{n}": f"data.d{n}" for n in range(16)}},
+        {"scale": 18},
+    ],
+)
+def test_as_much_as_is_allowed(changes: dict[str, Any]) -> None:
+    assert len(read_catalogue([changed(**changes)]).meters) == 1
+
+
+@pytest.mark.parametrize(
     ("other", "expected"),
     [
         ({}, 'meters[1] "egress_bytes" name: meters[0] has the same name; allowed: one meter a name'),
@@ -165,11 +193,20 @@ def test_each_error_says_where_what_and_what_else(changes: dict[str, Any], expec
             {"name": "other", "aggregation": "count", "value": ..., "dimensions": {"size": "data.bytes"}},
             'meters[1] "other" dimensions.size: data.bytes is read as a dimension, while meters[0] "egress_bytes" value reads data.bytes',
         ),
+        (
+            {"name": "other", "value": "data.bytes.sent"},
+            'meters[1] "other" value: data.bytes.sent is read as a value, while meters[0] "egress_bytes" value reads data.bytes as a value',
+        ),
     ],
 )
 def test_meters_that_disagree(other: dict[str, Any], expected: str) -> None:
     (problem,) = problems(EGRESS, changed(**other))
     assert problem.startswith(expected)
+
+
+def test_what_one_event_type_says_binds_no_other() -> None:
+    other = {"name": "other", "event_type": "other", "aggregation": "count", "dimensions": {"bytes": "data.bytes"}, "time": "arrival"}
+    assert len(read_catalogue([EGRESS, other]).meters) == 2
 
 
 def test_all_problems_at_once() -> None:
@@ -185,4 +222,11 @@ def test_all_problems_at_once() -> None:
 @pytest.mark.parametrize("tables", [None, [], (), {}, "meters"])
 def test_no_meter_at_all(tables: object) -> None:
     with pytest.raises(CatalogueError, match="there is no meter; allowed: at least one"):
+        read_catalogue(tables)
+
+
+def test_as_many_meters_as_are_allowed() -> None:
+    tables = [{"name": f"m{number}", "event_type": f"t{number}", "aggregation": "count"} for number in range(MOST_METERS + 1)]
+    assert len(read_catalogue(tables[1:]).meters) == MOST_METERS
+    with pytest.raises(CatalogueError, match="there are 1001 meters; allowed: at most 1000"):
         read_catalogue(tables)
