@@ -11,7 +11,7 @@ import pytest
 from xxhash import xxh3_128_hexdigest
 
 from buffer.counter_log import Record, Retired
-from buffer.counters import pack
+from buffer.counters import Deltas, pack
 from buffer.journal_records import (
     CallRecord,
     Closed,
@@ -24,7 +24,7 @@ from buffer.journal_records import (
     Snapshot,
     Through,
 )
-from buffer.journal_state import Standing
+from buffer.journal_state import Standing, standing_after
 from parshall.audit_journal import JournalSide
 from parshall.audit_records import Difference, RecordKey
 from parshall.audit_rules import compare
@@ -265,6 +265,39 @@ def a_fingerprint_is_gone(t: Tampering, at: int, call: CallRecord, name: str) ->
 
 
 @on_calls()
+def a_fingerprint_is_too_many(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    (tenant, digests, prints), *others = call.claims
+    return t.edit(at, call._replace(claims=[(tenant, digests, prints + bytes(4)), *others])), [name, TENANTS[tenant], "fingerprints"]
+
+
+@on_calls()
+def a_digest_without_fingerprint_is_too_many(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    (tenant, digests, prints), *others = call.claims
+    return t.edit(at, call._replace(claims=[(tenant, digests + bytes(12), prints), *others])), [
+        name,
+        f"digests of tenant {TENANTS[tenant]}",
+    ]
+
+
+@on_calls(accepted=False)
+def a_tenant_of_whom_nothing_was_received_is_granted_one(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    tenant = next((number for number in TENANTS if number not in call.tallies), 3)
+    changed = call._replace(claims=[*call.claims, (tenant, bytes(12), bytes(4))])
+    return t.edit(at, changed), [name, "holds 1 digests of tenant", "but accepted 0 events of it"]
+
+
+@on_calls(accepted=False)
+def one_more_was_received_where_none_was_accepted(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    changed = call._replace(tallies={**call.tallies, 3: {"received": 1}})
+    return t.edit(at, changed), [name, "received 1 events of tenant number 3, but decided 0"]
+
+
+@on_calls()
+def one_more_was_decided(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    return t.edit(at, retally(call, call.claims[0][0], duplicate=1)), [name, "but decided"]
+
+
+@on_calls()
 def one_more_was_accepted(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
     tenant = call.claims[0][0]
     return t.edit(at, retally(call, tenant, accepted=1, received=1)), [name, TENANTS[tenant]]
@@ -289,6 +322,17 @@ def a_delta_was_changed(t: Tampering, at: int, call: CallRecord, name: str) -> T
     (key, packed), *_ = counters.items()
     deltas = [{kind: {**counters, key: packed + pack(1000, 1)}}, *call.deltas[1:]]
     return t.edit(at, call._replace(deltas=deltas)), ["flush ", TENANTS[int(key[1])], repr(key[2]), f"window {key[3]}"]
+
+
+@on_calls()
+def a_delta_is_gone(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    return t.edit(at, call._replace(deltas=call.deltas[1:])), ["flush ", "but the calls that it covers make it"]
+
+
+@on_calls()
+def a_delta_is_too_many(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
+    more: Deltas = {"sum": {(1, call.claims[0][0], "another subject", 0, "a"): pack(1, 1)}}
+    return t.edit(at, call._replace(deltas=[*call.deltas, more])), ["carries nothing", "'another subject'", "make it 1 (1 events)"]
 
 
 @on_calls(accepted=False)
@@ -339,6 +383,42 @@ def an_acknowledgement_says_something_else(t: Tampering, flush: int, at: int) ->
     return t.edit(at, flushed._replace(accepted={**flushed.accepted, 2: flushed.accepted.get(2, 0) + 1})), [f"flush {flush}", "acme"]
 
 
+@on_flushes("flushed")
+def an_acknowledgement_forgets_a_tenant(t: Tampering, flush: int, at: int) -> Tampered | None:
+    flushed = t.records[at]
+    assert isinstance(flushed, Flushed) and flushed.accepted is not None
+    if not flushed.accepted.get(1):
+        return None
+    others = {tenant: n for tenant, n in flushed.accepted.items() if tenant != 1}
+    return t.edit(at, flushed._replace(accepted=others)), [f"flush {flush}", "demo, its acknowledgement says 0"]
+
+
+@on_flushes("flushed")
+def an_acknowledgement_stands_twice(t: Tampering, flush: int, at: int) -> Tampered:
+    return t.edit(at, t.records[at], t.records[at]), [f"flush {flush} is acknowledged after", "but was not begun"]
+
+
+@on_flushes("begin")
+def a_flush_covers_calls_that_are_not_there(t: Tampering, flush: int, at: int) -> Tampered | None:
+    begin = t.records[at]
+    assert isinstance(begin, FlushBegin)
+    if not begin.through.incarnation:
+        return None
+    return t.edit(at, begin._replace(through=begin.through._replace(call=begin.through.call + 1000))), [
+        f"flush {flush}",
+        "not in the journal",
+    ]
+
+
+@on_flushes("commit", "flushed")
+def the_end_of_a_flush_is_gone_before_a_snapshot(t: Tampering, flush: int, at: int) -> Tampered:
+    first = t.records[0]
+    assert isinstance(first, Snapshot)
+    what = "commit" if isinstance(t.records[at], FlushCommit) else "acknowledgement"
+    after = standing_after(Standing(first.writer), t.records[: at + 1])
+    return t.edit(at, after.snapshot(1)), [f"the {what} of flush {flush} is missing before the snapshot"]
+
+
 def on_records(change: Callable[[Record], Record | None]) -> Tamper:
     def tampered(t: Tampering, flush: int, at: int) -> Tampered:
         part = t.records[at]
@@ -370,6 +450,23 @@ def a_byte_of_a_record_is_changed(record: Record) -> Record:
 @on_records
 def a_record_has_the_place_of_another(record: Record) -> Record:
     return record._replace(headers=tuple((name, b"77" if name == "n" else content) for name, content in record.headers))
+
+
+@on_records
+def a_record_is_of_another_writer(record: Record) -> Record:
+    return record._replace(headers=tuple((name, b"77" * 16 if name == "writer" else content) for name, content in record.headers))
+
+
+@on_records
+def a_record_is_of_another_partition(record: Record) -> Record:
+    return record._replace(headers=tuple((name, b"77" if name == "partition" else content) for name, content in record.headers))
+
+
+@on_flushes("part")
+def a_record_stands_twice(t: Tampering, flush: int, at: int) -> Tampered:
+    part = t.records[at]
+    assert isinstance(part, FlushPart)
+    return t.edit(at, part._replace(records=[*part.records, part.records[-1]])), [f"(flush {flush}) stands twice in the journal"]
 
 
 @on_flushes("part")
@@ -404,6 +501,57 @@ def an_incarnation_was_closed_elsewhere(t: Tampering) -> Iterator[Tampered]:
     for at, record in enumerate(t.records):
         if isinstance(record, Closed):
             yield t.edit(at, Closed(record.last_call + 1)), [t.incarnations[at].hex(), f"after call {record.last_call + 1}"]
+
+
+def an_incarnation_was_closed_before_its_last_call(t: Tampering) -> Iterator[Tampered]:
+    for at, record in enumerate(t.records):
+        if isinstance(record, Closed) and record.last_call:
+            yield t.edit(at, Closed(record.last_call - 1)), [t.incarnations[at].hex(), f"was closed after call {record.last_call - 1}"]
+
+
+def an_incarnation_is_opened_twice(t: Tampering) -> Iterator[Tampered]:
+    for at, record in enumerate(t.records):
+        if isinstance(record, Opened):
+            yield t.edit(at, record, record), [f"incarnation {record.incarnation.hex()} was opened twice"]
+
+
+@on_snapshots
+def a_snapshot_has_another_last_call(t: Tampering, snapshot: Snapshot) -> Snapshot:
+    *others, (incarnation, last) = snapshot.incarnations
+    return snapshot._replace(incarnations=[*others, (incarnation, last - 1)])
+
+
+def a_snapshot_has_another_incarnation(t: Tampering) -> Iterator[Tampered]:
+    for at, record in enumerate(t.records):
+        if isinstance(record, Snapshot) and at:
+            more = record._replace(incarnations=[*record.incarnations, (b"?" * 16, 0)])
+            yield t.edit(at, more), [f"the opening of incarnation {(b'?' * 16).hex()} is missing before the snapshot"]
+            return
+
+
+@on_snapshots
+def a_snapshot_has_lower_totals(t: Tampering, snapshot: Snapshot) -> Snapshot:
+    return snapshot._replace(totals={**snapshot.totals, 1: {**snapshot.totals.get(1, {}), "duplicate": -1}})
+
+
+@on_snapshots
+def a_snapshot_forgets_a_tenant(t: Tampering, snapshot: Snapshot) -> Snapshot:
+    return snapshot._replace(totals={number: counts for number, counts in snapshot.totals.items() if number > 1})
+
+
+@on_snapshots
+def a_snapshot_has_flushed_less(t: Tampering, snapshot: Snapshot) -> Snapshot:
+    return snapshot._replace(flushed={**snapshot.flushed, 2: snapshot.flushed.get(2, 0) - 1})
+
+
+@on_snapshots
+def a_snapshot_has_a_lower_next_number(t: Tampering, snapshot: Snapshot) -> Snapshot:
+    return snapshot._replace(next_n={**snapshot.next_n, 1: snapshot.next_n.get(1, 1) - 1})
+
+
+@on_snapshots
+def a_snapshot_has_a_lower_horizon(t: Tampering, snapshot: Snapshot) -> Snapshot:
+    return snapshot._replace(horizon_us=snapshot.horizon_us - 1)
 
 
 @on_snapshots
@@ -460,10 +608,15 @@ TAMPERINGS: list[Tamper] = [
     a_digest_is_gone,
     a_digest_is_too_many,
     a_fingerprint_is_gone,
+    a_fingerprint_is_too_many,
+    a_digest_without_fingerprint_is_too_many,
+    one_more_was_decided,
     one_more_was_accepted,
     one_more_was_received,
     a_duplicate_was_added,
     a_delta_was_changed,
+    a_delta_is_gone,
+    a_delta_is_too_many,
     a_call_is_gone,
     a_call_stands_twice,
     a_record_of_a_flush_is_gone,
@@ -471,6 +624,12 @@ TAMPERINGS: list[Tamper] = [
     a_flush_covers_something_else,
     a_flush_covers_what_is_not_there,
     an_acknowledgement_says_something_else,
+    an_acknowledgement_forgets_a_tenant,
+    an_acknowledgement_stands_twice,
+    the_end_of_a_flush_is_gone_before_a_snapshot,
+    a_record_is_of_another_writer,
+    a_record_is_of_another_partition,
+    a_record_stands_twice,
     a_record_is_gone_from_the_flush,
     a_byte_of_a_record_is_changed,
     a_record_has_the_place_of_another,
@@ -478,6 +637,12 @@ TAMPERINGS: list[Tamper] = [
     a_flush_is_gone,
     an_opening_is_gone,
     an_incarnation_was_closed_elsewhere,
+    a_snapshot_has_another_last_call,
+    a_snapshot_has_lower_totals,
+    a_snapshot_forgets_a_tenant,
+    a_snapshot_has_flushed_less,
+    a_snapshot_has_a_lower_next_number,
+    a_snapshot_has_a_lower_horizon,
     a_snapshot_has_other_totals,
     a_snapshot_has_flushed_more,
     a_snapshot_has_another_next_number,
@@ -502,6 +667,45 @@ async def test_what_was_tampered_with_is_named_once(tamper: Tamper) -> None:
             assert all(name in told[0].what for name in (*names, DIRECTORY)), f"seed {seed}, {names}: {told[0].what}"
             assert told[0].then and "\n" not in told[0].what + told[0].then
     assert tried >= 5
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        a_flush_covers_calls_that_are_not_there,
+        an_incarnation_was_closed_before_its_last_call,
+        an_incarnation_is_opened_twice,
+        a_snapshot_has_another_incarnation,
+    ],
+    ids=lambda tamper: tamper.__name__,
+)
+async def test_what_changes_the_numbers_of_calls_is_named_first(tamper: Tamper) -> None:
+    """What follows from it may be named as well: calls have lost their places."""
+    tried = 0
+    for seed in SEEDS:
+        for records, names in tamper(Tampering((await lived(seed)).records(), Random(seed))):
+            tried += 1
+            told = read(records).differences
+            assert told and all(name in told[0].what for name in (*names, DIRECTORY)), f"seed {seed}, {names}: {told}"
+    assert tried >= 5
+
+
+async def test_a_call_may_hold_a_tenant_in_several_parts() -> None:
+    """As it does when several requests of one tenant share it."""
+
+    def in_parts(record: JournalRecord) -> JournalRecord:
+        if not isinstance(record, CallRecord):
+            return record
+        parts = [(tenant, d[at * 12 :][:12], p[at * 4 :][:4]) for tenant, d, p in record.claims for at in range(len(d) // 12)]
+        return record._replace(claims=parts)
+
+    for seed in SEEDS:
+        assert read([in_parts(record) for record in (await lived(seed)).records()]).differences == []
+
+
+async def test_a_journal_that_does_not_begin_with_a_snapshot_is_named() -> None:
+    (told,) = read((await lived(0)).records()[1:]).differences
+    assert "does not begin with a snapshot: nothing of it can be audited" in told.what
 
 
 # ---- a log and a database that were tampered with
