@@ -244,6 +244,16 @@ def retally(call: CallRecord, tenant: int, **more: int) -> CallRecord:
     return call._replace(tallies={**call.tallies, tenant: counts})
 
 
+def without(tenant: int, call: CallRecord) -> tuple[list[tuple[int, bytes, bytes]], dict[int, dict[str, int]]]:
+    """(claims, tallies) of a call, but for those of one tenant."""
+    claims = [one for one in call.claims if one[0] != tenant]
+    return claims, {number: counts for number, counts in call.tallies.items() if number != tenant}
+
+
+def in_one_segment(records: Records) -> Records:
+    return [record for at, record in enumerate(records) if not at or not isinstance(record, Snapshot)]
+
+
 @on_calls()
 def a_digest_is_gone(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
     (tenant, digests, prints), *others = call.claims
@@ -281,15 +291,16 @@ def a_digest_without_fingerprint_is_too_many(t: Tampering, at: int, call: CallRe
 
 @on_calls(accepted=False)
 def a_tenant_of_whom_nothing_was_received_is_granted_one(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
-    tenant = next((number for number in TENANTS if number not in call.tallies), 3)
-    changed = call._replace(claims=[*call.claims, (tenant, bytes(12), bytes(4))])
-    return t.edit(at, changed), [name, "holds 1 digests of tenant", "but accepted 0 events of it"]
+    claims, tallies = without(2, call)
+    changed = call._replace(claims=[*claims, (2, bytes(12), bytes(4))], tallies=tallies)
+    return t.edit(at, changed), [name, "holds 1 digests of tenant acme, but accepted 0 events of it"]
 
 
 @on_calls(accepted=False)
 def one_more_was_received_where_none_was_accepted(t: Tampering, at: int, call: CallRecord, name: str) -> Tampered:
-    changed = call._replace(tallies={**call.tallies, 3: {"received": 1}})
-    return t.edit(at, changed), [name, "received 1 events of tenant number 3, but decided 0"]
+    claims, tallies = without(2, call)
+    changed = call._replace(claims=claims, tallies={**tallies, 2: {"received": 1}})
+    return t.edit(at, changed), [name, "received 1 events of tenant acme, but decided 0"]
 
 
 @on_calls()
@@ -417,6 +428,32 @@ def the_end_of_a_flush_is_gone_before_a_snapshot(t: Tampering, flush: int, at: i
     what = "commit" if isinstance(t.records[at], FlushCommit) else "acknowledgement"
     after = standing_after(Standing(first.writer), t.records[: at + 1])
     return t.edit(at, after.snapshot(1)), [f"the {what} of flush {flush} is missing before the snapshot"]
+
+
+@on_flushes("commit")
+def a_snapshot_has_another_flush_under_way(t: Tampering, flush: int, at: int) -> Tampered:
+    first = t.records[0]
+    assert isinstance(first, Snapshot)
+    snapshot = standing_after(Standing(first.writer), t.records[: at + 1]).snapshot(1)
+    assert snapshot.progress is not None
+    other = snapshot._replace(progress=snapshot.progress._replace(flush=flush + 1))
+    return t.edit(at, t.records[at], other), [f"flush under way {flush + 1} instead of {flush}"]
+
+
+@on_flushes("begin")
+def a_flush_is_acknowledged_as_another(t: Tampering, flush: int, at: int) -> Tampered | None:
+    (flushed,) = t.flushes[flush]["flushed"]
+    return t.edit(flushed, Flushed(flush + 1, {})), [f"flush {flush + 1} is acknowledged after", "but was not begun"]
+
+
+def a_tenant_is_gone_from_all_calls(t: Tampering) -> Iterator[Tampered]:
+    if any(2 in t.call_at(at)[0].tallies for at in t.covered):
+        records = list(t.records)
+        for at in t.covered:
+            call = t.call_at(at)[0]
+            claims, tallies = without(2, call)
+            records[at] = call._replace(claims=claims, tallies=tallies)
+        yield in_one_segment(records), ["events of tenant acme, but the calls that it covers have 0"]
 
 
 def on_records(change: Callable[[Record], Record | None]) -> Tamper:
@@ -611,6 +648,8 @@ TAMPERINGS: list[Tamper] = [
     a_fingerprint_is_too_many,
     a_digest_without_fingerprint_is_too_many,
     one_more_was_decided,
+    a_tenant_of_whom_nothing_was_received_is_granted_one,
+    one_more_was_received_where_none_was_accepted,
     one_more_was_accepted,
     one_more_was_received,
     a_duplicate_was_added,
@@ -627,6 +666,7 @@ TAMPERINGS: list[Tamper] = [
     an_acknowledgement_forgets_a_tenant,
     an_acknowledgement_stands_twice,
     the_end_of_a_flush_is_gone_before_a_snapshot,
+    a_snapshot_has_another_flush_under_way,
     a_record_is_of_another_writer,
     a_record_is_of_another_partition,
     a_record_stands_twice,
@@ -675,12 +715,14 @@ async def test_what_was_tampered_with_is_named_once(tamper: Tamper) -> None:
         a_flush_covers_calls_that_are_not_there,
         an_incarnation_was_closed_before_its_last_call,
         an_incarnation_is_opened_twice,
+        a_flush_is_acknowledged_as_another,
+        a_tenant_is_gone_from_all_calls,
         a_snapshot_has_another_incarnation,
     ],
     ids=lambda tamper: tamper.__name__,
 )
-async def test_what_changes_the_numbers_of_calls_is_named_first(tamper: Tamper) -> None:
-    """What follows from it may be named as well: calls have lost their places."""
+async def test_what_shows_in_several_places_is_named_first(tamper: Tamper) -> None:
+    """What follows from it may be named as well."""
     tried = 0
     for seed in SEEDS:
         for records, names in tamper(Tampering((await lived(seed)).records(), Random(seed))):
@@ -688,6 +730,65 @@ async def test_what_changes_the_numbers_of_calls_is_named_first(tamper: Tamper) 
             told = read(records).differences
             assert told and all(name in told[0].what for name in (*names, DIRECTORY)), f"seed {seed}, {names}: {told}"
     assert tried >= 5
+
+
+THIRD = {**TENANTS, 3: "third"}
+
+
+async def told_of_a_third(kept: bool, tallies: dict[str, int], claims: Sequence[tuple[int, bytes, bytes]]) -> list[list[str]]:
+    """What is told of journals in which one call, covered by a flush, has decided events of a tenant that the flush does not carry.
+    `kept`: of a flush whose calls are all kept, or else of one of which some are not."""
+    told = []
+    for seed in SEEDS:
+        t = Tampering((await lived(seed)).records(), Random(seed))
+        committed = {record.flush for record in t.records if isinstance(record, FlushCommit)}
+        before = 0
+        for begin, record in enumerate(t.records):
+            if not isinstance(record, FlushBegin) or record.flush not in committed:
+                continue
+            calls = [at for at in range(before, begin) if isinstance(t.records[at], CallRecord)]
+            of_it = [at for at in calls if t.incarnations[at] == record.through.incarnation]
+            covered = [at for at in of_it if t.call_at(at)[0].number <= record.through.call]
+            if covered and (record.flush in t.flushes) == kept:
+                call = t.call_at(covered[-1])[0]
+                changed = call._replace(tallies={**call.tallies, 3: tallies}, claims=[*call.claims, *claims])
+                side = JournalSide(THIRD, DIRECTORY).read(in_one_segment(t.edit(covered[-1], changed)))
+                told.append([one.what for one in side.differences])
+                break
+            before = begin
+    return told
+
+
+async def test_a_flush_that_leaves_a_tenant_out_is_named() -> None:
+    for kept, verdict, claims in (
+        (True, "duplicate", []),
+        (True, "accepted", [(3, bytes(12), bytes(4))]),
+        (False, "accepted", [(3, bytes(12), bytes(4))]),
+    ):
+        told = await told_of_a_third(kept, {"received": 1, verdict: 1}, claims)
+        assert told, f"{kept}, {verdict}"
+        for one in told:
+            assert len(one) == 1 and f"carries 0 {verdict} events of tenant third, but the calls that it covers have 1" in one[0], one
+
+
+async def test_the_acknowledgement_of_a_flush_that_was_committed_before_what_is_kept_is_held_against_the_snapshot() -> None:
+    tried = 0
+    for seed in SEEDS:
+        records = (await lived(seed)).records()
+        first = records[0]
+        assert isinstance(first, Snapshot)
+        for at, record in enumerate(records):
+            if (
+                isinstance(record, Flushed)
+                and first.progress is not None
+                and first.progress.committed
+                and record.flush == first.progress.flush
+            ):
+                more = Flushed(record.flush, {**(record.accepted or {}), 1: (record.accepted or {}).get(1, 0) + 1})
+                (told,) = read([*records[:at], more, *records[at + 1 :]]).differences
+                assert f"flush {record.flush} carries" in told.what and "of tenant demo, its acknowledgement says" in told.what
+                tried += 1
+    assert tried
 
 
 async def test_a_call_may_hold_a_tenant_in_several_parts() -> None:
