@@ -5,17 +5,19 @@ what both count would be added up.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import pytest
 
-from buffer.counter_log import LogUnavailable
+from buffer.counter_log import LogUnavailable, UnfitLog
 from buffer.counters import MeterDefinition
 from buffer.disk import Thread
 from buffer.journal import Journal, open_journal
@@ -23,6 +25,8 @@ from buffer.kafka_cluster import KafkaCluster
 from buffer.kafka_log import KafkaLog
 from buffer.local_log import LocalLog
 from ingest.agreed_meters import CannotStart, check_meters
+from ingest.auth import Principal, hash_key
+from ingest.decode import to_us
 from ingest.http import Edge
 from ingest.sink import Unavailable
 from parshall import wiring
@@ -32,6 +36,7 @@ from parshall.settings import Settings, load_settings
 from parshall.wiring import WorkerParts, make_decoder, make_keys, meter_numbers, open_worker
 from parshall.worker import http_limits
 from parshall.worker_reload import WorkerReload
+from tests.good_event import event
 
 DEMO = Path(__file__).parents[2] / "parshall" / "demo.toml"
 PEAK = 'name = "peak_connections"\nevent_type = "db.sample"\naggregation = "max"\nvalue = "data.connections"\n'
@@ -251,6 +256,40 @@ async def test_a_new_meter_that_others_count_otherwise_is_not_followed(tmp_path:
         with pytest.raises(Refused, match=r"'logins' has aggregation 'max' in the catalogue and 'count' for other writers"):
             await reload_of(other, contrary).check(contrary)
         await reload_of(other, settings).check(settings)
+
+
+async def test_what_was_read_again_counts_under_the_numbers_of_the_journal(tmp_path: Path) -> None:
+    """A new meter stands first in the file, before all that have numbers already."""
+    async with started(tmp_path, PEAK) as parts:
+        settings = settings_with(tmp_path, PEAK)
+        reload = reload_of(parts, settings)
+        before = dict(parts.writer.tenants)
+        text = (tmp_path / "parshall.toml").read_text()
+        key = f'[[keys]]\ntenant = "beta"\nhash = "{hash_key("beta-key")}"\n'
+        (tmp_path / "parshall.toml").write_text(f'[[tenants]]\nname = "beta"\nnumber = 88\n{key}{LOGINS}{text}')
+        read = load_settings(str(tmp_path / "parshall.toml"), environment={}, options={})
+        await reload.check(read)
+        edge = reload._edge
+        assert (parts.writer.tenants, edge.keys.principal("Bearer beta-key")) == (before, None), "others may refuse it yet"
+        await reload.follow(read)
+        assert parts.writer.tenants == {**before, 88: "beta"}
+        assert edge.keys.principal("Bearer beta-key") == Principal(88, "beta", frozenset({"ingest"}))
+        assert [meter.name for meter in reload.meters][:2] == ["logins", "requests"]
+        sent = [event(type="user.login", data=...), event(id="2", type="db.sample", data={"connections": 7})]
+        now_us = to_us(datetime.fromisoformat("2026-11-24T10:00:00Z"))
+        deltas = edge.decoder.decode_batch(88, json.dumps(sent).encode(), now_us).deltas
+        counted = {kind: [parts.writer.meters[int(key[0])].name for key in counters] for kind, counters in deltas.items()}
+        assert counted == {"sum": ["logins"], "max": ["peak_connections"]}
+
+
+async def test_a_log_that_is_not_fit_refuses_what_was_read_again(tmp_path: Path) -> None:
+    async def unfit(*_: object) -> None:
+        raise UnfitLog("it has lost entries")
+
+    async with started(tmp_path, PEAK) as parts:
+        more = settings_with(tmp_path, PEAK + LOGINS)
+        with patch.object(LocalLog, "registry", unfit), pytest.raises(Refused, match="it has lost entries"):
+            await reload_of(parts, settings_with(tmp_path, PEAK)).check(more)
 
 
 async def test_of_two_nodes_that_read_contrary_meters_at_once_one_is_refused(tmp_path: Path, shared_log: type) -> None:

@@ -15,6 +15,7 @@ from buffer.disk import RealDisk
 from ingest.sink import Unavailable
 from parshall import peers
 from parshall.errors import FAILED
+from parshall.rater_reload import ReloadAlone
 from parshall.reload import OF_ALL, OF_INGEST, LiveSettings, Origin, Refused, Reloaded, origin_of, together, with_kept
 from parshall.reload_routes import tell_outcome
 from parshall.settings import Settings, load_settings
@@ -273,3 +274,36 @@ def test_options_and_variables_stand_above_the_file_each_time(file: Path, monkey
     origin = Origin(str(file), options, {"flush.interval_ms": 50}, OF_ALL, settings)
     read = origin.read(FILE.replace("max_events = 100", "max_age_s = 700").encode())
     assert (read.listen, read.ingest.max_age_s, read.flush.interval_ms) == ("127.0.0.1:9999", 600, 50)
+
+
+# ---- a process that nobody else must follow
+
+
+async def test_a_process_alone_follows_what_it_has_checked_and_one_reload_at_a_time(file: Path) -> None:
+    steps: list[str] = []
+
+    def noting(step: str) -> Callable[[Settings], Awaitable[None]]:
+        async def note(_: Settings) -> None:
+            await asyncio.sleep(0)
+            steps.append(step)
+
+        return note
+
+    settings = load_settings(str(file), environment={}, options={})
+    origin = origin_of(str(file), {}, {}, OF_ALL, settings)
+    alone = ReloadAlone(LiveSettings(origin, settings, Inline(), check=noting("check"), follow=noting("follow")))
+    file.write_text(FILE + BETA)
+    assert await asyncio.gather(alone.reload(), alone.reload()) == [Reloaded(["tenants"], []), Reloaded([], [])]
+    alone.asked()
+    async with asyncio.timeout(20):
+        while len(steps) < 6:
+            await asyncio.sleep(0)
+    assert steps == ["check", "follow"] * 3
+
+
+async def test_a_process_alone_follows_nothing_that_it_refuses(file: Path) -> None:
+    process = Process(file, refuses="no")
+    file.write_text(FILE + BETA)
+    with pytest.raises(Refused, match="no"):
+        await ReloadAlone(process.live).reload()
+    assert process.followed == []
