@@ -70,15 +70,13 @@ def identify(raw: bytes | Raw) -> tuple[str, str]:
 
 
 def last_members(raw: bytes | Raw, shapes: Mapping[str, Shape]) -> bytes:
-    """The event with every member that is read once: of those that occur twice, the last. What cannot be read stays as it is."""
-    try:
-        members = _event_members(raw)
-        shape = shapes.get(_text_or_nothing(members.get("type")))
-        if shape is not None and shape.leaves:
-            members["data"] = _last_members(members["data"], [leaf.path for leaf in shape.leaves])
-        return _encoded(members)
-    except _UNREADABLE:
-        return bytes(raw)
+    """The event with every member that is read once: of those that occur twice, the last. Raises what a decoder does where it cannot be
+    read."""
+    members = _event_members(raw)
+    shape = shapes.get(_text_or_nothing(members.get("type")))
+    if shape is not None and shape.leaves:
+        members["data"] = _last_members(members["data"], [leaf.path for leaf in shape.leaves])
+    return _encoded(members)
 
 
 def _last_members(raw: Raw | None, paths: Sequence[tuple[str, ...]]) -> Raw | None:
@@ -140,7 +138,7 @@ def _shape(members: Members, shapes: Mapping[str, Shape]) -> Shape:
 
 def _time(members: Members, shape: Shape, bounds: TimeBounds) -> None:
     time = _read(members, "time", "time", required=not shape.arrival)
-    if time is _ABSENT or (time is None and shape.arrival):
+    if time is _ABSENT:
         return
     try:
         moment: datetime = msgspec.convert(time, Moment)

@@ -575,6 +575,8 @@ def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:
             "too_early",
             "but events after 2026-11-24T10:05:30.500000+00:00 are ahead of us: check the sender's clock",
         ),
+        (event(time="2026-11-23T10:00:30.500000Z", data=None), "invalid_value", "data is null"),  # both ends of the time are included
+        (event(time="2026-11-24T10:05:30.500000Z", data=None), "invalid_value", "data is null"),
         (
             event(time="2026-11-24 10:00"),
             "invalid_value",
@@ -584,6 +586,8 @@ def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:
         (event(time=1795514400), "invalid_value", "time is 1795514400; send RFC 3339"),
         (event(time=...), "missing_field", "time is missing; every event needs it."),
         (event(time=None), "missing_field", "time is missing"),
+        (event(type="beat", time=..., data={"n": -1}), "invalid_value", "data.n is negative"),  # it may come without a time
+        (event(type="beat", time=None, data={"n": -1}), "invalid_value", "data.n is negative"),
         (
             event(type="http.reqeust"),
             "unknown_type",
@@ -596,6 +600,10 @@ def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:
         (event(specversion=1.0), "invalid_value", 'specversion is 1.0; send "1.0"'),
         (event(id=...), "missing_field", "id is missing"),
         (event(id=""), "invalid_value", "id is empty; send a string of 1 to 256 characters."),
+        (event(id="", source=5), "invalid_value", "id is empty"),
+        (event(type="nope", subject=""), "unknown_type", 'type is "nope"'),
+        (event(id="a\0"), "invalid_value", "id holds NUL"),
+        (event(source="a\0"), "invalid_value", "source holds NUL"),
         (event(id="x" * 257), "too_long", "id has 257 characters; send at most 256."),
         (event(source="x" * 257), "too_long", "source has 257 characters"),
         (event(subject="x" * 257), "too_long", "subject has 257 characters"),
@@ -617,6 +625,7 @@ def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:
         (data(region=True), "invalid_value", "data.region is true; a dimension is a string or an integer."),
         (data(region=1.5), "invalid_value", "data.region is 1.5; a dimension is a string or an integer."),
         (data(zone=None), "invalid_value", "data.zone is null; a dimension is a string or an integer."),
+        (data(zone=-(2**63) - 1), "invalid_value", "data.zone is an integer of more than 64 bits"),
         (data(zone=2**63), "invalid_value", "data.zone is an integer of more than 64 bits: send it as a string."),
         (data(zone="x" * 257), "too_long", "data.zone has 257 characters; send at most 256."),
         (data(zone="\0"), "invalid_value", "data.zone holds NUL"),
@@ -671,6 +680,42 @@ def test_each_fault_has_its_code_and_its_sentence(bad: dict[str, object] | str, 
     assert detail in rejection.detail
     assert list(batch.indexes) == [0, 2]
     assert batch.deltas == decode(event(id="before"), event(id="after")).deltas
+
+
+def test_an_integer_of_64_bits_is_a_dimension() -> None:
+    for zone in (-(2**63), 2**63 - 1):
+        assert (1, TENANT, "customer-1", 1_795_510_800, "eu", zone) in decode(data(zone=zone)).deltas["sum"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "counted"),
+    [
+        (event(), '"bytes":true,"bytes": 5'),
+        (event(type="storage", data={"disk": {"gb": 1, "tier": "a"}}), '"tier":true,"tier": "a"'),
+        (event(type="storage", data={"disk": {"gb": 1, "tier": "a"}}), '"disk":{"gb":7},"disk": {'),
+    ],
+)
+def test_of_a_member_below_data_that_occurs_twice_the_last_counts(sent: dict[str, object], counted: str) -> None:
+    once = counted.rpartition(",")[2]
+    text = json.dumps(sent)
+    assert text.count(once) == 1
+    batch = decode(text.replace(once, counted))
+    assert not batch.rejections and batch.deltas == decode(sent).deltas
+    again = decode(event(id="2", subject=""), text.replace(once, counted))
+    assert [one.index for one in again.rejections] == [0] and again.deltas == batch.deltas
+
+
+def test_of_an_id_or_a_source_that_is_too_long_the_beginning_is_told() -> None:
+    (rejection,) = decode(event(id="i" * 300, source="s" * 300)).rejections
+    assert (rejection.id, rejection.source) == ("i" * 256, "s" * 256)
+
+
+@pytest.mark.parametrize(("types", "end"), [(10, "t8, t9."), (11, "t8, ….")])
+def test_so_many_types_are_named(types: int, end: str) -> None:
+    meters = [{"name": f"m{n}", "event_type": f"t{n}", "aggregation": "count"} for n in range(types)]
+    numbers = {f"m{n}": n for n in range(types)}
+    (rejection,) = decode(event(), decoder=Decoder(read_catalogue(meters), numbers, LIMITS)).rejections
+    assert rejection.detail.endswith(end)
 
 
 def test_invalid_utf8_costs_only_its_event() -> None:
@@ -735,6 +780,11 @@ def test_the_shape_follows_what_is_read() -> None:
     requests, egress = METERS[0], METERS[1]
     assert first_byte(requests, egress) == first_byte(egress, requests)
     assert first_byte(requests, egress) != first_byte(requests)
+    (region,) = egress["dimensions"]
+    assert first_byte(egress) != first_byte({**egress, "dimensions": {region: {"path": "data.region", "default": "eu"}}})
+    assert first_byte(egress) != first_byte({**egress, "time": "arrival"})
+    sizes = {**requests, "dimensions": {"bytes": "data.bytes", "region": "data.region"}}
+    assert first_byte(egress) != first_byte(sizes)  # the same paths, one of them read otherwise
     assert first_byte(egress) == first_byte({**egress, "name": "renamed", "scale": 3, "window": "1d"})  # the same fields are read
 
 
