@@ -81,7 +81,7 @@ async def test_a_child_that_cannot_go_on_is_not_started_again(tmp_path: Path, co
     await until(lambda: made.noted == ["started"])
     made.child.tell(signal.SIGUSR1)
     with pytest.raises(Stop, match="counter cannot go on") as stop:
-        await keeping
+        await asyncio.wait_for(keeping, 20)
     assert (stop.value.code, made.noted) == (code, ["started"])
 
 
@@ -108,7 +108,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_child_that_was_never_ready_is_given_up() -> None:
     child = Hopeless()
     with pytest.raises(Stop, match="hopeless was started 5 times and ended with exit code 1 each time") as stop:
-        await child.keep()
+        await asyncio.wait_for(child.keep(), 20)
     assert (stop.value.code, child.starts) == (FAILED, 5)
 
 

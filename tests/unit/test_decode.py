@@ -527,6 +527,14 @@ def test_a_maximum_over_several_folds(gather: bool) -> None:
     assert len(batch.deltas["sum"]) == 4
 
 
+def test_events_of_one_hour_are_told_apart_by_the_minute_where_one_of_its_meters_does() -> None:
+    """No other type has a window that is as short."""
+    decoder = Decoder(read_catalogue(METERS[:3]), NUMBERS, LIMITS)
+    batch = decode(event(time="2026-11-24T09:58:30Z"), event(id="2", time="2026-11-24T09:59:30Z"), decoder=decoder)
+    assert {key[3]: unpack(packed) for key, packed in batch.deltas["max"].items()} == {1_795_514_280: (5, 1), 1_795_514_340: (5, 1)}
+    assert len(batch.deltas["sum"]) == 2
+
+
 @pytest.mark.parametrize(
     ("sent", "scaled"),
     [
