@@ -726,6 +726,12 @@ def test_so_many_types_are_named(types: int, end: str) -> None:
     assert rejection.detail.endswith(end)
 
 
+def test_nul_is_found_beside_an_event_that_the_types_refuse() -> None:
+    batch = decode(event(id=""), event(id="2", subject="a\0"), event(id="3"))
+    assert [(one.index, one.code) for one in batch.rejections] == [(0, "invalid_value"), (1, "invalid_value")]
+    assert list(batch.indexes) == [2]
+
+
 def test_invalid_utf8_costs_only_its_event() -> None:
     bad = json.dumps(event()).encode().replace(b"customer-1", b"customer-\xff")
     batch = DECODER.decode_batch(TENANT, b"[" + bad + b"," + json.dumps(event(id="2")).encode() + b"]", NOW_US)
@@ -865,6 +871,14 @@ def test_too_many_events(element: bytes, number: int) -> None:
         DECODER.decode_batch(TENANT, b"[" + b",".join([element] * number) + b"]", NOW_US)
     assert caught.value.status == (400 if element == b"1" and number > 51 else 413)
     assert f"{number} events; send at most 50" in caught.value.detail or caught.value.status == 400
+
+
+def test_too_many_events_with_and_without_a_fault() -> None:
+    many = [event(id=str(number)) for number in range(50)]
+    for one_more in (event(id="more"), event(id="")):
+        with pytest.raises(Unusable, match="51 events; send at most 50") as caught:
+            decode(*many, one_more)
+        assert caught.value.status == 413
 
 
 def test_as_many_events_as_are_allowed() -> None:
