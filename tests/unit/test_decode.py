@@ -732,6 +732,13 @@ def test_nul_is_found_beside_an_event_that_the_types_refuse() -> None:
     assert list(batch.indexes) == [2]
 
 
+def test_both_ends_of_the_time_count_beside_events_outside_of_it() -> None:
+    ends = [event(id="1", time="2026-11-23T10:00:30.500000Z"), event(id="2", time="2026-11-24T10:05:30.500000Z")]
+    outside = [event(id="3", time="2026-11-23T10:00:30.499999Z"), event(id="4", time="2026-11-24T10:05:30.500001Z")]
+    for one in outside:
+        assert [rejection.id for rejection in decode(*ends, one).rejections] == [one["id"]]
+
+
 def test_invalid_utf8_costs_only_its_event() -> None:
     bad = json.dumps(event()).encode().replace(b"customer-1", b"customer-\xff")
     batch = DECODER.decode_batch(TENANT, b"[" + bad + b"," + json.dumps(event(id="2")).encode() + b"]", NOW_US)
