@@ -732,6 +732,12 @@ def test_nul_is_found_beside_an_event_that_the_types_refuse() -> None:
     assert list(batch.indexes) == [2]
 
 
+def test_a_batch_in_which_no_value_counts_is_answered() -> None:
+    batch = decode(data(bytes=1.5), event(id="2", data={"bytes": -1, "region": "eu"}))
+    assert [one.code for one in batch.rejections] == ["too_many_digits", "invalid_value"]
+    assert (list(batch.indexes), batch.deltas) == ([], {})
+
+
 def test_both_ends_of_the_time_count_beside_events_outside_of_it() -> None:
     ends = [event(id="1", time="2026-11-23T10:00:30.500000Z"), event(id="2", time="2026-11-24T10:05:30.500000Z")]
     outside = [event(id="3", time="2026-11-23T10:00:30.499999Z"), event(id="4", time="2026-11-24T10:05:30.500001Z")]
