@@ -128,7 +128,7 @@ SPECS: Sequence[Spec] = (
     Spec(
         "parshall_connections_refused_total",
         CounterMetricFamily,
-        "Connections closed at once because too many were open.",
+        "Connections closed because too many were open, in all or of one tenant.",
         (),
         _one(lambda snapshot: snapshot.connections_refused),
     ),
