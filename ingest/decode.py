@@ -33,14 +33,12 @@ from ingest.shape import Shape, shape_of
 _REPEATS = 2  # events a counter on average, from which on gathering them first is faster
 _MOST_COMMAS_AN_EVENT = 64  # a body with many more may be a bomb of tiny elements: look closer before it is split
 
-# Half of a surrogate pair, escaped: legal JSON that stands for no text. Whole pairs are matched to step over them, and so are all other
-# escapes between two of these, at once: there may be millions.
-_OTHER_ESCAPE = rb"(?:[^u]|u(?![dD][89a-fA-F]))"
-_HALF_PAIR = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair
-    rb"|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})"
-    rb"|" + _OTHER_ESCAPE + rb"(?:[^\\]*+\\" + _OTHER_ESCAPE + rb")*+)",
-    re.DOTALL,
+# A surrogate, escaped, and the backslashes before it: it is one where their number is odd. A whole pair; or a half, which is legal JSON and
+# stands for no text. Only a single character is repeated here: a group would cost memory each time, and there may be millions. (Possessive
+# repeats would not, but Python 3.11.2 gets them wrong.)
+_SURROGATE = re.compile(
+    rb"(?<!\\)(\\+)u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair
+    rb"|(?P<half>[89a-fA-F][0-9a-fA-F]{2}))"
 )
 _NUL = b"\\u0000"
 
@@ -476,10 +474,15 @@ def _split_half_pairs(body: bytes) -> tuple[Sequence[bytes], Sequence[bytes]]:
 
 def without_half_pairs(body: bytes) -> bytes:
     """NUL takes the place of each half, at the same length: where a meter reads it, the event is refused for it."""
-    whole = bytearray(body)
-    for match in _HALF_PAIR.finditer(body):
-        if (half := match.start("half")) >= 0:
-            whole[half - 1 : half + 5] = _NUL
+    whole, at = bytearray(body), 0
+    while (found := _SURROGATE.search(body, at)) is not None:
+        start = found.end(1)  # behind the backslashes
+        if (start - found.start()) % 2 == 0:
+            at = start
+            continue
+        at = found.end()
+        if found["half"] is not None:
+            whole[start - 1 : at] = _NUL
     return bytes(whole)
 
 
