@@ -184,7 +184,7 @@ class Connection(web.RequestHandler):
 
     def _bound_the_head(self, more: int) -> None:
         """Of what has come nothing is a whole head. aiohttp bounds each header, and how many there are: a megabyte is within that."""
-        idle = not self._messages and self._direct is None and self._current_request is None  # else the answer would come before others
+        idle = self._parked is not None and self._direct is None and not self._messages  # else the answer would come before others
         if not idle or self._upgraded or self._edge is None:
             return
         self._begun += more

@@ -366,6 +366,19 @@ async def test_a_head_that_does_not_end_is_not_kept(client: Client, before: byte
     assert client.edge.statuses[431] == 1
 
 
+@pytest.mark.parametrize("later", range(TURNS))
+async def test_a_head_that_does_not_end_is_answered_after_what_came_before_it(client: Client, later: int) -> None:
+    """However far that has come: aiohttp takes a request from the queue before it calls it the current one."""
+    await turns(TURNS)
+    client.protocol.data_received(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    await turns(later)
+    client.protocol.data_received(b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + 5 * LINE)
+    await turns(TURNS)
+    if not client.wire.closed:
+        await client.sends(5 * LINE)
+    assert re.findall(rb"HTTP/1.1 (\d+)", client.wire.written) == [b"200", b"431"]
+
+
 @pytest.mark.parametrize(("key", "status"), [("demo-key", 200), ("nobody", 401)])
 async def test_only_a_head_is_bounded_as_one(client: Client, key: str, status: int) -> None:
     """Not what frames a body, also where nobody wants that any more."""
