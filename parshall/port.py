@@ -36,7 +36,19 @@ def reserved(settings: Settings) -> Iterator[Addresses]:
             return
         holder, admin = _reserve(settings.admin_address, "--admin-listen")
         with holder:
+            _check_apart(public, admin)
             yield Addresses(public, admin)
+
+
+def _check_apart(public: Address, admin: Address) -> None:
+    """Both are ours, so nothing refuses the second, and connections would come to either. The settings know only names."""
+    if any(one.meets(other) for one in _everywhere(public) for other in _everywhere(admin)):
+        raise Stop(f"{admin.text} is where --listen is: choose another port with --admin-listen.", USAGE)
+
+
+def _everywhere(address: Address) -> set[Address]:
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return {Address(str(place[0]), address.port) for *_, place in found}
 
 
 def _reserve(address: Address, option: str) -> tuple[socket.socket, Address]:
