@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -111,7 +112,7 @@ class Api:
                 f"the answer has more than {MOST_ROWS} rows",
                 "a shorter time, larger windows, one subject, or fewer names in group_by",
             )
-        return {"as_of": _time(as_of_us), "data": await _array(rows, partial(_of_window, asked))}
+        return {"as_of": _time(as_of_us), "data": _array(await _encoded(rows, partial(_of_window, asked)))}
 
     async def _meter(self, name: str) -> tuple[int | None, MeterDefinition]:
         found = await queries.meter_named(self._pool, name)
@@ -140,7 +141,7 @@ class Api:
             "as_of": _time(as_of_us),
         }
         places = found.book.decimal_places if found.book else 0
-        subjects = [await _of_subject(subject, rows, places) for subject, rows in found.rows.items()]
+        subjects = await _of_subjects(found.rows, places)
         if asked.subject is not None:
             return head | subjects[0]
         return head | {"subjects": subjects, "next": subjects[-1]["subject"] if found.more else None}
@@ -191,10 +192,13 @@ def _count(into: dict[str, Any], verdict: str, events: int) -> None:
         into["rejections"][verdict] = into["rejections"].get(verdict, 0) + events
 
 
-async def _array(rows: Sequence[T], item: Callable[[T], Mapping[str, Any]]) -> msgspec.Raw:
-    """What JSON each row becomes, in an array."""
-    parts = [_encode([item(row) for row in some])[1:-1] async for some in in_turns(rows)]
-    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+async def _encoded(rows: Sequence[T], item: Callable[[T], Mapping[str, Any]]) -> list[bytes]:
+    """What JSON each row becomes."""
+    return [_encode(item(row)) async for some in in_turns(rows) for row in some]
+
+
+def _array(encoded: Iterable[bytes]) -> msgspec.Raw:
+    return msgspec.Raw(b"[" + b",".join(encoded) + b"]")
 
 
 def _of_window(asked: UsageQuestion, found: asyncpg.Record) -> dict[str, Any]:
@@ -209,7 +213,13 @@ def _of_window(asked: UsageQuestion, found: asyncpg.Record) -> dict[str, Any]:
     }
 
 
-async def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: int) -> dict[str, Any]:
+async def _of_subjects(rows: Mapping[str, Sequence[queries.ChargeRow]], places: int) -> list[dict[str, Any]]:
+    """In turns over all lines of all subjects: each may have only a few."""
+    lines = iter(await _encoded([row for its in rows.values() for row in its], partial(_line, places)))
+    return [_of_subject(subject, its, places, islice(lines, len(its))) for subject, its in rows.items()]
+
+
+def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: int, lines: Iterable[bytes]) -> dict[str, Any]:
     total = ZERO
     for row in rows:
         total = EXACT.add(total, row.amount or ZERO)
@@ -217,7 +227,7 @@ async def _of_subject(subject: str, rows: Sequence[queries.ChargeRow], places: i
         "subject": subject,
         "total": _money(total, places),
         "unpriced": any(row.amount is None for row in rows),
-        "lines": await _array(rows, partial(_line, places)),
+        "lines": _array(lines),
     }
 
 

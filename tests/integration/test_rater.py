@@ -1213,6 +1213,7 @@ async def test_a_long_answer_leaves_the_loop_to_others_on_the_way(
 ) -> None:
     """The loop that answers may take events, too."""
     counts: list[Count] = [(EGRESS, "demo", "acme", JANUARY, (f"r{n}",), 10**6, 1) for n in range(250)]
+    counts += [(EGRESS, "demo", f"s{n}", JANUARY, (f"r{n}",), 10**6, 1) for n in range(250)]
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
     await ledger.apply(LOG, at(Writer(1).flush(counts)))
     turns = 0
@@ -1239,9 +1240,11 @@ async def test_a_long_answer_leaves_the_loop_to_others_on_the_way(
     asked = {"meter": EGRESS.name, "from": rfc(JANUARY), "to": rfc(JANUARY + HOUR), "group_by": "region"}
     assert len((await ask(api_at(pool).usage("demo", asked)))["data"]) == 250
     assert len((await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})))["lines"]) == 250
+    assert len((await ask(api_at(pool).charges("demo", {"limit": "1000", "period": "2026-01"})))["subjects"]) == 251
     running.cancel()
+    assert {name: len(when) for name, when in made.items()} == {"_of_window": 250, "_line": 750, "_charge_row": 750}
     for name, when in made.items():
-        assert len(when) == 250 and max(Counter(when).values()) == ITEMS_A_TURN, name
+        assert max(Counter(when).values()) == ITEMS_A_TURN, name
 
 
 async def test_usage_in_all_windows_and_groups(ledger: Ledger, pool: asyncpg.Pool) -> None:
