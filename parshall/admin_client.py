@@ -37,7 +37,7 @@ def url_option(command: F) -> F:
 
 def nodes_options(command: F) -> F:
     """For what is to be done by several nodes alike: `urls` and `each_address`, for `ask_each`."""
-    urls = "Where Parshall listens; once for each node."
+    urls = "Where Parshall listens, or its admin address where it has one (admin_listen); once for each node."
     each = "Ask every address that the name in --url has, as a headless service of Kubernetes has one for each pod."
     command = click.option("--each-address", is_flag=True, help=each)(command)
     return click.option(

@@ -24,7 +24,7 @@ Examples:
   parshall flush show
   parshall flush set --interval 5s
   parshall flush now
-  parshall flush set --interval 1m --url http://parshall-ingest-pods:8080 --each-address
+  parshall flush set --interval 1m --url http://parshall-ingest-pods:8081 --each-address
 
 {EXIT_CODES}"""
 

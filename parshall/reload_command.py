@@ -21,7 +21,7 @@ the reason is told. What needs a restart is named. SIGHUP does the same; its out
 \b
 Examples:
   parshall reload
-  parshall reload --url http://parshall-ingest-pods:8080 --each-address
+  parshall reload --url http://parshall-ingest-pods:8081 --each-address
 
 {EXIT_CODES}"""
 

@@ -235,6 +235,14 @@ def test_the_ports_are_the_same_everywhere_and_senders_reach_one_alone() -> None
     assert reached == {INGEST: ["http"], RATER: ["http"], f"{INGEST}-pods": ["http", "admin"]}
 
 
+def test_what_asks_each_pod_is_shown_with_the_admin_port() -> None:
+    admin = settings().admin_address
+    assert admin is not None
+    files = [*(PROJECT / "parshall").glob("*.py"), *(PROJECT / "docs").glob("*.md"), *KUBERNETES.glob("*.yaml")]
+    shown = [port for file in files for port in re.findall(rf"{INGEST}-pods:(\d+) --each-address", file.read_text())]
+    assert shown == [str(admin.port)] * 4
+
+
 def test_the_image_overrides_no_setting_of_the_file() -> None:
     """A variable wins over the file: a journal could go into a volume that nobody named."""
     assert re.findall(r"PARSHALL_\w+=", DOCKERFILE) == []
