@@ -219,11 +219,13 @@ async def test_what_a_hangup_means(monkeypatch: pytest.MonkeyPatch, reloads: boo
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: heard.append("nobody"))
     try:
         listen_to_hangup(loop, reload=(lambda: heard.append("reload")) if reloads else None, stop=lambda: heard.append("stop"))
+        after = asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR1, after.set)
         os.kill(os.getpid(), signal.SIGHUP)
-        if meant != "nothing":
-            await until(lambda: len(heard) > 1)
-        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGUSR1)  # once this is heard, whatever the hangup means is done
+        await asyncio.wait_for(after.wait(), 20)
         assert heard[-1] == meant
     finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, before)
