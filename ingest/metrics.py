@@ -128,7 +128,7 @@ SPECS: Sequence[Spec] = (
     Spec(
         "parshall_connections_refused_total",
         CounterMetricFamily,
-        "Connections closed because too many were open, in all or of one tenant.",
+        "Connections closed because too many were open, of all or of their tenant.",
         (),
         _one(lambda snapshot: snapshot.connections_refused),
     ),

@@ -169,8 +169,8 @@ class IngestSettings(Section):
         10_000,
         ge=1,
         le=1_000_000,
-        description="Most connections of a worker, of which one tenant may have three quarters (429 beyond that); when there are as many, "
-        "one without a key is closed for the new one, or the new one is answered 503.",
+        description="Most connections of a worker, of which one tenant may have three quarters, and less where others have many (429 "
+        "beyond that); when there are as many, one without a key is closed for the new one, or the new one is answered 503.",
     )
     max_in_flight_bytes: Whole = Field(
         512 << 20,
