@@ -129,9 +129,21 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        if self._message_tail and not self._messages:
+            self._read_on_behind_an_upgrade()
         if self._close:
             resp.force_close()
         return await super().finish_response(request, resp, start_time)
+
+    def _read_on_behind_an_upgrade(self) -> None:
+        """aiohttp keeps what stands behind a request for a protocol that it knows, and parses it when that is refused. This does the same
+        before it, so that what it brings is looked at as all that comes."""
+        if self._parser is not None:
+            tail, self._message_tail, self._upgraded = self._message_tail, b"", False
+            self._parser.set_upgraded(False)
+            self._receive(tail)
+            if self._buffer_paused:
+                self._resume_reading_if_drained()
 
     def pause_writing(self) -> None:
         super().pause_writing()

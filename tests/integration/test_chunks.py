@@ -348,6 +348,18 @@ async def test_what_came_with_the_end_of_an_upgrade_is_not_answered_by_what_come
     assert answered[before:] in ([401], [405])
 
 
+@pytest.mark.parametrize("known", [1, 2])
+@pytest.mark.parametrize("together", [True, False])
+async def test_nor_is_it_where_an_upgrade_that_aiohttp_knows_came_before(client: Client, known: int, together: bool) -> None:
+    wants = [
+        f"PUT /v1/events HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {name}\r\n\r\n".encode() for name in ("websocket", "h2c")
+    ]
+    pieces = [wants[0]] * known + [wants[1] + b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"]
+    answered = await client.sends(*([b"".join(pieces)] if together else pieces), plain("last"))
+    assert answered == [405] * (known if together else len(pieces)) and client.wire.closed
+    assert client.wire.written.count(b"Connection: close") == 1
+
+
 async def test_a_sender_that_would_like_another_protocol_keeps_its_connection(client: Client) -> None:
     """As the HTTP client of Java does, at each request."""
     wants = plain("1", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n")
