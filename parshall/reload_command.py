@@ -41,6 +41,6 @@ def reload(urls: Sequence[str], each_address: bool, key: str | None) -> None:
 
 def _names(url: str, answer: dict[str, Any], what: str) -> list[str]:
     names = answer.get(what)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.isprintable() for name in names):
         raise not_parshall(url)
     return names

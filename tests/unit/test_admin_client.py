@@ -168,7 +168,10 @@ def http(body: bytes, status: str = "200 OK", head: bytes = b"") -> bytes:
 
 COMMANDS = [(flush, "show"), (flush, "set", "--interval", "5s"), (flush, "now"), (reload,)]
 NO_HTTP = [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 no\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"A: " + b"b" * 70_000 + b"\r\n\r\n"]
-OTHER_JSON = [http(body) for body in (b"{}", b"[]", b'{"interval_ms":"x","in_force":7}', b"\xff", b"[" * 100_000, b"9" * 10_000)]
+FOR_A_TERMINAL = b'{"in_force":["\\u001b[2J"],"after_restart":[]}'
+OTHER_JSON = [
+    http(body) for body in (b"{}", b"[]", b'{"interval_ms":"x","in_force":7}', FOR_A_TERMINAL, b"\xff", b"[" * 100_000, b"9" * 10_000)
+]
 
 
 @pytest.mark.parametrize("answer", [*NO_HTTP, *OTHER_JSON], ids=lambda answer: answer[-20:].decode(errors="replace"))
