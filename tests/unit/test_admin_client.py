@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -141,7 +142,7 @@ class Stranger:
         while True:
             connection, _ = self._server.accept()
             with connection:
-                if not (question := connection.recv(65_536)):
+                if not (question := _whole(connection)):
                     return
                 self.asked.append(question)
                 connection.sendall(self._answer)
@@ -151,6 +152,18 @@ class Stranger:
             last.shutdown(socket.SHUT_WR)
             self._thread.join()
         self._server.close()
+
+
+def _whole(connection: socket.socket) -> bytes:
+    """A request with its body: one that is closed before that is read takes back what is on its way to the client."""
+    request = b""
+    while more := connection.recv(65_536):
+        request += more
+        head, end, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\ncontent-length: (\d+)", head)
+        if end and len(body) >= int(length[1] if length else 0):
+            break
+    return request
 
 
 @contextmanager
