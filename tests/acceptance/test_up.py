@@ -42,7 +42,7 @@ def test_a_first_hour(starts: list[Up], data: Path, port: int) -> None:
     for _ in range(2):  # as it stands, as often as one likes
         assert json.loads(up.paste(event))["accepted"] == 1
     up.until_rated(2)
-    assert json.loads(up.paste(usage))["data"][0]["value"] == "2"
+    assert sum(int(row["value"]) for row in json.loads(up.paste(usage))["data"]) == 2  # an hour may end between the two
     assert json.loads(up.paste(charges))["total"] == "0.02"
     told = json.loads(up.paste(ledger))["tenants"]["demo"]
     assert told == {
