@@ -813,7 +813,7 @@ async def test_over_tls_with_a_certificate_of_ours() -> None:
 @pytest.mark.parametrize(("server", "db"), [(redis_server, 0), (valkey_server, 0), (redis_server, 3)])
 async def test_a_node_of_a_cluster_is_refused(server: Callable[..., AbstractContextManager[Redis]], db: int) -> None:
     """Redis refuses another database there before it is asked what it is."""
-    with server(cluster_enabled="yes") as node:
+    with server(cluster_enabled="yes", cluster_port=str(free_port())) as node:  # else it is one that the kernel hands to clients
         why = (
             f"The Redis at 127.0.0.1:{node.port} is in cluster mode, .*: redis.url must name one primary that is in no cluster, or several"
         )
