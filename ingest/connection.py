@@ -36,6 +36,7 @@ _READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stoppe
 _MOST_IN_VAIN = 8  # heads in a row that are looked at and do not come again: a sender that never repeats one shall not pay for it
 _MOST_HEAD_BYTES = 32 * 1024  # of a head that comes in pieces: it is kept until it ends, for whoever sends it
 _END_OF_HEAD = b"\r\n\r\n"
+_BACKLOG = 1024  # connections that nobody has accepted yet
 _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
 
 
@@ -462,3 +463,14 @@ def make_server(edge: Edge) -> Server:
         "read_bufsize": _READ_BYTES,
     }
     return Server(edge, **settings)
+
+
+class Listening(NamedTuple):
+    http: Server
+    sockets: asyncio.AbstractServer
+
+
+async def listen_at(edge: Edge, host: str, port: int) -> Listening:
+    """Other processes may listen there, too."""
+    http = make_server(edge)
+    return Listening(http, await asyncio.get_running_loop().create_server(http, host, port, reuse_port=True, backlog=_BACKLOG))

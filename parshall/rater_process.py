@@ -23,7 +23,7 @@ import uvloop
 from buffer.counter_log import UnfitLog
 from buffer.counters import MeterDefinition
 from ingest.auth import Keys
-from ingest.connection import make_server
+from ingest.connection import listen_at
 from ingest.eventless_edge import EventlessEdge, add_admin_routes
 from ingest.http import Edge, HttpLimits
 from ingest.metrics import metrics_routes
@@ -195,10 +195,9 @@ async def _serve(
 
 
 async def _serve_at(address: Address, edge: Edge, cleanup: AsyncExitStack) -> None:
-    server = make_server(edge)
-    listening = await asyncio.get_running_loop().create_server(server, address.host, address.port, reuse_port=True)
-    cleanup.push_async_callback(server.shutdown, 1.0)
-    cleanup.callback(listening.close)
+    listening = await listen_at(edge, *address)
+    cleanup.push_async_callback(listening.http.shutdown, 1.0)
+    cleanup.callback(listening.sockets.close)
 
 
 if __name__ == "__main__":

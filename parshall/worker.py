@@ -28,7 +28,7 @@ from buffer.journal import JournalBusy, JournalError
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
 from ingest.agreed_meters import CannotStart
-from ingest.connection import Server, make_server
+from ingest.connection import listen_at
 from ingest.eventless_edge import add_admin_routes
 from ingest.flusher import Flusher
 from ingest.http import Edge, HttpLimits, Route
@@ -45,7 +45,7 @@ from parshall.rating_metrics import RatingCollector
 from parshall.read_api import ledger_routes, rated_routes
 from parshall.reload import LiveSettings, Origin, Refused, with_kept
 from parshall.reload_routes import reload_routes, tell_outcome
-from parshall.settings import Address, Settings
+from parshall.settings import Settings
 from parshall.wiring import REAL, WorkerParts, World, late_s, make_decoder, make_keys, meter_numbers, open_worker
 from parshall.worker_reload import WorkerReload
 from parshall.worker_snapshot import take_snapshot
@@ -254,8 +254,8 @@ class Worker:
         controlled = await peers.listen(control.handle, self._folder.control_socket(self._order.worker))
         self._follow_kept_interval(parts.writer.flusher)
         addresses = self._order.addresses
-        operators = await _serve_at(addresses.admin, admin) if addresses.admin is not None and admin is not None else None
-        public = await _serve_at(addresses.public, edge)
+        operators = await listen_at(admin, *addresses.admin) if addresses.admin is not None and admin is not None else None
+        public = await listen_at(edge, *addresses.public)
         log.info("serving", **addresses.named(), writer=parts.journal.writer.hex())
         ready = asyncio.ensure_future(self._tell_ready(parts))
         try:
@@ -263,14 +263,14 @@ class Worker:
         finally:
             ready.cancel()
         edge.closing = True
-        public.listening.close()
+        public.sockets.close()
         try:
             await parts.writer.drain(self._settings.ingest.drain_s)
         except TimeoutError:
             log.warning("not everything was flushed in time; it is safe in the journal and goes out at the next start")
         await public.http.shutdown(_LAST_ANSWERS_S)
         if operators is not None:  # what the drain comes to can be looked at
-            operators.listening.close()
+            operators.sockets.close()
             await operators.http.shutdown(_LAST_ANSWERS_S)
         controlled.close()
         for task in running:
@@ -286,17 +286,6 @@ class Worker:
         while not parts.writer.serves:
             await asyncio.sleep(0.02)
         self._on_ready()
-
-
-class _Served(NamedTuple):
-    http: Server
-    listening: asyncio.AbstractServer
-
-
-async def _serve_at(address: Address, edge: Edge) -> _Served:
-    http = make_server(edge)
-    listening = await asyncio.get_running_loop().create_server(http, address.host, address.port, reuse_port=True, backlog=1024)
-    return _Served(http, listening)
 
 
 def not_ready(writer: Writer, *, draining: bool) -> Sequence[str]:
