@@ -33,13 +33,11 @@ from ingest.shape import Shape, shape_of
 _REPEATS = 2  # events a counter on average, from which on gathering them first is faster
 _MOST_COMMAS_AN_EVENT = 64  # a body with many more may be a bomb of tiny elements: look closer before it is split
 
-# A surrogate, escaped, and the backslashes before it: it is one where their number is odd. A whole pair; or a half, which is legal JSON and
-# stands for no text. Only a single character is repeated here: a group would cost memory each time, and there may be millions. (Possessive
-# repeats would not, but Python 3.11.2 gets them wrong.)
-_SURROGATE = re.compile(
-    rb"(?<!\\)(\\+)u[dD](?:[89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a whole pair
-    rb"|(?P<half>[89a-fA-F][0-9a-fA-F]{2}))"
-)
+# Half of a surrogate pair, escaped, where each backslash begins an escape: a high one that no low one follows, or a low one behind no high
+# one. It is legal JSON and stands for no text. For text, as bytes are joined with ten times the memory, and there may be millions.
+_HIGH, _LOW = r"[89abAB][0-9a-fA-F]{2}", r"[c-fC-F][0-9a-fA-F]{2}"
+_HALF = re.compile(rf"\\u[dD](?:{_HIGH}(?!\\u[dD]{_LOW})|(?<!\\u[dD]{_HIGH}\\u[dD]){_LOW})")
+_UNMASKED = bytes.maketrans(b"\1", b"\\")
 _NUL = b"\\u0000"
 
 _REFUSED_BY_TYPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -474,16 +472,10 @@ def _split_half_pairs(body: bytes) -> tuple[Sequence[bytes], Sequence[bytes]]:
 
 def without_half_pairs(body: bytes) -> bytes:
     """NUL takes the place of each half, at the same length: where a meter reads it, the event is refused for it."""
-    whole, at = bytearray(body), 0
-    while (found := _SURROGATE.search(body, at)) is not None:
-        start = found.end(1)  # behind the backslashes
-        if (start - found.start()) % 2 == 0:
-            at = start
-            continue
-        at = found.end()
-        if found["half"] is not None:
-            whole[start - 1 : at] = _NUL
-    return bytes(whole)
+    if b"\1" in body:  # then it is no JSON, which has control characters as escapes only
+        return body
+    masked = body.replace(rb"\\", b"\1\1").decode("latin-1")  # now each backslash that is left begins an escape
+    return _HALF.sub(r"\\u0000", masked).encode("latin-1").translate(_UNMASKED)
 
 
 def _refuse_bomb(body: bytes, max_events: int) -> None:

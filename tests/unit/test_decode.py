@@ -761,6 +761,19 @@ def test_half_a_pair_in_what_nobody_reads_is_no_fault() -> None:
     assert (2, TENANT, "\U0001f600", 1_795_510_800, "eu") in batch.deltas["sum"]
 
 
+@given(st.lists(st.sampled_from(["\\ud83d", "\\uDE00", "\\uDBFF", "\\\\", "\\n", "\\u0041", "u", "ud83d", "x"]), min_size=1, max_size=9))
+@example(["\\\\", "ud83d", "\\uDE00"])
+@example(["\\ud83d", "\\ud83d", "\\uDE00", "\\uDE00"])
+def test_a_subject_counts_unless_a_half_is_in_it(pieces: list[str]) -> None:
+    """Python's own JSON joins pairs, and leaves a half as it is."""
+    subject = json.loads(f'"{"".join(pieces)}"')
+    half = any("\ud800" <= character <= "\udfff" for character in subject)
+    written = json.dumps(event(subject="?")).replace("?", "".join(pieces))
+    batch = decode(written, json.dumps(event(id="2", extension="\ud800")))  # so that there is always a half in the body
+    assert [rejection.index for rejection in batch.rejections] == ([0] if half else [])
+    assert {key[2] for key, _ in items(batch.deltas)} == {event()["subject"]} | (set() if half else {subject})
+
+
 def test_arrival_time() -> None:
     batch = decode(
         event(type="ping", time=..., data=...),
