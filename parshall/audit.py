@@ -16,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from parshall.data_folder import DataFolder
     from parshall.settings import Settings
     from rater.recount import Applied, Recount
+    from rater.recount_archives import CountedArchives
 
 HELP = f"""Prove that no event was lost or counted twice, from the journals, the counter log and PostgreSQL.
 
@@ -49,6 +51,7 @@ folder that remembers none. Whatever differs is one line: what and where, and wh
 Examples:
   parshall audit
   parshall audit --config parshall.toml --journal /mnt/ingest-1/writers/0
+  parshall audit --archive /backup/parshall
   parshall audit --json | jq -r '.differences[].what'
 
 {EXIT_CODES}"""
@@ -62,8 +65,9 @@ _READINGS = 5  # of a journal whose oldest segments go while it is read
 @click.option(
     "--journal", "journals", multiple=True, type=click.Path(), metavar="DIR", help="The journal of another writer; repeat it for more."
 )
+@click.option("--archive", "archives", type=click.Path(), metavar="DIR", help="Where the files of `parshall archive` are.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given: object) -> None:
+def audit(config: str | None, journals: tuple[str, ...], archives: str | None, as_json: bool, **given: object) -> None:
     from parshall.check import read_settings
     from parshall.data_folder import DataFolder
     from parshall.logs import configure_logs
@@ -75,10 +79,12 @@ def audit(config: str | None, journals: tuple[str, ...], as_json: bool, **given:
     for directory in journals:
         if not os.path.isdir(directory):
             raise Stop(f"There is no journal in {directory}.", USAGE)
+    if archives is not None and not os.path.isdir(archives):
+        raise Stop(f"There is no folder {archives}: --archive says where the files of `parshall archive` are.", USAGE)
     folder = DataFolder(settings.data)
     if settings.kafka.bootstrap is None and not os.path.exists(f"{folder.log}/log.json"):
         raise Stop(f"There is no counter log in {folder.log}: --kafka, --config or --data says where it is.", USAGE)
-    verdict = asyncio.run(_audit(settings, folder, [os.path.abspath(directory) for directory in journals]))
+    verdict = asyncio.run(_audit(settings, folder, [os.path.abspath(directory) for directory in journals], archives))
     click.echo(_as_json(verdict) if as_json else _as_text(verdict))
     if verdict.differences:
         raise click.exceptions.Exit(FAILED)
@@ -90,19 +96,19 @@ def _only_to_read(settings: Settings) -> Settings:
     return settings.model_copy(update={"kafka": kafka})
 
 
-async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str]) -> Verdict:
+async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str], archives: str | None) -> Verdict:
     from parshall.audit_records import Difference
     from parshall.audit_rules import LogSide, compare
     from parshall.data_folder import journals_below
 
-    rated, counted = await _read_rated(settings, folder)
+    rated, counted = await _read_rated(settings, folder, archives)
     log = LogSide(wanted=rated.wanted)
     log.writers = await _read_registry(settings, folder)
     directories = journals_below(folder.path, more_journals)
     tenants = _names(settings, folder, directories)
     journals = await asyncio.to_thread(lambda: [_read_journal(tenants, directory, rated.wanted) for directory in directories])
     await _read_log(settings, folder, log)
-    for key in rated.wanted:
+    for key in rated.wanted - rated.in_archive.keys():
         lent = next((found[key] for found in (log.found, *(journal.found for journal in journals)) if key in found), None)
         if lent is not None:
             counted.lend((bytes.fromhex(key[0]), *key[1:]), lent)
@@ -115,8 +121,9 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
 # ---- each store
 
 
-async def _read_rated(settings: Settings, folder: DataFolder) -> tuple[RatedSide, Recount]:
-    from parshall.audit_records import Stored, key_of
+async def _read_rated(settings: Settings, folder: DataFolder, archives: str | None) -> tuple[RatedSide, Recount]:
+    from parshall.archive_files import lines_of
+    from parshall.audit_records import Stored
     from parshall.audit_rules import RatedSide
     from parshall.up import find_postgres
     from rater.postgres import DatabaseFailed
@@ -127,20 +134,31 @@ async def _read_rated(settings: Settings, folder: DataFolder) -> tuple[RatedSide
     side = RatedSide()
 
     def add(applied: Applied) -> None:
-        key = key_of(applied.place)
-        side.records[key] = Stored(applied.place.hash, applied.record.tallies)
+        key = _key(applied.row)
+        side.records[key] = Stored(applied.hash, applied.tallies)
         side.positions[key] = (sys.intern(applied.log), sys.intern(applied.stream), applied.next_position)
 
     try:
-        found = await recount(settings.postgres.dsn, add)
+        found = await recount(settings.postgres.dsn, add, None if archives is None else partial(lines_of, archives))
     except DatabaseFailed as error:
         raise Stop(_why_no_postgres(error, folder, embedded=embedded is not None), UNAVAILABLE) from error
     side.missing = frozenset(_key(row) for row in found.missing)
     side.unsound = {_key(row): reason for row, reason in found.unsound.items()}
     side.parked = {_key(row): reason for row, reason in found.parked.items()}
     side.strays, side.explained = found.strays, found.explained
+    side.in_archive = {_key(row): file for row, file in found.archives.lent.items()}
+    side.uncounted = _told_uncounted(found.archives)
     side.held = {(writer.hex(), partition): reason for (writer, partition), reason in found.held.items()}
     return side, found
+
+
+def _told_uncounted(archives: CountedArchives) -> list[str]:
+    if archives.unread_to_s < 0 or not archives.unread:
+        return []
+    one = len(archives.unread) == 1
+    has = "1 archive has records: name its folder" if one else f"{len(archives.unread)} archives have records: name their folder"
+    reach = datetime.fromtimestamp(archives.unread_to_s, UTC)
+    return [f"usage of windows up to {reach:%Y-%m-%dT%H:%M}Z, of which {has} with --archive"]
 
 
 def _key(row: tuple[bytes, int, int]) -> RecordKey:
@@ -149,10 +167,10 @@ def _key(row: tuple[bytes, int, int]) -> RecordKey:
 
 
 def _why_no_postgres(error: Exception, folder: DataFolder, *, embedded: bool) -> str:
-    from asyncpg.exceptions import UndefinedTableError
+    from parshall.database import told_tables
 
-    if isinstance(error.__cause__, UndefinedTableError):
-        return "PostgreSQL has no tables of Parshall: --postgres or --config says which database is the right one."
+    if (told := told_tables(error)) is not None:
+        return told
     if not embedded:
         return f"PostgreSQL cannot be read: {error}. --postgres or --config says which one it is."
     if isinstance(error.__cause__, OSError):
@@ -271,6 +289,8 @@ def _as_text(verdict: Verdict) -> str:
     ]
     if verdict.losses:
         lines += ["", "Declared lost, with the disk it was on:", *(f"- {loss}" for loss in verdict.losses)]
+    if verdict.uncounted:
+        lines += ["", "Not counted again:", *(f"- {what}" for what in verdict.uncounted)]
     if not verdict.differences:
         return "\n".join([*lines, "", "The three equations hold: nothing is lost, nothing is counted twice."])
     counted = "1 difference" if len(verdict.differences) == 1 else f"{len(verdict.differences)} differences"
@@ -287,6 +307,7 @@ def _as_json(verdict: Verdict) -> str:
     answer = {
         "agrees": not verdict.differences,
         "losses": verdict.losses,
+        "not_counted": verdict.uncounted,
         "tenants": [row._asdict() for row in verdict.rows],
         "differences": [{"what": difference.what, "next": difference.then} for difference in verdict.differences],
     }

@@ -75,6 +75,8 @@ class RatedSide:
     strays: Mapping[tuple[str, int], str] = field(default_factory=dict)  # parked without a place: (stream, position after it) -> reason
     explained: Set[tuple[str, int]] = frozenset()  # of such, those that a person left out
     held: Mapping[Chain, str] = field(default_factory=dict)  # reason
+    in_archive: Mapping[RecordKey, str] = field(default_factory=dict)  # of those that are missing: the archive that has them
+    uncounted: Sequence[str] = ()  # what was not looked at, in clauses
     differences: Sequence[Difference] = ()  # usage, tallies and charges beside what the records make them
 
     @property
@@ -101,6 +103,7 @@ class Verdict(NamedTuple):
     rows: list[TenantRow]
     differences: list[Difference]
     losses: list[str]  # what went with disks that were declared lost: known, so no difference
+    uncounted: list[str]  # what was not looked at, as its archives were not given
 
 
 def compare(journals: Iterable[JournalSide], log: LogSide, rated: RatedSide) -> Verdict:
@@ -118,7 +121,7 @@ def compare(journals: Iterable[JournalSide], log: LogSide, rated: RatedSide) -> 
     losses = [
         f"writer {writer}: {retired.lost}" for writer, retired in sorted(log.writers.items(), key=_by_name) if retired and retired.lost
     ]
-    return Verdict(_rows([*books.values(), *alone]), differences, losses)
+    return Verdict(_rows([*books.values(), *alone]), differences, losses, list(rated.uncounted))
 
 
 # ---- who is there
@@ -279,6 +282,8 @@ class _Records:
         return "keep the log and the journals as they are: the bytes may be in one of them"
 
     def _lender(self, key: RecordKey) -> str:
+        if key in self.rated.in_archive:
+            return f"the archive {self.rated.in_archive[key]}, which has it"
         if key in self.log.records:
             return "the log, which has it"
         return f"the journal {self._sides[key[0]].directory}, which has it" if key in self.journalled else "a backup: no other store has it"

@@ -25,6 +25,7 @@ COMMANDS = {  # name -> (where it is, what it does)
     "reload": ("parshall.reload_command:reload", "Let a running service read its configuration again."),
     "writer": ("parshall.writer_commands:writer", "See the writers, and finish those that will not come back."),
     "audit": ("parshall.audit:audit", "Prove from the stores that every event is where it should be."),
+    "archive": ("parshall.archive_command:archive", "Move old counter records out of PostgreSQL into files."),
     "recharge": ("parshall.recharge_command:recharge", "Charge a final month again, by the price book in force."),
     "held": ("parshall.held_commands:held", "See what could not be rated, and go on."),
     "resend": ("parshall.resend:resend", "Produce counter records again that the counter log has lost."),

@@ -13,6 +13,17 @@ from parshall.errors import USAGE, Stop
 from parshall.roles import settings_given
 
 
+def told_tables(error: Exception) -> str | None:
+    """What a person is told whose database is another one, or of an older version. `error`: a DatabaseFailed."""
+    from asyncpg.exceptions import UndefinedColumnError, UndefinedTableError
+
+    if isinstance(error.__cause__, UndefinedTableError):
+        return "PostgreSQL has no tables of Parshall: --postgres or --config says which database is the right one."
+    if isinstance(error.__cause__, UndefinedColumnError):
+        return "PostgreSQL has the tables of an older Parshall: a rater of this version that starts brings them up to date."
+    return None
+
+
 def dsn_given(command: str, config: str | None, given: Mapping[str, Any]) -> str:
     """`given`: the command's options --data and --postgres. Raises Stop."""
     from parshall.check import read_settings

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from buffer.counters import MERGE_OF
-from buffer.record import CounterRecord, NoPlace, Place, Undecodable, decode, read_place
+from buffer.record import CounterRecord, NoPlace, Undecodable, decode, read_place
+from rater.archive_lines import ReadArchive, RecordRow
 from rater.period import Period, period_of
 from rater.postgres import FAILURES, DatabaseFailed, told
 from rater.pricing import UNPRICED, BookInForce
+from rater.recount_archives import CountedArchives, Finding, count_archives
 from rater.rerate import TIMEOUT_S, lines_from_usage
 from rater.statements import statements
 from rater.transaction import CHARGES, book_in_force
@@ -31,7 +33,6 @@ from rater.transaction import CHARGES, book_in_force
 AUDIT = statements("audit")
 _ROWS_A_FETCH = 1000
 
-RecordRow = tuple[bytes, int, int]  # writer, partition, n
 UsageName = tuple[str, str, str, tuple[str, ...], int]  # tenant, meter, subject, dimension values, window start
 TallyName = tuple[str, bytes, str]  # tenant, writer, verdict
 Total = tuple[int, int]  # value (scaled integer), events
@@ -40,8 +41,10 @@ Total = tuple[int, int]  # value (scaled integer), events
 class Applied(NamedTuple):
     """A record that was rated, as the ledger has it."""
 
-    place: Place
-    record: CounterRecord
+    row: RecordRow
+    hash: str
+    tallies: Mapping[str, Mapping[str, int]]
+    record: CounterRecord | None  # None: its bytes are in an archive
     log: str
     stream: str
     next_position: int
@@ -57,11 +60,6 @@ class WrongLine(NamedTuple):
     what: str
 
 
-class Finding(NamedTuple):
-    what: str
-    then: str  # what to do about it
-
-
 @dataclass
 class Recount:
     missing: list[RecordRow] = field(default_factory=list)  # rated, as the chains say, but not in the ledger
@@ -74,6 +72,7 @@ class Recount:
     usage: dict[UsageName, tuple[Total | None, Total | None]] = field(default_factory=dict)  # where (stored, what records make it) differ
     tallies: dict[TallyName, tuple[int, int]] = field(default_factory=dict)
     lines: list[WrongLine] = field(default_factory=list)
+    archives: CountedArchives = field(default_factory=CountedArchives)
 
     def lend(self, row: RecordRow, record: CounterRecord) -> None:
         """A missing or unsound record, from another store. Once for each."""
@@ -100,6 +99,7 @@ class Recount:
             what = f"`chains` in PostgreSQL {says} partition {partition} of writer {writer.hex()}, whose records up to {last_n} are rated"
             mend = "put that row back with" if said is None else "set that row to"
             yield Finding(what, f"stop the raters and {mend} last_n = {last_n}: else nothing more of that writer is rated there")
+        yield from self.archives.findings
         then = "`records` is what was rated: set the row to what they make it, then audit again (charge lines of that month follow from it)"
         for name, (stored, made) in sorted(self.usage.items(), key=lambda item: item[0]):
             yield Finding(_told_usage(name, stored, made), then)
@@ -117,13 +117,15 @@ class Recount:
                 yield Finding(line.what, then)
 
 
-async def recount(dsn: str, on_record: Callable[[Applied], None]) -> Recount:
-    """Hands every applied record that is sound to `on_record`. Raises DatabaseFailed."""
+async def recount(dsn: str, on_record: Callable[[Applied], None], read_archive: ReadArchive | None = None) -> Recount:
+    """Hands every applied record that is sound to `on_record`. Without archives usage is not counted again as far as they reach.
+
+    Raises DatabaseFailed."""
     try:
         connection = await asyncpg.connect(dsn, server_settings={"application_name": "parshall audit"})
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                found = await _recount(connection, on_record)
+                found = await _recount(connection, on_record, read_archive)
             # Charges are checked against usage as it is by now, under the lock that rating takes: a tenant at a time, so that others go on.
             for row in await connection.fetch(AUDIT["tenants"]):
                 async with connection.transaction():
@@ -135,9 +137,10 @@ async def recount(dsn: str, on_record: Callable[[Applied], None]) -> Recount:
         raise DatabaseFailed(told(error)) from error
 
 
-async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied], None]) -> Recount:
+async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied], None], read_archive: ReadArchive | None) -> Recount:
     found = Recount()
     made = _Made()
+    archived: Counter[int] = Counter()  # archive -> rows
     last: dict[tuple[bytes, int], int] = {}
     async for row in connection.cursor(AUDIT["records"], prefetch=_ROWS_A_FETCH):
         writer, partition, n = key = (row["writer"], row["partition"], row["n"])
@@ -149,6 +152,8 @@ async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied]
             found.unsound[key] = str(error)
         else:
             made.add(applied)
+            if applied.record is None:
+                archived[row["archive"]] += 1
             on_record(applied)
     chains: dict[tuple[bytes, int], int] = {}
     for writer, partition, last_n, held in await connection.fetch(AUDIT["chains"]):
@@ -157,12 +162,16 @@ async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied]
         if held is not None:
             found.held[writer, partition] = held
     found.fallen_back = {chain: (chains.get(chain), n) for chain, n in last.items() if chains.get(chain, 0) < n}
+    found.archives = await count_archives(connection, archived, read_archive, made.add_usage, made.add_tallies)
     async for row in connection.cursor(AUDIT["usage"], prefetch=_ROWS_A_FETCH):
+        if row["window_start_s"] <= found.archives.unread_to_s:
+            continue
         name = (row["tenant"], row["meter"], row["subject"], tuple(json.loads(row["dimensions"])), row["window_start_s"])
         stored = (int(row["value"]), row["events"])
         if (expected := made.usage.pop(name, None)) != stored:
             found.usage[name] = (stored, expected)
-    found.usage |= {name: (None, expected) for name, expected in made.usage.items()}  # what is left once every row was seen
+    # What is left once every row was seen.
+    found.usage |= {name: (None, expected) for name, expected in made.usage.items() if name[-1] > found.archives.unread_to_s}
     tallies = {(row["tenant"], row["writer"], row["verdict"]): row["events"] for row in await connection.fetch(AUDIT["tallies"])}
     for tally in tallies.keys() | made.tallies.keys():
         if tallies.get(tally, 0) != made.tallies[tally]:
@@ -183,13 +192,18 @@ class _OutOfPlace(Exception):
 
 def _applied(row: Mapping[str, Any]) -> Applied:
     """Raises NoPlace, Undecodable, _OutOfPlace."""
+    key = (row["writer"], row["partition"], row["n"])
+    where = (row["log"], row["stream"], row["next_position"])
+    if row["archive"] is not None:
+        return Applied(key, row["hash"], json.loads(row["tallies"] or "{}"), None, *where)
     headers = dict(zip(row["header_names"], row["header_values"], strict=True))
     place = read_place(headers)
-    if (place.writer, place.partition, place.n) != (row["writer"], row["partition"], row["n"]):
+    if (place.writer, place.partition, place.n) != key:
         raise _OutOfPlace(f"its headers say record {place.n} of partition {place.partition} of writer {place.writer.hex()}")
     if place.hash != row["hash"]:
         raise _OutOfPlace(f"its headers say the hash {place.hash}, its row {row['hash']}")
-    return Applied(place, decode(headers, row["value"]), row["log"], row["stream"], row["next_position"])
+    record = decode(headers, row["value"])
+    return Applied(key, place.hash, record.tallies, record, *where)
 
 
 class _Made:
@@ -200,11 +214,21 @@ class _Made:
         self.tallies: Counter[TallyName] = Counter()
 
     def add(self, applied: Applied) -> None:
-        for name, value, events, maximum in _counters(applied.record):
+        if applied.record is not None:
+            self.add_usage(applied.record)
+        self._add_tallies(applied.row[0], applied.tallies)
+
+    def add_usage(self, record: CounterRecord) -> None:
+        for name, value, events, maximum in _counters(record):
             self.usage[name] = _merged(self.usage.get(name), (value, events), maximum=maximum)
-        for tenant, counts in applied.record.tallies.items():
+
+    def add_tallies(self, writer: bytes, record: CounterRecord) -> None:
+        self._add_tallies(writer, record.tallies)
+
+    def _add_tallies(self, writer: bytes, tallies: Mapping[str, Mapping[str, int]]) -> None:
+        for tenant, counts in tallies.items():
             for verdict, events in counts.items():
-                self.tallies[tenant, applied.place.writer, verdict] += events
+                self.tallies[tenant, writer, verdict] += events
 
 
 def _counters(record: CounterRecord) -> Iterator[tuple[UsageName, int, int, bool]]:

@@ -1,7 +1,8 @@
 -- The audit: what is stored, as it is stored, to be counted again outside the database.
 
 -- name: records
-SELECT writer, "partition", n, replace(hash::text, '-', '') AS hash, log, stream, next_position, header_names, header_values, value
+SELECT writer, "partition", n, replace(hash::text, '-', '') AS hash, log, stream, next_position, header_names, header_values, value,
+  archive, tallies::text AS tallies
 FROM records ORDER BY writer, "partition", n;
 
 -- name: chains

@@ -345,6 +345,38 @@ async def test_a_tally_is_changed(embedded: Service) -> None:
     answer.names(f"{tally} is {row['events'] + 1}, but its records make it {row['events']}")
 
 
+# ---- archives
+
+
+async def test_what_was_archived_is_counted_from_its_file(embedded: Service, tmp_path: Path) -> None:
+    row = await row_of(embedded, RECORD_ROW.format(1))
+    async with changed(embedded.dsn, "records", f"UPDATE records SET rated_at = rated_at - interval '9 days' {WHERE_RECORD}", *row):
+        command = [sys.executable, "-m", "parshall", "archive", str(tmp_path), "--older-than", "7d", "--data", str(embedded.data)]
+        assert (await asyncio.to_thread(subprocess.run, command, cwd=PROJECT, capture_output=True)).returncode == 0
+        (file,) = tmp_path.iterdir()
+        answer = await embedded.audit_meanwhile("--archive", str(tmp_path))
+        assert answer.code == 0 and HOLDS in answer.output and "Not counted again" not in answer.output, answer
+        answer = await embedded.audit_meanwhile()
+        assert answer.code == 0 and HOLDS in answer.output
+        assert "\nNot counted again:\n- usage of windows up to 20" in answer.output
+        assert "of which 1 archive has records: name its folder" in answer.output
+        assert len(json.loads((await embedded.audit_meanwhile("--json")).output)["not_counted"]) == 1
+        connection = await asyncpg.connect(embedded.dsn)
+        try:
+            await connection.execute(f"DELETE FROM records {WHERE_RECORD}", *row)
+            answer = await embedded.audit_meanwhile("--archive", str(tmp_path))
+            answer.names(f"{told_record(row)} is missing from the table `records`", f"the archive {file.name}, which has it")
+            file.unlink()
+        finally:
+            await connection.execute("DELETE FROM archives")
+            await connection.close()
+
+
+async def test_a_folder_of_archives_that_is_not_there(embedded: Service, tmp_path: Path) -> None:
+    answer = await embedded.audit_meanwhile("--archive", str(tmp_path / "none"))
+    assert answer.code == 2 and answer.errors.startswith(f"There is no folder {tmp_path}/none: --archive says where")
+
+
 # ---- what it cannot do
 
 
@@ -400,6 +432,15 @@ async def test_a_database_without_tables(embedded: Service, database: str) -> No
     answer = await asyncio.to_thread(embedded.audit, "--postgres", database)
     assert (answer.code, answer.output) == (3, "")
     assert answer.errors == "PostgreSQL has no tables of Parshall: --postgres or --config says which database is the right one.\n"
+
+
+async def test_tables_of_an_older_version(embedded: Service, database: str) -> None:
+    connection = await asyncpg.connect(database)
+    await connection.execute((PROJECT / "rater/migrations/0001_ledger.sql").read_text())
+    await connection.close()
+    answer = await asyncio.to_thread(embedded.audit, "--postgres", database)
+    assert (answer.code, answer.output) == (3, "")
+    assert answer.errors == "PostgreSQL has the tables of an older Parshall: a rater of this version that starts brings them up to date.\n"
 
 
 # ---- real services

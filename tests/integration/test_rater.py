@@ -28,6 +28,7 @@ from rater.consume import Rater, RaterLimits
 from rater.migrate import SchemaTooNew, migrate
 from rater.postgres import DatabaseFailed, Ledger
 from rater.prices.book import PriceBook, read_books
+from rater.recount import recount
 from rater.source import Positions, Received, SourceUnavailable
 from rater.turns import ITEMS_A_TURN
 from tests.integration.rating import (
@@ -35,6 +36,7 @@ from tests.integration.rating import (
     METERS,
     MINUTES,
     PEAK,
+    PROJECT,
     REQUESTS,
     STORAGE,
     Count,
@@ -703,13 +705,32 @@ async def test_migrations_run_once_when_several_processes_start(database: str) -
     await asyncio.gather(*(migrate(database) for _ in range(5)))
     await migrate(database)
     connection = await asyncpg.connect(database)
-    assert [row[0] for row in await connection.fetch("SELECT version_num FROM schema_steps")] == ["0001"]
+    assert [row[0] for row in await connection.fetch("SELECT version_num FROM schema_steps")] == ["0002"]
     await connection.execute("UPDATE schema_steps SET version_num = '9999'")
     await connection.close()
     with pytest.raises(SchemaTooNew, match="use a newer version"):
         await migrate(database)
     with pytest.raises(DatabaseFailed):
         await migrate(database.replace("/test", "/absent"))
+
+
+async def test_a_database_of_the_first_version(database: str) -> None:
+    """What was rated stays, is known when it comes again, and explains its usage."""
+    connection = await asyncpg.connect(database)
+    await connection.execute((PROJECT / "rater/migrations/0001_ledger.sql").read_text())
+    await connection.execute("CREATE TABLE schema_steps (version_num varchar(32) PRIMARY KEY); INSERT INTO schema_steps VALUES ('0001')")
+    ledger, writer = Ledger(database), Writer(1)
+    first = writer.flush(some())
+    assert (await ledger.apply(LOG, at(first))).records == 1
+    await migrate(database)
+    assert await ledger.apply(LOG, at(first)) == (0, 0, 1, 0, 0, 0, 0)
+    assert (await ledger.apply(LOG, at(writer.flush(some())))).records == 1
+    await ledger.close()
+    whole = await recount(database, lambda _: None)
+    assert not (list(whole.findings()) or whole.missing or whole.unsound)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute("UPDATE records SET value = NULL WHERE n = 2")
+    await connection.close()
 
 
 # Charges.

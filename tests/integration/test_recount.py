@@ -131,8 +131,8 @@ async def test_the_last_record_of_a_chain_is_missed(rated: Writer, dsn: str, poo
 
 async def test_what_another_store_lends_is_added_as_its_meters_are(rated: Writer, dsn: str, pool: asyncpg.Pool) -> None:
     """A maximum, a sum and tallies: once the record is lent, nothing differs."""
-    borrowed: dict[int, CounterRecord] = {}
-    await recount(dsn, lambda one: borrowed.__setitem__(one.place.n, one.record))
+    borrowed: dict[int, CounterRecord | None] = {}
+    await recount(dsn, lambda one: borrowed.__setitem__(one.row[2], one.record))
     for n in (1, 2, 3):
         kept = await pool.fetchrow("DELETE FROM records WHERE n = $1 RETURNING *", n)
         assert kept is not None
