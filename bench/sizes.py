@@ -37,7 +37,11 @@ from buffer.record import RecordEncoder
 from dedupe.port import DIGEST_BYTES, FINGERPRINT_BYTES
 from ingest.catalogue import read_catalogue
 from ingest.decode import Decoder, Limits
+from parshall.archive_command import move_old
+from parshall.archive_files import lines_of
 from parshall.wiring import late_s, make_configured
+from rater.archive import ledger_archive
+from rater.archive_lines import read_line
 from rater.consume import Rater
 from rater.migrate import migrate
 from rater.postgres import Ledger
@@ -188,8 +192,33 @@ async def postgres_sizes(scale_percent: int) -> None:
             )
             each = f", {_tenths(size, rated)} a rated counter" if table == "records" else ""
             print(f"  {table:12} {size:>12,} B, {rows:>9,} rows: {_tenths(size, rows)} a row{each}")
+        await _archive(dsn, connection)
         await ledger.close()
         await connection.close()
+
+
+async def _archive(dsn: str, connection: asyncpg.Connection) -> None:
+    """All records, so what is left of the table is what archived ones take."""
+    await connection.execute("UPDATE records SET rated_at = rated_at - interval '2 days'")
+    records, counters = await connection.fetchval("SELECT count(*) FROM records"), 0
+    with tempfile.TemporaryDirectory() as folder:
+        async with ledger_archive(dsn) as archive:
+            assert await move_old(archive, folder, 86_400) == 0
+        columns = "log, stream, next_position, rated_at, archive, tallies"  # their rows many times, so that pages are full
+        await connection.execute(
+            f'INSERT INTO records (writer, "partition", n, hash, {columns}) '
+            f'SELECT writer, "partition", n + 1000000 * again, hash, {columns} FROM records, generate_series(1, 200) AS again'
+        )
+        records *= 201
+        await connection.execute("VACUUM FULL records")
+        size = await connection.fetchval("SELECT pg_total_relation_size('records')")
+        files = sorted(os.listdir(folder))
+        for file, sha256 in await connection.fetch("SELECT file, sha256 FROM archives"):
+            counters += sum(len(read_line(line).record.counters) for line in lines_of(folder, file, sha256))
+        written = sum(os.path.getsize(f"{folder}/{file}") for file in files)
+    print(
+        f"  archived     {size:>12,} B, {records:>9,} rows: {_tenths(size, records)} a row; {_tenths(written, counters)} a counter in files"
+    )
 
 
 async def _rate(what: str, log: Sequence[Received], ledger: Ledger, connection: asyncpg.Connection, pid: int, counters: int) -> None:

@@ -51,7 +51,7 @@ def archive(folder: str, older_than: int, config: str | None, **given: object) -
 
     async def run() -> int:
         async with ledger_archive(dsn) as ledger:
-            return await _archive(ledger, os.path.abspath(folder), older_than)
+            return await move_old(ledger, os.path.abspath(folder), older_than)
 
     try:
         left = asyncio.run(run())
@@ -66,7 +66,7 @@ def archive(folder: str, older_than: int, config: str | None, **given: object) -
         raise Stop(f"Left in PostgreSQL: {_counted(left)} whose bytes are not what was rated. `parshall audit` names them.", FAILED)
 
 
-async def _archive(ledger: LedgerArchive, folder: str, older_than_s: int) -> int:
+async def move_old(ledger: LedgerArchive, folder: str, older_than_s: int) -> int:
     """How many are left because of what they are."""
     records = left = 0
     file: _File | None = None

@@ -103,6 +103,8 @@ class Constants(NamedTuple):
     postgres_counter: Cost = Cost(18_300, "ns/counter", 25, SIZES, "PostgreSQL, CPU")
     postgres_wal: Cost = Cost(940, "B/counter", 25, SIZES, "PostgreSQL, write-ahead log")
     postgres_record: Cost = Cost(40, "B/counter", 50, SIZES, "PostgreSQL, a counter in the table of records")
+    archived_record: Cost = Cost(200, "B/record", 50, SIZES, "PostgreSQL, an archived record, index included")
+    archive_counter: Cost = Cost(16, "B/counter", 50, SIZES, "archives, a counter, compressed by gzip")
     postgres_usage: Cost = Cost(276, "B/row", 15, SIZES, "PostgreSQL, usage of a series in a window, index included")
     postgres_series: Cost = Cost(180, "B/row", 15, SIZES, "PostgreSQL, a series, indexes included")
     postgres_line: Cost = Cost(780, "B/row", 15, SIZES, "PostgreSQL, a charge line, indexes included, much updated")

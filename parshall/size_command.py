@@ -107,6 +107,13 @@ _PERCENT = click.IntRange(1, 100)
 @click.option(
     "--months", "kept_months", default=13, show_default=True, type=click.IntRange(1, 240), help="That PostgreSQL must have room for."
 )
+@click.option(
+    "--archive-after",
+    "archived_s",
+    type=Time("1d", "36500d"),
+    metavar="TIME",
+    help="When `parshall archive` moves records. [default: never]",
+)
 @click.option("--busy-percent", default=60, show_default=True, type=_PERCENT, help="Of a core that may be used for good.")
 @click.option(
     "--start", "start_s", default="10m", show_default=True, type=Time("1s", "1d"), metavar="TIME", help="A writer may take to start."
@@ -120,6 +127,7 @@ def size(
     window_s: str,
     largest_tenant_percent: int | None,
     partitions: int | None,
+    archived_s: int | None,
     busy_percent: int,
     start_s: int,
     redis_gib: int,
@@ -131,7 +139,8 @@ def size(
 
     window = _ms(window_s)
     assert window is not None
-    workload = Workload(**given, window_s=window // 1000, largest_tenant_percent=largest_tenant_percent or 0, partitions=partitions or 0)
+    absent = {"largest_tenant_percent": largest_tenant_percent or 0, "partitions": partitions or 0, "archived_s": archived_s or 0}
+    workload = Workload(**given, **absent, window_s=window // 1000)
     _refuse_what_cannot_be(workload)
     machines = Machines(busy_percent, start_s, redis_gib * _GIB, postgres_cores, postgres_gib * _GIB)
     found = sizing.size(workload, machines)

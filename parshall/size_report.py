@@ -107,6 +107,8 @@ def _rating_rows(found: Sizing) -> Iterator[Row]:
     yield Row("Raters", f"{raters.needed:,}", "" if raters.fit else f"but only {kafka.partitions:,} can work: one a partition")
     yield Row("PostgreSQL cores", f"{postgres.cores:,}", f"{amount(postgres.wal_bytes_per_s)}/s of write-ahead log")
     yield Row("  records", amount(postgres.record_bytes), f"{postgres.record_rows:,} rows, {w.kept_months} months")
+    if w.archived_s:
+        yield Row("  archives", amount(postgres.archive_bytes), f"files, of records that are {lasting(w.archived_s)} old")
     yield Row("  usage", amount(postgres.usage_bytes), f"{postgres.usage_rows:,} rows at most")
     yield Row("  series", amount(postgres.series_bytes), f"{postgres.series_rows:,} rows at most")
     yield Row("  charge lines", amount(postgres.line_bytes), f"{postgres.line_rows:,} rows at most")

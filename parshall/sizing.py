@@ -75,6 +75,7 @@ class Workload(NamedTuple):
     replication: int = 3
     retention_s: int = 7 * 86_400
     kept_months: int = 13
+    archived_s: int = 0  # after which records go to files (`parshall archive`); 0: never
     routed: bool = False  # all requests of a subject reach the same writer
     valkey: bool = False
     packed: bool = False  # redis.layout
@@ -149,6 +150,7 @@ class Postgres(NamedTuple):
     wal_bytes_per_s: int
     record_rows: int
     record_bytes: int
+    archive_bytes: int  # in files, wherever they are kept
     usage_rows: int
     usage_bytes: int
     series_rows: int
@@ -465,12 +467,15 @@ def _postgres(workload: Workload, machines: Machines, counters: Counters, record
     usage = min(hits, counters.keys * workload.kept_months * _up(MONTH_S, workload.window_s))
     series = min(hits, counters.keys)
     lines = min(hits, counters.keys * workload.kept_months)
-    record_bytes = (counters.per_s * c.postgres_record.planned + records * c.record.planned) * kept_s
+    whole_s = min(kept_s, workload.archived_s or kept_s)
+    whole = counters.per_s * c.postgres_record.planned + records * c.record.planned
+    in_files = counters.per_s * c.archive_counter.planned + records * c.record.planned
     return Postgres(
         _up(100 * counters.per_s * c.postgres_counter.planned, _SECOND_NS * machines.busy_percent),
         counters.per_s * c.postgres_wal.planned,
         records * kept_s,
-        record_bytes,
+        whole * whole_s + records * c.archived_record.planned * (kept_s - whole_s),
+        in_files * (kept_s - whole_s),
         usage,
         usage * c.postgres_usage.planned,
         series,
@@ -541,8 +546,8 @@ def _rating_limits(workload: Workload, machines: Machines, constants: Constants)
         Limit(
             _highest(lambda rate: at(rate).postgres.all_bytes <= machines.postgres_bytes),
             "the disk of PostgreSQL",
-            f"{workload.kept_months} months fill {machines.postgres_bytes >> 30:,} GiB, and this version removes nothing",
-            f"{fewer}; a larger disk",
+            f"{workload.kept_months} months fill {machines.postgres_bytes >> 30:,} GiB",
+            f"{fewer if workload.archived_s else f'`parshall archive`, which moves old records to files; {fewer}'}; a larger disk",
         ),
     ]
     if workload.partitions:

@@ -15,7 +15,7 @@ import pytest
 
 from parshall import archive_command
 from parshall.archive_files import lines_of
-from rater.archive import ledger_archive
+from rater.archive import Moved, ledger_archive
 from rater.archive_lines import ArchiveFailed
 from rater.postgres import Ledger
 from rater.recount import Recount, recount
@@ -208,6 +208,23 @@ async def test_killed_before_anything_is_taken_away(rated: Rated, dsn: str, pool
     assert await findings(dsn, tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "meanwhile",
+    ["UPDATE records SET hash = gen_random_uuid() WHERE n = 2", "DELETE FROM records WHERE n = 2", "UPDATE records SET archive = 9"],
+)
+async def test_rows_that_changed_meanwhile_keep_their_bytes(
+    rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path, meanwhile: str
+) -> None:
+    """Nobody changes them but by hand; and then nothing is moved, rather than something else than was written."""
+    async with ledger_archive(dsn) as opened:
+        moved = [Moved(row.key, row.hash, {}) async for rows in opened.due(90 * 86400) for row in rows]
+        await pool.execute(meanwhile)
+        with pytest.raises(AssertionError, match="nobody else changes"):
+            await opened.move("records-1", "0" * 64, None, moved)
+    assert await bytes_here(pool) == ([1, 3] if "DELETE" in meanwhile else [1, 2, 3])
+    assert await pool.fetchval("SELECT count(*) FROM archives") == 0
+
+
 @pytest.mark.parametrize("read_back", [[], [b"{}\n"]])
 async def test_a_file_that_is_not_read_back_takes_nothing_away(
     rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_back: list[bytes]
@@ -215,7 +232,7 @@ async def test_a_file_that_is_not_read_back_takes_nothing_away(
     monkeypatch.setattr(archive_command, "lines_of", lambda *_: read_back)
     async with ledger_archive(dsn) as opened:
         with pytest.raises(ArchiveFailed, match="not read back as it was written"):
-            await archive_command._archive(opened, str(tmp_path), 90 * 86400)
+            await archive_command.move_old(opened, str(tmp_path), 90 * 86400)
     assert await bytes_here(pool) == [1, 2, 3]
 
 
@@ -260,7 +277,7 @@ async def test_a_database_that_is_not_up_to_date(database: str, tmp_path: Path) 
 async def test_many_files(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_command, "_FILE_RECORDS", 1)
     async with ledger_archive(dsn) as opened:
-        assert await archive_command._archive(opened, str(tmp_path), 90 * 86400) == 0
+        assert await archive_command.move_old(opened, str(tmp_path), 90 * 86400) == 0
     assert len(list(tmp_path.iterdir())) == 2
     assert await bytes_here(pool) == [3]
     assert await findings(dsn, tmp_path) == []

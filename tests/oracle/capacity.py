@@ -33,6 +33,7 @@ class Asked:
     replication: int
     retention_s: int
     kept_months: int
+    archived_s: int
     routed: bool
 
     @property
@@ -117,5 +118,8 @@ def postgres_rows(asked: Asked) -> tuple[int, int, int]:
 
 def postgres_disk(asked: Asked, counters: int, records: int, costs: Costs) -> int:
     usage, series, lines = postgres_rows(asked)
-    of_records = (counters * costs["postgres_record"] + records * costs["record"]) * asked.kept_months * MONTH_S
+    a_second = counters * costs["postgres_record"] + records * costs["record"]
+    kept_s = asked.kept_months * MONTH_S
+    here_s = min(asked.archived_s, kept_s) if asked.archived_s else kept_s
+    of_records = a_second * here_s + records * costs["archived_record"] * (kept_s - here_s)
     return of_records + usage * costs["postgres_usage"] + series * costs["postgres_series"] + lines * costs["postgres_line"]

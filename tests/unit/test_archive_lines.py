@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_128_hexdigest
 
 from buffer.record import decode
 from rater.archive_lines import BadLine, LedgerRow, line_of, read_line
@@ -82,6 +83,15 @@ RECORD = Writer(1).flush([(PEAK, "demo", "acme", 0, (), 9, 1)])[0]
 )
 def test_what_would_not_come_back_is_not_archived(row: LedgerRow) -> None:
     assert line_of(row) is None
+
+
+def test_a_record_of_several_lines_is_not_archived() -> None:
+    """White space is JSON, and other writers of such records may have it; but a line is one line."""
+    for space, archivable in ((b" ", True), (b"\n", False)):
+        value = RECORD.value.replace(b",", b"," + space, 1)
+        headers = dict(RECORD.headers) | {"hash": xxh3_128_hexdigest(value).encode()}
+        made = line_of(row_of(Received("s0", 1, headers, value)))
+        assert (made is not None) == archivable, space
 
 
 def test_a_changed_line_is_refused() -> None:

@@ -38,6 +38,8 @@ MANIFESTS: list[dict[str, Any]] = [
 ]
 SECRET = yaml.safe_load((KUBERNETES / "secret.example.yaml").read_text())
 JOBS: list[dict[str, Any]] = [yaml.safe_load((KUBERNETES / f"{name}-job.example.yaml").read_text()) for name in ("drain", "audit")]
+ARCHIVES, ARCHIVE = yaml.safe_load_all((KUBERNETES / "archive-cronjob.example.yaml").read_text())
+ARCHIVING: dict[str, Any] = {**ARCHIVE["spec"]["jobTemplate"], "metadata": ARCHIVE["metadata"]}
 WORKLOADS = [manifest for manifest in MANIFESTS if manifest["kind"] in ("StatefulSet", "Deployment")]
 
 INGEST, RATER = "parshall-ingest", "parshall-rater"
@@ -85,7 +87,9 @@ def test_the_compose_schema_refuses_a_misspelt_key() -> None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-@pytest.mark.parametrize("manifest", [*MANIFESTS, SECRET, *JOBS], ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}")
+@pytest.mark.parametrize(
+    "manifest", [*MANIFESTS, SECRET, *JOBS, ARCHIVES, ARCHIVE], ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}"
+)
 def test_manifest_matches_the_kubernetes_schema(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -122,7 +126,7 @@ def variables() -> Iterator[tuple[str, str]]:
     for service, definition in own_services():
         for name in definition["environment"]:
             yield f"compose.yaml {service}", name
-    for workload in [*WORKLOADS, *JOBS]:
+    for workload in [*WORKLOADS, *JOBS, ARCHIVING]:
         for entry in container_of(workload)["env"]:
             yield workload["metadata"]["name"], entry["name"]
 
@@ -142,7 +146,7 @@ def test_the_variables_of_compose_make_a_right_configuration(environment: dict[s
 def given_by(values: dict[str, str]) -> dict[str, str]:
     """The variables of the pods, where the secret has these values."""
     given: dict[str, str] = {}
-    for workload in [*WORKLOADS, *JOBS]:
+    for workload in [*WORKLOADS, *JOBS, ARCHIVING]:
         for entry in container_of(workload)["env"]:
             if "value" in entry:
                 given[entry["name"]] = entry["value"]
@@ -205,7 +209,7 @@ def test_one_image_name_and_version_everywhere() -> None:
     assert {service["image"] for _, service in own_services()} == {f"parshall:{version[1]}"}
     assert [(image["name"], image["newTag"]) for image in KUSTOMIZATION["images"]] == [("parshall", version[1])]
     assert {container_of(workload)["image"] for workload in WORKLOADS} == {"parshall"}
-    assert {container_of(job)["image"] for job in JOBS} == {f"parshall:{version[1]}"}
+    assert {container_of(job)["image"] for job in [*JOBS, ARCHIVING]} == {f"parshall:{version[1]}"}
     assert f"-t parshall:{version[1]} " in DOCKERFILE
 
 
@@ -346,16 +350,35 @@ def test_a_job_is_a_command_on_the_volumes_of_writers(job: dict[str, Any]) -> No
     assert all(of_writers.fullmatch(claim) for claim in claims.values())
 
     args = container["args"]
-    words = args[: next(at for at, arg in enumerate(args) if not re.fullmatch("[a-z]+", arg))]
-    told = subprocess.run([sys.executable, "-m", "parshall", *words, "--help"], capture_output=True, text=True, cwd=PROJECT)
-    assert told.returncode == 0, told.stderr
-    assert [arg for arg in args if arg.startswith("--") and arg not in told.stdout] == []
+    assert_is_a_command(args)
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     named = {str(Path(arg).parents[1]) for arg in args if "/writers/" in arg}
     assert named == {path for path, mount in mounts.items() if mount["name"] in claims}
     assert settings().data in mounts  # the configuration names it, and it can be written to
     labels = job["spec"]["template"]["metadata"]["labels"]
     assert all(manifest["spec"]["selector"].items() - labels.items() for manifest in MANIFESTS if manifest["kind"] == "Service")
+
+
+def assert_is_a_command(args: list[str]) -> None:
+    words = args[: next(at for at, arg in enumerate(args) if not re.fullmatch("[a-z]+", arg))]
+    told = subprocess.run([sys.executable, "-m", "parshall", *words, "--help"], capture_output=True, text=True, cwd=PROJECT)
+    assert told.returncode == 0, told.stderr
+    assert [arg for arg in args if arg.startswith("--") and arg not in told.stdout] == []
+
+
+def test_archives_go_to_a_volume_of_their_own() -> None:
+    pod, container = pod_of(ARCHIVING), container_of(ARCHIVING)
+    ingest = manifest_of("StatefulSet", INGEST)
+    assert (pod["securityContext"], container["securityContext"]) == (
+        pod_of(ingest)["securityContext"],
+        container_of(ingest)["securityContext"],
+    )
+    assert_is_a_command(container["args"])
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (volume,) = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert volume["persistentVolumeClaim"]["claimName"] == ARCHIVES["metadata"]["name"]
+    assert container["args"][1] == mounts[volume["name"]]
+    assert ARCHIVE["spec"]["concurrencyPolicy"] == "Forbid"
 
 
 def test_a_drain_is_repeated_but_for_what_a_person_must_decide() -> None:

@@ -87,6 +87,7 @@ def test_json_says_what_the_table_says() -> None:
         ("--replication", "2", "workload.replication", 2),
         ("--retention", "12h", "workload.retention_s", 43_200),
         ("--months", "3", "workload.kept_months", 3),
+        ("--archive-after", "90d", "workload.archived_s", 7_776_000),
         ("--busy-percent", "50", "machines.busy_percent", 50),
         ("--start", "90s", "machines.start_s", 90),
         ("--redis-gib", "2", "machines.redis_bytes", 2 << 30),

@@ -40,6 +40,7 @@ workloads = st.builds(
     replication=st.integers(1, 5),
     retention_s=st.integers(3_600, 30 * 86_400),
     kept_months=st.integers(1, 60),
+    archived_s=st.sampled_from([0, 86_400, 90 * 86_400, 3_000 * 86_400]),
     routed=st.booleans(),
     valkey=st.booleans(),
     packed=st.booleans(),
@@ -142,6 +143,8 @@ SIMPLE = Constants(
     kafka_counter=Cost(20, "", 0, "", ""),
     rater=Speed(10_000, "", 0, "", ""),
     postgres_record=Cost(50, "", 0, "", ""),
+    archived_record=Cost(100, "", 0, "", ""),
+    archive_counter=Cost(20, "", 0, "", ""),
     postgres_usage=Cost(200, "", 0, "", ""),
     postgres_series=Cost(100, "", 0, "", ""),
     postgres_line=Cost(1_000, "", 0, "", ""),
@@ -171,6 +174,11 @@ def test_a_thousand_events_a_second_by_hand() -> None:
     assert (found.postgres.usage_rows, found.postgres.series_rows, found.postgres.line_rows) == (193_440, 20, 260)
     assert found.postgres.record_bytes == (3 * 50 + 2 * 500) * 34_819_200
     assert found.postgres.all_bytes == 1_150 * 34_819_200 + 193_440 * 200 + 20 * 100 + 260 * 1_000
+    assert found.postgres.archive_bytes == 0
+    # Ten days whole, then 2 rows of 100 B; in files 3 counters of 20 B and 2 records of 500.
+    archived = demand(PLAIN._replace(archived_s=864_000), MACHINES, SIMPLE).postgres
+    assert archived.record_bytes == 1_150 * 864_000 + 2 * 100 * (34_819_200 - 864_000)
+    assert archived.archive_bytes == (3 * 20 + 2 * 500) * (34_819_200 - 864_000)
 
 
 def test_what_breaks_first_by_hand() -> None:
@@ -370,7 +378,17 @@ def test_no_constant_is_idle(name: str) -> None:
     cost = getattr(CONSTANTS, name)
     changed = CONSTANTS._replace(**{name: cost._replace(value=10 * cost.value)})
     tried = [
-        Workload(10**6, 10**5, 10, events_per_request=events, max_age_s=7 * 86_400, valkey=valkey, packed=packed, meters_per_event=meters)
+        Workload(
+            10**6,
+            10**5,
+            10,
+            events_per_request=events,
+            max_age_s=7 * 86_400,
+            valkey=valkey,
+            packed=packed,
+            meters_per_event=meters,
+            archived_s=7 * 86_400,
+        )
         for meters in (1, 10)
         for events in (1, 10, 100, 1_000)
         for valkey in (False, True)
