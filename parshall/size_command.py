@@ -139,7 +139,11 @@ def size(
 
     window = _ms(window_s)
     assert window is not None
-    absent = {"largest_tenant_percent": largest_tenant_percent or 0, "partitions": partitions or 0, "archived_s": archived_s or 0}
+    absent: dict[str, Any] = {
+        "largest_tenant_percent": largest_tenant_percent or 0,
+        "partitions": partitions or 0,
+        "archived_s": archived_s or 0,
+    }
     workload = Workload(**given, **absent, window_s=window // 1000)
     _refuse_what_cannot_be(workload)
     machines = Machines(busy_percent, start_s, redis_gib * _GIB, postgres_cores, postgres_gib * _GIB)
