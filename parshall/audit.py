@@ -3,6 +3,7 @@
 Belongs here: the command, and reading each store in the right order. Must not know: what agrees with what (audit_rules.py,
 audit_journal.py).
 
+Where the log begins is asked before anything: what it had lost by then need not be remembered one by one (`RatedSide.take`).
 PostgreSQL is read first, then the journals, then the log to the end it had after that: so everything that is rated, and everything that
 a journal says was flushed, must be found in what was read later, also while the service runs. The registry of writers is read after
 PostgreSQL and before the journals are looked for: whoever is rated is in it, and whoever is in it has a journal.
@@ -98,10 +99,13 @@ def _only_to_read(settings: Settings) -> Settings:
 
 async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str], archives: str | None) -> Verdict:
     from parshall.audit_records import Difference
-    from parshall.audit_rules import LogSide, compare
+    from parshall.audit_rules import LogSide, RatedSide, compare
     from parshall.data_folder import journals_below
+    from parshall.whole_log import whole_log
 
-    rated, counted = await _read_rated(settings, folder, archives)
+    async with whole_log(settings, folder) as begins:
+        identity, starts = begins.identity, await begins.first_positions()
+    rated, counted = await _read_rated(settings, folder, archives, RatedSide(identity, starts))
     log = LogSide(wanted=rated.wanted)
     log.writers = await _read_registry(settings, folder)
     directories = journals_below(folder.path, more_journals)
@@ -121,22 +125,19 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
 # ---- each store
 
 
-async def _read_rated(settings: Settings, folder: DataFolder, archives: str | None) -> tuple[RatedSide, Recount]:
+async def _read_rated(settings: Settings, folder: DataFolder, archives: str | None, side: RatedSide) -> tuple[RatedSide, Recount]:
     from parshall.archive_files import lines_of
     from parshall.audit_records import Stored
-    from parshall.audit_rules import RatedSide
     from parshall.up import find_postgres
     from rater.postgres import DatabaseFailed
     from rater.recount import recount
 
     embedded, settings = find_postgres(settings, folder)
     assert settings.postgres.dsn is not None
-    side = RatedSide()
 
     def add(applied: Applied) -> None:
-        key = _key(applied.row)
-        side.records[key] = Stored(applied.hash, applied.tallies)
-        side.positions[key] = (sys.intern(applied.log), sys.intern(applied.stream), applied.next_position)
+        position = (sys.intern(applied.log), sys.intern(applied.stream), applied.next_position)
+        side.take(_key(applied.row), Stored(applied.hash, applied.tallies), position)
 
     try:
         found = await recount(settings.postgres.dsn, add, None if archives is None else partial(lines_of, archives))

@@ -13,7 +13,7 @@ Each thing that is wrong is named once, where it is; the sums of a tenant are na
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,6 +25,8 @@ from parshall.audit_records import Difference, RecordKey, Stored, key_of, named
 
 Chain = tuple[str, int]  # (writer, partition)
 Position = tuple[str, str, int]  # (log, stream, position after the record)
+
+_KEPT_OF_A_CHAIN = 300  # more than a flush has in one partition: what its journal does not say to be flushed is still looked at one by one
 
 _BYTES_IN_JOURNAL = "its bytes are in the journal {directory}: keep that folder as it is until they are in the log again"
 _GONE = (
@@ -64,11 +66,23 @@ class LogSide:
 
 
 @dataclass
+class Settled:
+    """The first records of a chain: rated, and taken from the log by retention before anything was read. Nothing but their sums is left to
+    compare, so an audit remembers one by one what the log still has, and not what years have brought."""
+
+    last: int  # all up to this number, but for what is missing or unsound
+    tallies: Counter[tuple[str, str]] = field(default_factory=Counter)  # (tenant, verdict)
+
+
+@dataclass
 class RatedSide:
     """What PostgreSQL has rated."""
 
+    identity: str = ""  # of the log
+    starts: Mapping[str, int] = field(default_factory=dict)  # where its streams began before PostgreSQL was read
     records: dict[RecordKey, Stored] = field(default_factory=dict)
     positions: dict[RecordKey, Position] = field(default_factory=dict)
+    settled: dict[Chain, Settled] = field(default_factory=dict)
     missing: frozenset[RecordKey] = frozenset()  # the chains say that they are rated, but they are not there
     unsound: Mapping[RecordKey, str] = field(default_factory=dict)  # rated, but the bytes kept are not what was rated
     parked: Mapping[RecordKey, str] = field(default_factory=dict)  # reason
@@ -79,10 +93,37 @@ class RatedSide:
     uncounted: Sequence[str] = ()  # what was not looked at, in clauses
     differences: Sequence[Difference] = ()  # usage, tallies and charges beside what the records make them
 
+    _unsettled: deque[RecordKey] = field(default_factory=deque)  # of the chain that is being read
+
     @property
     def wanted(self) -> frozenset[RecordKey]:
         """Records that other stores must lend, to tell what their loss explains."""
         return self.missing | self.unsound.keys()
+
+    def take(self, key: RecordKey, stored: Stored, position: Position) -> None:
+        """In the order of their keys."""
+        self.records[key], self.positions[key] = stored, position
+        if self._unsettled and self._unsettled[0][:2] != key[:2]:
+            self._unsettled.clear()
+        self._unsettled.append(key)
+        while len(self._unsettled) > _KEPT_OF_A_CHAIN and self._is_gone_from_log(self._unsettled[0]):
+            self._settle(self._unsettled.popleft())
+
+    def _is_gone_from_log(self, key: RecordKey) -> bool:
+        log, stream, position = self.positions[key]
+        return log != self.identity or position <= self.starts.get(stream, 0)
+
+    def _settle(self, key: RecordKey) -> None:
+        del self.positions[key]
+        chain = self.settled.setdefault(key[:2], Settled(0))
+        chain.last = key[2]
+        for tenant, counts in self.records.pop(key).tallies.items():
+            for verdict, events in counts.items():
+                chain.tallies[tenant, verdict] += events
+
+    def is_settled(self, key: RecordKey) -> bool:
+        chain = self.settled.get(key[:2])
+        return chain is not None and key[2] <= chain.last and key not in self.wanted
 
 
 class TenantRow(NamedTuple):
@@ -159,7 +200,8 @@ def _registry(have: Iterable[str], log: LogSide, rated: RatedSide) -> Iterator[D
         if retired is None and writer not in have:
             what = f"writer {writer} is registered, but its journal was not given: what it holds is unknown"
             yield Difference(what, "name its directory with --journal (DATA/writers/N on the machine where it ran)")
-    for writer in sorted({key[0] for key in rated.records} - log.writers.keys()):
+    rating = {key[0] for key in rated.records} | {chain[0] for chain in rated.settled}
+    for writer in sorted(rating - log.writers.keys()):
         what = f"writer {writer} has rated records, but the counter log's registry (usage.writers) does not know it"
         then = "is this the log that PostgreSQL was rated from? If so, the registry has lost entries: start no writer, restore it"
         yield Difference(what, then)
@@ -183,9 +225,9 @@ class _Records:
             self.committed |= {(writer, partition): n for partition, n in side.last_committed.items()}
             self.acknowledged |= {(writer, partition): n for partition, n in side.last_acknowledged.items()}
         stores = (self.journalled, log.records, log.unsound, rated.records)
-        keys = {*rated.wanted, *(key for store in stores for key in store)}
+        keys = {*rated.wanted, *(key for store in stores for key in store if not rated.is_settled(key))}
         keys |= self._in_no_store(keys)
-        self.of_writer: dict[str, list[RecordKey]] = defaultdict(list)
+        self.of_writer: dict[str, list[RecordKey]] = defaultdict(list, {writer: [] for writer, _ in rated.settled})
         for key in keys:
             self.of_writer[key[0]].append(key)
         self.problems = {key: problem for key in keys if (problem := self._problem(key)) is not None}
@@ -193,7 +235,7 @@ class _Records:
 
     def _in_no_store(self, keys: Set[RecordKey]) -> set[RecordKey]:
         """Acknowledged behind the last one that is rated, and nowhere, or only parked: the count of its journal alone tells of it."""
-        rated: dict[Chain, int] = {}
+        rated = {chain: settled.last for chain, settled in self.rated.settled.items()}
         for writer, partition, n in (*self.rated.records, *self.rated.missing):
             rated[writer, partition] = max(rated.get((writer, partition), 0), n)
         due = {
@@ -266,15 +308,19 @@ class _Records:
     def _ahead(self) -> Iterator[Difference]:
         """Rated, but not even committed in a journal that was read after PostgreSQL."""
         for writer, side in self._sides.items():
-            ahead = sorted(
-                key
-                for key in self.of_writer[writer]
-                if key in self.rated.records and key[2] > self.committed.get(key[:2], 0) and side.knows_numbers_of(key[1])
-            )
+            rated = [key for key in self.of_writer[writer] if key in self.rated.records]
+            rated += [(*chain, n) for chain, n in self._settled_ahead(writer)]
+            ahead = sorted(key for key in rated if key[2] > self.committed.get(key[:2], 0) and side.knows_numbers_of(key[1]))
             if ahead:
                 more = f" (and {len(ahead) - 1} more of this writer)" if len(ahead) > 1 else ""
                 what = f"{named(ahead[0])}{more} is rated, but not yet made according to its journal {side.directory}"
                 yield Difference(what, "that folder is an old copy of the journal: never start a service on it; find the newest one")
+
+    def _settled_ahead(self, writer: str) -> Iterator[tuple[Chain, int]]:
+        for chain, settled in self.rated.settled.items():
+            if chain[0] == writer:
+                for n in range(self.committed.get(chain, 0) + 1, settled.last + 1):
+                    yield chain, n
 
     def _keep_journal(self, key: RecordKey) -> str:
         if key in self.journalled:
@@ -353,7 +399,21 @@ def _books_of_journal(side: JournalSide, records: _Records) -> _Books:
             continue  # its flush is under way, or was made after the journal was read
         whereabouts, stored = _whereabouts(key, books, records)
         whereabouts.update({EVERY: 1} if stored is None else stored.accepted)
+    for chain, settled in _settled_of(side.writer, records):
+        books.rated.update(_accepted(settled))
+        if settled.last > records.acknowledged.get(
+            chain, 0
+        ):  # an old copy, which is named: what of them it knows to be flushed cannot be told
+            books.gone.update({EVERY: 1})
     return books
+
+
+def _settled_of(writer: str, records: _Records) -> Iterator[tuple[Chain, Settled]]:
+    return ((chain, settled) for chain, settled in records.rated.settled.items() if chain[0] == writer)
+
+
+def _accepted(settled: Settled) -> dict[str, int]:
+    return {tenant: events for (tenant, verdict), events in settled.tallies.items() if verdict == "accepted"}
 
 
 def _whereabouts(key: RecordKey, books: _Books, records: _Records) -> tuple[Counter[str], Stored | None]:
@@ -377,6 +437,10 @@ def _books_of_records(writer: str, records: _Records) -> _Books:
             whereabouts.update(stored.accepted)
             books.flushed.update(stored.accepted)
             books.tallies.update({(tenant, verdict): n for tenant, counts in stored.tallies.items() for verdict, n in counts.items()})
+    for _, settled in _settled_of(writer, records):
+        books.rated.update(_accepted(settled))
+        books.flushed.update(_accepted(settled))
+        books.tallies.update(settled.tallies)
     return books
 
 

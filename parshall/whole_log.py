@@ -31,6 +31,10 @@ class WholeLog:
         self._source = source
         self._retention = retention
 
+    async def first_positions(self) -> Mapping[str, int]:
+        """Where each stream begins that has lost something to retention."""
+        return await self._source.starts() if self._retention else {}
+
     async def __aiter__(self) -> AsyncIterator[Received]:
         ends: Mapping[str, int] = {stream: end for stream, end in (await self._source.ends()).items() if end > 0}
         reached: dict[str, int] = {}

@@ -4,7 +4,7 @@ Belongs here: reading every record in one snapshot of the database, and comparin
 log, journals, how a difference is told to a person.
 
 A record that is missing or damaged here may be lent by another store (`Recount.lend`): what it explains is then no difference any more.
-It holds one entry a usage row in memory (some 300 bytes).
+It holds one entry a usage row in memory (some 300 bytes), but for those that only archives explain which were not given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rater.archive_lines import ReadArchive, RecordRow
 from rater.period import Period, period_of
 from rater.postgres import FAILURES, DatabaseFailed, told
 from rater.pricing import UNPRICED, BookInForce
-from rater.recount_archives import CountedArchives, Finding, count_archives
+from rater.recount_archives import CountedArchives, Finding, count_archives, known_archives, reach_of
 from rater.rerate import TIMEOUT_S, lines_from_usage
 from rater.statements import statements
 from rater.transaction import CHARGES, book_in_force
@@ -139,7 +139,8 @@ async def recount(dsn: str, on_record: Callable[[Applied], None], read_archive: 
 
 async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied], None], read_archive: ReadArchive | None) -> Recount:
     found = Recount()
-    made = _Made()
+    known = await known_archives(connection)
+    made = _Made(after_s=-1 if read_archive else reach_of(known))
     archived: Counter[int] = Counter()  # archive -> rows
     last: dict[tuple[bytes, int], int] = {}
     async for row in connection.cursor(AUDIT["records"], prefetch=_ROWS_A_FETCH):
@@ -162,7 +163,7 @@ async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied]
         if held is not None:
             found.held[writer, partition] = held
     found.fallen_back = {chain: (chains.get(chain), n) for chain, n in last.items() if chains.get(chain, 0) < n}
-    found.archives = await count_archives(connection, archived, read_archive, made.add_usage, made.add_tallies)
+    found.archives = await count_archives(connection, known, archived, read_archive, made.add_usage, made.add_tallies)
     async for row in connection.cursor(AUDIT["usage"], prefetch=_ROWS_A_FETCH):
         if row["window_start_s"] <= found.archives.unread_to_s:
             continue
@@ -209,7 +210,9 @@ def _applied(row: Mapping[str, Any]) -> Applied:
 class _Made:
     """What the records add up to."""
 
-    def __init__(self) -> None:
+    def __init__(self, after_s: int) -> None:
+        """Usage of windows that start after it; others will not be compared, and need not be remembered."""
+        self._after_s = after_s
         self.usage: dict[UsageName, Total] = {}
         self.tallies: Counter[TallyName] = Counter()
 
@@ -220,6 +223,8 @@ class _Made:
 
     def add_usage(self, record: CounterRecord) -> None:
         for name, value, events, maximum in _counters(record):
+            if name[-1] <= self._after_s:
+                continue
             self.usage[name] = _merged(self.usage.get(name), (value, events), maximum=maximum)
 
     def add_tallies(self, writer: bytes, record: CounterRecord) -> None:

@@ -6,7 +6,7 @@ Belongs here: what is wrong with an archive or with those rows. Must not know: w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     then: str  # what to do about it
 
 
-class _Archive(NamedTuple):
+class Archive(NamedTuple):
     """A row of the table `archives`."""
 
     archive: int
@@ -42,12 +42,22 @@ class CountedArchives:
     unread_to_s: int = -1  # the latest window of which a file that could not be counted has something
     lent: dict[RecordRow, str] = field(default_factory=dict)  # counted from this file, though PostgreSQL lacks the row
 
-    def leave_out(self, archive: _Archive) -> None:
-        self.unread_to_s = max(self.unread_to_s, -1 if archive.last_window_s is None else archive.last_window_s)
+    def leave_out(self, archive: Archive) -> None:
+        self.unread_to_s = max(self.unread_to_s, reach_of([archive]))
+
+
+async def known_archives(connection: asyncpg.Connection) -> list[Archive]:
+    return [Archive(*row) for row in await connection.fetch(ARCHIVE["archives"])]
+
+
+def reach_of(archives: Iterable[Archive]) -> int:
+    """The latest start of a window that they have something of, in seconds; -1: of none."""
+    return max((archive.last_window_s for archive in archives if archive.last_window_s is not None), default=-1)
 
 
 async def count_archives(
     connection: asyncpg.Connection,
+    known: Sequence[Archive],
     rows: Mapping[int, int],
     read: ReadArchive | None,
     add_usage: Callable[[CounterRecord], None],
@@ -55,7 +65,6 @@ async def count_archives(
 ) -> CountedArchives:
     """`rows`: how many rows of `records` name each archive. `add_tallies`: only of records whose rows are missing."""
     counted = CountedArchives()
-    known = [_Archive(*row) for row in await connection.fetch(ARCHIVE["archives"])]
     for archive in known:
         if read is None:
             counted.unread.append(archive.file)
@@ -84,7 +93,7 @@ def _some(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 
 async def _count(
     connection: asyncpg.Connection,
-    archive: _Archive,
+    archive: Archive,
     some: Sequence[Archived],
     counted: CountedArchives,
     add_usage: Callable[[CounterRecord], None],
@@ -110,7 +119,7 @@ async def _count(
     return matched
 
 
-def _told_other_row(archive: _Archive, one: Archived, row: Mapping[str, Any]) -> Iterator[Finding]:
+def _told_other_row(archive: Archive, one: Archived, row: Mapping[str, Any]) -> Iterator[Finding]:
     tallies = json.loads(row["tallies"] or "{}")
     has = (row["archive"], row["hash"], tallies)
     if has != (archive.archive, one.hash, one.record.tallies):
@@ -122,7 +131,7 @@ def _told_other_row(archive: _Archive, one: Archived, row: Mapping[str, Any]) ->
         yield Finding(what, "the file is as it was written: set the row to what it has, then audit again")
 
 
-def _told_rows_without_lines(archive: _Archive, rows: int) -> Iterator[Finding]:
+def _told_rows_without_lines(archive: Archive, rows: int) -> Iterator[Finding]:
     if rows:
         what = f"{rows} rows of `records` say that their bytes are in archive {archive.file}, which does not have them"
         yield Finding(what, "restore a backup of PostgreSQL beside this one, and put those rows back from it")

@@ -15,7 +15,7 @@ from buffer.journal import Journal, JournalLimits, read_journal
 from buffer.journal_records import CallRecord, Closed, FlushBegin, FlushCommit, Flushed, FlushPart, JournalRecord, Opened, Through
 from buffer.record import RecordEncoder, decode, read_place
 from parshall.audit_records import RecordKey, Stored, key_of
-from parshall.audit_rules import LogSide, RatedSide
+from parshall.audit_rules import LogSide, Position, RatedSide
 from tests.journal_driver import DIRECTORY, clock_us, opened
 from tests.lossy_disk import LossyDisk
 
@@ -151,21 +151,23 @@ class AuditedWriter:
     def records(self) -> list[JournalRecord]:
         return list(read_journal(DIRECTORY, self.disk))
 
-    def log_side(self, produced: int | None = None, *, wanted: Iterable[RecordKey] = ()) -> LogSide:
-        """As it was once so many records were produced; None: now."""
-        side = LogSide(wanted=frozenset(wanted), identity="log", writers={self.writer: None})
-        for record in self.log[:produced]:
+    def log_side(self, produced: int | None = None, *, wanted: Iterable[RecordKey] = (), deleted: int = 0) -> LogSide:
+        """As it was once so many records were produced; None: now. Retention took so many of them."""
+        side = LogSide(wanted=frozenset(wanted), identity="log", starts=_starts(deleted), writers={self.writer: None})
+        for record in self.log[deleted:produced]:
             side.take(dict(record.headers), record.value)
         return side
 
-    def rated_side(self, rated: int | None = None) -> RatedSide:
-        """The first so many produced records are rated; None: all."""
-        side = RatedSide()
+    def rated_side(self, rated: int | None = None, deleted: int = 0) -> RatedSide:
+        """The first so many produced records are rated; None: all. Retention took so many of them from the log before."""
+        first: dict[RecordKey, tuple[Stored, Position]] = {}
         for position, record in enumerate(self.log[:rated], 1):
             place = read_place(dict(record.headers))
-            key = key_of(place)
-            side.records.setdefault(key, Stored(place.hash, decode(dict(record.headers), record.value).tallies))
-            side.positions.setdefault(key, ("log", f"stream {record.partition}", position))
+            stored = Stored(place.hash, decode(dict(record.headers), record.value).tallies)
+            first.setdefault(key_of(place), (stored, ("log", f"stream {record.partition}", position)))
+        side = RatedSide("log", _starts(deleted))
+        for key, (stored, where) in sorted(first.items()):
+            side.take(key, stored, where)
         return side
 
     @property
@@ -174,3 +176,7 @@ class AuditedWriter:
 
     def segments(self) -> list[str]:
         return [name for name in self.disk.names(DIRECTORY) if name.endswith(".journal")]
+
+
+def _starts(deleted: int) -> dict[str, int]:
+    return {f"stream {number}": deleted for number in range(PARTITIONS)}

@@ -25,6 +25,7 @@ from buffer.journal_records import (
     Through,
 )
 from buffer.journal_state import Standing, standing_after
+from parshall import audit_rules
 from parshall.audit_journal import JournalSide
 from parshall.audit_records import Difference, RecordKey
 from parshall.audit_rules import compare
@@ -93,6 +94,28 @@ async def test_a_service_that_runs_has_no_difference(seed: int) -> None:
         rated = writer.rated_side(writer.moments[random.randrange(at + 1)][1])
         log = writer.log_side(random.randrange(produced, len(writer.log) + 1))
         assert compare([read(records)], log, rated).differences == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_what_retention_took_is_added_up_and_nothing_else_changes(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answer as when each record is remembered: all is well, the journal is an old copy, it is not there at all."""
+    writer, random = await lived(seed), Random(seed)
+    produced = len(writer.log)
+    rated = random.randrange(produced * 3 // 4, produced + 1)
+    journals = [[read(writer.records())], [read(writer.moments[len(writer.moments) // 3][0])], []]
+    for deleted in (0, random.randrange(rated + 1), rated, produced):
+        log = writer.log_side(deleted=min(deleted, rated))
+        monkeypatch.setattr(audit_rules, "_KEPT_OF_A_CHAIN", 10**6)
+        each = writer.rated_side(rated, min(deleted, rated))
+        monkeypatch.setattr(audit_rules, "_KEPT_OF_A_CHAIN", 2)  # a flush has one record in a partition
+        some = writer.rated_side(rated, min(deleted, rated))
+        assert not each.settled
+        assert len(some.records) + sum(settled.last for settled in some.settled.values()) == len(each.records)
+        for sides in journals:
+            one, other = compare(sides, log, some), compare(sides, log, each)
+            assert one.differences == other.differences, deleted
+            assert one.rows == other.rows or sides is journals[1], "an old copy does not tell how much of the sums it has flushed"
+    assert len(some.records) <= 2 * 3 and some.settled
 
 
 async def test_histories_reach_what_they_are_for() -> None:
