@@ -14,7 +14,9 @@ from functools import lru_cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+_OF_THIS_MACHINE = ("localtime", "posixrules")  # files beside those of IANA: another zone on another machine
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST_YEAR, LAST_YEAR = 1970, 9000  # of months; the first one of some zones is December 1969 in others
 YEARS_AHEAD = 20  # how far into the future a zone's rules are checked
 
 
@@ -36,6 +38,8 @@ class Period(NamedTuple):
 def zone_named(name: str) -> ZoneInfo:
     """Raises ValueError with what is allowed."""
     try:
+        if name in _OF_THIS_MACHINE:
+            raise ValueError
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f"{name!r} is no time zone; allowed: an IANA name, as in UTC, Europe/Berlin or America/New_York") from None
@@ -45,7 +49,7 @@ def parse_label(label: str) -> tuple[int, int]:
     """ "2026-01" -> (2026, 1). Raises ValueError with what is allowed."""
     year, dash, month = label.partition("-")
     good = dash and len(year) == 4 and len(month) == 2 and (year + month).isascii() and (year + month).isdigit()
-    if not good or not 1969 <= int(year) <= 9000 or not 1 <= int(month) <= 12:
+    if not good or not FIRST_YEAR - 1 <= int(year) <= LAST_YEAR or not 1 <= int(month) <= 12:
         raise ValueError("a month as YYYY-MM, from 1969-12 on")
     return int(year), int(month)
 

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails
 
 from buffer.counters import MeterDefinition
-from rater.period import YEARS_AHEAD, Period, misfit, zone_named
+from rater.period import FIRST_YEAR, LAST_YEAR, YEARS_AHEAD, Period, misfit, zone_named
 from rater.prices.price import Price
 from rater.prices.registry import MODELS, PRICE_FIELDS, AnyPrice
 
@@ -67,13 +67,13 @@ def _zone(text: str) -> str:
 
 
 def _first_of_month(given: object) -> date:
-    allowed = "the first day of a month, from 1970 on, as in 2026-01-01"
+    allowed = f"the first day of a month, from {FIRST_YEAR} to {LAST_YEAR}, as in 2026-01-01"
     if isinstance(given, str):
         try:
             given = date.fromisoformat(given)
         except ValueError:
             raise ValueError(allowed) from None
-    if not isinstance(given, date) or isinstance(given, datetime) or given.day != 1 or given.year < 1970:
+    if not isinstance(given, date) or isinstance(given, datetime) or given.day != 1 or not FIRST_YEAR <= given.year <= LAST_YEAR:
         raise ValueError(allowed)
     return given
 

@@ -14,7 +14,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
-DIGITS = 200  # a quantity has at most some 60 digits (38 a counter, added up), a price at most PRICE_DIGITS; their products fit
+# A quantity has at most some 60 digits (38 a counter, added up), and 38 decimal places once `free` is taken off; a price at most
+# PRICE_DIGITS; `per` adds up to 59 decimal places. Tiers of both extremes, added up, take 218.
+DIGITS = 250
 PRICE_DIGITS = 40
 
 # Every operation is exact or raises.

@@ -58,6 +58,15 @@ def _texts(given: object) -> object:
     return given
 
 
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("text without NUL, which PostgreSQL cannot store")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_storable)]
+
+
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("each dimension once")
@@ -69,9 +78,11 @@ class Price(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    meter: str = Field(min_length=1)
-    dimensions: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()  # priced dimensions: a line for each combination of their values
-    where: Annotated[dict[str, str], BeforeValidator(_texts)] = {}  # only counters with these dimension values
+    meter: _Text = Field(min_length=1)
+    dimensions: Annotated[
+        tuple[_Text, ...], AfterValidator(_distinct)
+    ] = ()  # priced dimensions: a line for each combination of their values
+    where: Annotated[dict[_Text, _Text], BeforeValidator(_texts)] = {}  # only counters with these dimension values
     free: Amount = ZERO  # units of each line that cost nothing, before the tiers
     per: Annotated[Amount, AfterValidator(_divides_exactly)] = Decimal(1)  # unit prices are for so many units
 

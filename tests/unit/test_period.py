@@ -97,7 +97,7 @@ def test_labels_that_are_no_month(label: str) -> None:
         month_labelled(label, UTC_ZONE)
 
 
-@pytest.mark.parametrize("name", ["Mars/Olympus", "", "../etc/passwd", "/etc/localtime"])
+@pytest.mark.parametrize("name", ["Mars/Olympus", "", "../etc/passwd", "/etc/localtime", "localtime", "posixrules"])
 def test_names_that_are_no_zone(name: str) -> None:
     with pytest.raises(ValueError, match="IANA"):
         zone_named(name)

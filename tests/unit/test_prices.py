@@ -134,7 +134,7 @@ def test_nothing_is_rounded_silently() -> None:
     with pytest.raises(Inexact):
         EXACT.divide(Decimal(1), Decimal(3))
     with pytest.raises(Inexact):
-        EXACT.add(Decimal(10) ** 20, Decimal("1e-190"))
+        EXACT.add(Decimal(10) ** 20, Decimal("1e-240"))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,7 @@ def test_the_first_price_that_matches_wins() -> None:
     [
         ('"USD"', '"usd"', "price_books[0].currency: 'usd' cannot be used; allowed: three capital letters"),
         ("2026-01-01", "2026-01-02", "versions[0].effective_from: 2026-01-02 cannot be used; allowed: the first day of a month"),
+        ("2026-01-01", "9999-12-01", "9999-12-01 cannot be used; allowed: the first day of a month, from 1970 to 9000"),
         ("2026-03-01", "2026-01-01", "price_books[0].versions: "),
         ('"graduated"', '"tiered"', "prices[0].model: 'tiered' cannot be used; allowed: one of per_unit, graduated"),
         ('model = "per_unit"\n', "", "prices[1].model: is missing; allowed: one of per_unit, graduated"),
@@ -218,6 +219,7 @@ def test_the_first_price_that_matches_wins() -> None:
         ("free =", "fee =", "prices[0].fee: is no setting here; allowed: "),
         ('["region"]', '["regoin"]', "prices[0].dimensions: meter 'requests' has no dimension 'regoin'; allowed: region, zone"),
         ('where = { region = "eu" }', 'where = { area = "eu" }', "prices[0].where: meter 'requests' has no dimension 'area'"),
+        ('where = { region = "eu" }', 'where = { region = "e\\u0000u" }', "where.region: 'e\\x00u' cannot be used; allowed: text without"),
         ('"requests"', '"reqests"', "prices[0].meter: no meter is called 'reqests'; allowed: daily, requests"),
         ('"demo"', '""', "price_books[0].tenant: '' cannot be used; allowed: text that is not empty"),
         ("2026-03-01", '2026-03-01\ntimezone = "Asia/Kolkata"', "timezone: is no setting here; allowed: effective_from, prices"),
@@ -253,11 +255,13 @@ def test_a_unit_that_does_not_divide_exactly_is_refused(per: str) -> None:
         PerUnit.model_validate({"meter": "m", "model": "per_unit", "per": per, "unit_price": "1"})
 
 
-def test_the_largest_sums_stay_exact() -> None:
+@pytest.mark.parametrize("scale", [0, 18])
+def test_the_largest_sums_stay_exact(scale: int) -> None:
     """As many digits as there can be, over the `per` that adds most decimal places."""
-    tiers = [{"up_to": "9" * 30 + ".999999999", "unit_price": "0." + "3" * 38}, {"unit_price": "9" * 40}]
-    price = Graduated.model_validate({"meter": "m", "model": "graduated", "per": str(2**59), "tiers": tiers})
-    quantity = from_scaled(int("9" * 60), 18)
+    small = "0." + "3" * 38
+    tiers = [{"up_to": small, "unit_price": small}, {"unit_price": "9" * 40}]
+    price = Graduated.model_validate({"meter": "m", "model": "graduated", "free": small, "per": str(2**59), "tiers": tiers})
+    quantity = from_scaled(int("9" * 60), scale)
     line = rate(quantity, price, 12)
     exact = by_brute_force(quantity, price)
     assert sum(Fraction(tier.amount) for tier in line.tiers) == exact and Fraction(line.amount) == half_even(exact, 12)
