@@ -67,7 +67,7 @@ def usage_question(query: Mapping[str, str], meter: MeterDefinition, now_s: int)
         if name not in meter.dimensions:
             allowed = ", ".join((*meter.dimensions, "subject"))
             raise BadQuery("group_by", f"meter {meter.name!r} has no dimension {name!r}", f"{allowed}, several separated by commas")
-    subject = query.get("subject")
+    subject = _subject(query)
     by_subject = subject is not None or "subject" in names
     return UsageQuestion(meter, subject, _bounds(start_s, end_s, window, zone, meter), zone, group_by, by_subject)
 
@@ -75,9 +75,7 @@ def usage_question(query: Mapping[str, str], meter: MeterDefinition, now_s: int)
 def charges_question(query: Mapping[str, str], now_s: int) -> ChargesQuestion:
     """Raises BadQuery."""
     only(query, CHARGES_PARAMETERS)
-    subject, after = query.get("subject"), query.get("after")
-    if subject == "":
-        raise BadQuery("subject", "it is empty", "a subject; without the parameter all of them are answered")
+    subject, after = _subject(query), query.get("after")
     if after == "":
         raise BadQuery("after", "it is empty", "the `next` of the page before; without the parameter the first page is answered")
     if subject is not None and not query.keys().isdisjoint(_OF_PAGES):
@@ -88,6 +86,14 @@ def charges_question(query: Mapping[str, str], now_s: int) -> ChargesQuestion:
     except ValueError as error:
         raise BadQuery("period", f"{period!r} is no month", str(error)) from None
     return ChargesQuestion(subject, period, after, _limit(query))
+
+
+def _subject(query: Mapping[str, str]) -> str | None:
+    """No event has an empty one: nothing would be found, and would look like nothing used."""
+    subject = query.get("subject")
+    if subject == "":
+        raise BadQuery("subject", "it is empty", "a subject; without the parameter all of them are answered")
+    return subject
 
 
 def _limit(query: Mapping[str, str]) -> int:
@@ -201,14 +207,18 @@ def _starts(start_s: int, end_s: int, window: str, zone: ZoneInfo) -> Iterable[i
 
 
 def _hours(start_s: int, end_s: int, zone: ZoneInfo) -> Iterable[int]:
-    """Hours of the zone: where its offset is a whole number of hours, those of UTC."""
+    """Hours of the zone: where its offset is a whole number of hours, those of UTC. Half ones where clocks change by half an hour."""
+    start_s -= _into_hour(start_s, zone)
     while start_s < end_s:
-        offset = datetime.fromtimestamp(start_s, zone).utcoffset()
-        assert offset is not None
-        offset_s = offset.days * 86400 + offset.seconds
-        start_s -= (start_s + offset_s) % HOUR_S
         yield start_s
-        start_s += HOUR_S
+        start_s += HOUR_S - _into_hour(start_s, zone)
+
+
+def _into_hour(instant_s: int, zone: ZoneInfo) -> int:
+    """How many seconds of its hour are over."""
+    offset = datetime.fromtimestamp(instant_s, zone).utcoffset()
+    assert offset is not None
+    return (instant_s + offset.days * 86400 + offset.seconds) % HOUR_S
 
 
 def _names(query: Mapping[str, str]) -> Sequence[str]:

@@ -64,6 +64,20 @@ def test_hours_of_a_zone_with_half_an_hour() -> None:
         asked(HOURS, timezone="Asia/Kolkata")
 
 
+@pytest.mark.parametrize(
+    ("day", "begins"),
+    [
+        ("2026-04-05", ["01:00:00+11:00", "01:30:00+10:30", "02:00:00+10:30", "03:00:00+10:30"]),
+        ("2026-10-04", ["01:00:00+10:30", "02:30:00+11:00", "03:00:00+11:00", "04:00:00+11:00"]),
+    ],
+)
+def test_hours_of_a_day_on_which_the_clocks_change_by_half_an_hour(day: str, begins: list[str]) -> None:
+    bounds = tuple(at(f"{day}T{time}") for time in begins)
+    for beginning in range(3):
+        given = {"from_": f"{day}T{begins[beginning]}", "to": f"{day}T{begins[-1]}"}
+        assert asked(MINUTES, timezone="Australia/Lord_Howe", **given).bounds == bounds[beginning:]
+
+
 def test_grouping() -> None:
     found = asked(HOURS, group_by=" region , subject")
     assert (found.group_by, found.by_subject) == (("region",), True)
@@ -78,6 +92,11 @@ def test_charges_are_of_this_month_unless_said() -> None:
     assert charges_question({"subject": "acme", "period": "2025-12"}, NOW) == ("acme", "2025-12", None, 100)
     assert charges_question({}, NOW) == (None, "2026-03", None, 100)
     assert charges_question({"after": "acme", "limit": "1000"}, NOW) == (None, "2026-03", "acme", 1000)
+
+
+def test_usage_of_nobody_is_not_asked_for() -> None:
+    with pytest.raises(BadQuery, match="subject: it is empty"):
+        asked(HOURS, subject="")
 
 
 @pytest.mark.parametrize(
