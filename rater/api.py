@@ -240,7 +240,8 @@ def _line(places: int, row: queries.ChargeRow) -> dict[str, Any]:
     }
     if row.line is None:
         return {**line, "unpriced": True, "tiers": []}
-    price = {"price_from": f"{row.price_from}", "model": model_of(row.line.price), "per": plain(row.line.price.per)}
+    charged_by = row.line.price
+    price = {"price_from": f"{row.price_from}", "where": charged_by.where, "model": model_of(charged_by), "per": plain(charged_by.per)}
     return {**line, **price, "free": plain(row.line.free), "tiers": _tiers(row.line)}
 
 

@@ -202,15 +202,25 @@ async def _subjects(connection: PoolConnectionProxy, tenant: str, asked: Charges
 def _charge_row(book: PriceBook | None, period: Period, row: asyncpg.Record) -> ChargeRow:
     quantity = from_scaled(int(row["quantity"]), row["scale"])
     amount = None if row["amount"] is None else Decimal(row["amount"])
-    line = version = None
-    if row["price"] != UNPRICED:
-        version = book.version_for(period) if book else None
-        assert book is not None and version is not None
-        line = rate(quantity, version.prices[row["price"]], book.decimal_places)
-        if line.amount != amount:
-            place = f"meter {row['meter']!r} of subject {row['subject']!r} in {period.label}"
-            raise WrongLine(f"the stored charge of {place} is {amount} for {quantity}, and by the price book {line.amount}")
-    return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line, version.effective_from if version else None)
+    line, price_from = _explained(book, period, row, quantity)
+    made = line.amount if line else None
+    if made != amount or (line is None and row["price"] != UNPRICED):
+        place = f"meter {row['meter']!r} of subject {row['subject']!r} in {period.label}"
+        raise WrongLine(f"the stored charge of {place} is {_told(amount)} for {quantity}, and by the price book {_told(made)}")
+    return ChargeRow(row["meter"], json.loads(row["dimensions"]), quantity, amount, line, price_from)
+
+
+def _explained(book: PriceBook | None, period: Period, row: asyncpg.Record, quantity: Decimal) -> tuple[Line | None, date | None]:
+    """What a stored line costs by the price that it names, if there is one for its meter, and since when."""
+    version = book.version_for(period) if book else None
+    if book is None or version is None or not 0 <= row["price"] < len(version.prices):
+        return None, None
+    price = version.prices[row["price"]]
+    return (rate(quantity, price, book.decimal_places), version.effective_from) if price.meter == row["meter"] else (None, None)
+
+
+def _told(amount: Decimal | None) -> str:
+    return "none" if amount is None else format(amount, "f")
 
 
 async def tallies(pool: asyncpg.Pool, tenant: str | None = None) -> list[Tally]:

@@ -813,7 +813,8 @@ async def test_two_prices_of_one_meter_have_a_line_each(ledger: Ledger, pool: as
     counts: list[Count] = [(REQUESTS, "demo", "acme", JANUARY, (region, "a"), 0, events) for region, events in (("eu", 3), ("us", 5))]
     await ledger.apply(LOG, at(Writer(1).flush(counts)))
     answer = await ask(api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"}))
-    assert [(line["quantity"], line["amount"]) for line in answer["lines"]] == [("3", "6.00"), ("5", "5.00")]
+    found = [(line["where"], line["quantity"], line["amount"]) for line in answer["lines"]]
+    assert found == [({"region": "eu"}, "3", "6.00"), ({}, "5", "5.00")], "which usage it is, where the dimensions do not tell"
     assert answer["total"] == "11.00"
 
 
@@ -1160,13 +1161,25 @@ async def test_one_subject_is_answered_whole_however_large(ledger: Ledger, pool:
     assert "limit: the answer has more than 3 lines" in await refused(api_at(pool).charges("demo", {"period": "2026-01"}))
 
 
-async def test_a_stored_charge_that_somebody_changed_is_not_shown(ledger: Ledger, pool: asyncpg.Pool) -> None:
+@pytest.mark.parametrize(
+    ("meter", "change"),
+    [
+        ("peak_connections", "amount = amount + 1"),
+        ("peak_connections", "amount = NULL"),
+        ("peak_connections", "price = price - 1"),
+        ("peak_connections", "price = 99"),
+        ("peak_connections", "price = -1"),
+        ("calls", "amount = 1"),
+        ("calls", "price = 99"),
+    ],
+)
+async def test_a_stored_charge_that_somebody_changed_is_not_shown(ledger: Ledger, pool: asyncpg.Pool, meter: str, change: str) -> None:
     await ledger.put_book(book(), now_s=JANUARY, late_s=LATE_S)
-    await ledger.apply(LOG, at(Writer(1).flush(some())))
-    await pool.execute("UPDATE charge_lines SET amount = amount + 1 WHERE meter = 'peak_connections'")
+    await ledger.apply(LOG, at(Writer(1).flush([*some(), (MINUTES, "demo", "acme", JANUARY, (), 0, 3)])))
+    await pool.execute(f"UPDATE charge_lines SET {change} WHERE meter = $1", meter)
     answer = await api_at(pool).charges("demo", {"subject": "acme", "period": "2026-01"})
     assert answer.status == 500 and answer.content_type == "application/problem+json"
-    assert "the stored charge of meter 'peak_connections' of subject 'acme' in 2026-01 is" in json.loads(answer.body)["detail"], answer.body
+    assert f"the stored charge of meter '{meter}' of subject 'acme' in 2026-01 is" in json.loads(answer.body)["detail"], answer.body
     assert "`parshall audit` says more" in json.loads(answer.body)["detail"]
 
 
