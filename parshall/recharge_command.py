@@ -17,7 +17,7 @@ from parshall.errors import EXIT_CODES, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options
 
 if TYPE_CHECKING:
-    from rater.recharge import Recharge, Total
+    from rater.recharge import Changed, Recharge, Total
 
 HELP = f"""Charge a month again by the price book in force, also one that is final.
 
@@ -86,17 +86,24 @@ def _total(total: Total | None) -> dict[str, Any] | None:
 def as_text(month: str, done: Recharge, applied: bool) -> str:
     if not done.changed and done.before_currency == done.after_currency:
         return f"{month} comes to {_text(done.after)} {done.after_currency} by the price book in force, as it did: no total changes."
-    lines = [f"{one.subject}: {_shown(one.before)} -> {_shown(one.after)}" for one in done.changed]
+    lines = [_changed(one, done) for one in done.changed]
     whole = f"{_text(done.before)} {done.before_currency} -> {_text(done.after)} {done.after_currency}"
     if applied:
         return "\n".join([*lines, f"{month} is charged again: {whole}."])
     return "\n".join([*lines, f"{month} would be charged again: {whole}. Nothing has changed; with --yes it does."])
 
 
-def _shown(total: Total | None) -> str:
+def _changed(one: Changed, done: Recharge) -> str:
+    """A subject may hold line breaks and what a terminal obeys: then it is shown as JSON writes it."""
+    subject = one.subject if one.subject.isprintable() else json.dumps(one.subject)
+    before, after = ("", "") if done.before_currency == done.after_currency else (done.before_currency, done.after_currency)
+    return f"{subject}: {_shown(one.before, before)} -> {_shown(one.after, after)}"
+
+
+def _shown(total: Total | None, currency: str) -> str:
     if total is None:
         return "nothing"
-    return _text(total.amount) + (", some of it unpriced" if total.unpriced else "")
+    return f"{_text(total.amount)} {currency}".rstrip() + (", some of it unpriced" if total.unpriced else "")
 
 
 def _text(amount: Decimal) -> str:

@@ -74,7 +74,7 @@ async def recharge(connection: Connection, tenant_name: str, label: str, *, appl
         new.book.currency,
         total_of(one.amount for one in before.values()),
         total_of(one.amount for one in after.values()),
-        differing(before, after),
+        differing(before, after, same_currency=old.book.currency == new.book.currency),
     )
 
 
@@ -88,6 +88,7 @@ def totals_of(lines: Iterable[ChargeLine], quantities: Mapping[str, int]) -> dic
     return totals
 
 
-def differing(before: Mapping[str, Total], after: Mapping[str, Total]) -> list[Changed]:
-    subjects = sorted(before.keys() | after.keys())
-    return [Changed(one, before.get(one), after.get(one)) for one in subjects if before.get(one) != after.get(one)]
+def differing(before: Mapping[str, Total], after: Mapping[str, Total], *, same_currency: bool) -> list[Changed]:
+    """In another currency the same digits are another total."""
+    changed = [Changed(one, before.get(one), after.get(one)) for one in sorted(before.keys() | after.keys())]
+    return [one for one in changed if one.before != one.after or not same_currency]

@@ -82,6 +82,20 @@ async def test_what_has_no_price_is_told_whatever_else_the_subject_has(ledger: L
     assert await ledger.check_charges("demo") == await ledger.check_charges("other") == []
 
 
+async def test_the_same_digits_in_another_currency_are_another_total(ledger: Ledger, database: str) -> None:
+    forged = "acme: 4.00 USD -> 9.00 EUR\nzoe\x1b[2K"
+    await ledger.put_book(peak_at("0.5"), now_s=JANUARY, late_s=LATE_S)
+    await ledger.apply(LOG, at(Writer(1).flush(peaks(JANUARY, acme=8, **{forged: 2}))))
+    await ledger.put_book(peak_at("0.5", currency="EUR"), now_s=MARCH, late_s=LATE_S)
+    assert parshall(database, "recharge", "2026-01", "--tenant", "demo", "--yes") == (
+        0,
+        "acme: 4.00 USD -> 4.00 EUR\n"
+        '"acme: 4.00 USD -> 9.00 EUR\\nzoe\\u001b[2K": 1.00 USD -> 1.00 EUR\n'
+        "2026-01 is charged again: 5.00 USD -> 5.00 EUR.\n",
+        "",
+    )
+
+
 async def test_what_cannot_be_charged_again(ledger: Ledger, database: str) -> None:
     await ledger.apply(LOG, at(Writer(1).flush(peaks(JANUARY, acme=8))))
     for month, tenant, why in (
