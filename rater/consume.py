@@ -178,7 +178,7 @@ class Rater:
             log.error("a price book is not used, and the one before stays in force: %s", error)  # it was fine when it was checked
             return
         for tenant, period, lines, before, after in put.charged_again:
-            told = "the price book of %s changed: %s is charged again, %s lines; their amounts came to %s before and come to %s now"
+            told = "by the price book of %s, %s is charged again, %s lines; their amounts came to %s before and come to %s now"
             log.info(told, tenant, period, lines, plain(before), plain(after))
         for period in put.closed:
             told = "the new price book of %s changes the prices of %s, which is final and stays as it was charged"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from buffer.counters import MeterDefinition
 from rater.configured import ConfigurationRefused
 from rater.fold import Series, name_digest
-from rater.period import Period, is_closed, month_labelled, months_between
+from rater.period import Period, is_closed, month_labelled, months_between, period_of
 from rater.prices.book import PriceBook
 from rater.prices.money import EXACT, ZERO
 from rater.pricing import BookInForce, ChargeLine, PricedPeriod, add_to_line
@@ -41,7 +41,8 @@ class Put(NamedTuple):
 
 
 async def put_book(connection: Connection, book: PriceBook, *, now_s: int, late_s: int) -> Put:
-    """Make a book the one in force, within the caller's transaction. Open months that it prices differently are charged again.
+    """Make a book the one in force, within the caller's transaction. Open months that it prices differently are charged again, and so are
+    those that the rules of its time zone bound otherwise by now.
 
     A month that is closed keeps the book it was charged with; a month that was charged without any book gets this one. Raises
     ConfigurationRefused.
@@ -101,13 +102,14 @@ async def _charge_open_again(connection: Connection, tenant: int, new: BookInFor
     assert new.book is not None
     done, closed = [], []
     books: dict[int | None, BookInForce] = {}
+    moved = await _follow_zone(connection, tenant, new, now_s, late_s)
     for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
-        if number == new.number:
+        if number == new.number and label not in moved:
             continue
         old = await book_in_force(connection, books, number)
         _same_months(old, new.book)
         period = Period(label, start_s, end_s)
-        differs = old.governs(period) != new.governs(period)
+        differs = label in moved or old.governs(period) != new.governs(period)
         if is_closed(end_s, now_s, late_s):
             closed += [label] if differs else []
             continue
@@ -115,6 +117,25 @@ async def _charge_open_again(connection: Connection, tenant: int, new: BookInFor
         if differs:
             done.append(await _charge_again(connection, tenant, new.book.tenant, period, new))
     return Put(done, closed)
+
+
+async def _follow_zone(connection: Connection, tenant: int, new: BookInForce, now_s: int, late_s: int) -> set[str]:
+    """The rules of a time zone change: the bounds of months that are not final follow them. Which months that changed."""
+    moved: set[str] = set()
+    for label, *bounds, _ in await connection.fetch(CHARGES["periods_of_tenant"], tenant):
+        if is_closed(bounds[1], now_s, late_s):
+            continue
+        by_rules = month_labelled(label, new.zone)[1:]
+        start_s, end_s = (bound if is_closed(bound, now_s, late_s) else rule for bound, rule in zip(bounds, by_rules, strict=True))
+        if [start_s, end_s] == bounds:
+            continue
+        await connection.execute(CHARGES["period_set_bounds"], tenant, label, start_s, end_s)
+        beside = [period_of(start_s - 1, new.zone)] if start_s > bounds[0] else []
+        beside += [period_of(end_s, new.zone)] if end_s < bounds[1] else []
+        for period in beside:  # what goes there may be its first usage
+            await connection.execute(CHARGES["periods_add"], [tenant], [period.label], [period.start_s], [period.end_s], [new.number])
+        moved |= {label, *(period.label for period in beside)}
+    return moved
 
 
 async def _charge_again(connection: Connection, tenant: int, name: str, period: Period, book: BookInForce) -> ReRated:
@@ -174,7 +195,6 @@ async def check_charges(connection: Connection, tenant_name: str) -> list[Differ
     books: dict[int | None, BookInForce] = {None: BookInForce(None, None)}
     for label, start_s, end_s, number in await connection.fetch(CHARGES["periods_of_tenant"], row["tenant"]) if row else ():
         book = await book_in_force(connection, books, number)
-        assert month_labelled(label, book.zone) == Period(label, start_s, end_s)
         lines, quantities = await lines_from_usage(connection, row["tenant"], tenant_name, Period(label, start_s, end_s), book)
         computed = {key: (quantities[key], line.amount(quantities[key])) for key, line in lines.items()}
         stored = _stored(await connection.fetch(CHARGES["lines_of_period"], row["tenant"], label, timeout=TIMEOUT_S))

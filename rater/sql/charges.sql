@@ -55,6 +55,9 @@ SELECT period, start_s, end_s, book FROM periods WHERE tenant = $1 ORDER BY peri
 -- name: period_set_book
 UPDATE periods SET book = $3 WHERE tenant = $1 AND period = $2;
 
+-- name: period_set_bounds
+UPDATE periods SET start_s = $3, end_s = $4 WHERE tenant = $1 AND period = $2;
+
 -- name: periods_remove
 DELETE FROM periods WHERE tenant = $1;
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
@@ -27,6 +28,7 @@ from rater.configured import ConfigurationRefused, Configured
 from rater.consume import Rater, RaterLimits
 from rater.migrate import SchemaTooNew, migrate
 from rater.postgres import DatabaseFailed, Ledger
+from rater.prices import book as book_module
 from rater.prices.book import PriceBook, read_books
 from rater.recount import recount
 from rater.source import Positions, Received, SourceUnavailable
@@ -951,6 +953,36 @@ async def test_the_old_book_put_back_is_in_force_again(ledger: Ledger, pool: asy
     assert await ledger.check_charges("demo") == []
 
 
+@pytest.mark.parametrize(
+    ("zone", "before", "after"),
+    [
+        ("Europe/Berlin", {-2: 3, -1: 9}, ("3.00", "9.00")),  # by the hours around the beginning of February in UTC
+        ("Europe/Berlin", {-2: 3, -1: 9, 0: 5}, ("3.00", "9.00")),
+        ("America/New_York", {4: 9, 5: 3}, ("9.00", "3.00")),
+    ],
+)
+async def test_months_that_are_not_final_follow_the_rules_of_their_time_zone(
+    ledger: Ledger, dsn: str, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch, zone: str, before: dict[int, int], after: tuple[str, str]
+) -> None:
+    """An update of these moves usage into another month, which has some already or not. The end of December is final."""
+    counts: list[Count] = [(PEAK, "demo", "acme", FEBRUARY + hour * HOUR, (), value, 1) for hour, value in before.items()]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(book_module, "zone_named", lambda _: ZoneInfo("UTC"))
+        await ledger.put_book(peak_at("1", timezone=zone), now_s=JANUARY, late_s=LATE_S)
+        await ledger.apply(LOG, at(Writer(1).flush([*counts, (PEAK, "demo", "acme", JANUARY - HOUR, (), 7, 1)])))
+        assert [await total(pool, month) for month in ("2025-12", "2026-01", "2026-02")] != ["7.00", *after]
+    started = Ledger(dsn)
+    put = await started.put_book(peak_at("1", timezone=zone), now_s=FEBRUARY, late_s=LATE_S)
+    assert ([month.period for month in put.charged_again if month.lines], put.closed) == (["2026-01", "2026-02"], [])
+    assert [await total(pool, month) for month in ("2025-12", "2026-01", "2026-02")] == ["7.00", *after]
+    december, january = [await ask(api_at(pool).charges("demo", {"period": period})) for period in ("2025-12", "2026-01")]
+    assert datetime.fromisoformat(december["period_end"]) == datetime.fromtimestamp(JANUARY, UTC)
+    assert january["period_end"].startswith("2026-02-01T00:00:00"), january
+    assert await started.check_charges("demo") == []
+    assert await started.put_book(peak_at("1", timezone=zone), now_s=FEBRUARY, late_s=LATE_S) == ([], [])
+    await started.close()
+
+
 async def test_what_a_new_book_changes_is_told_in_the_log(ledger: Ledger, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture) -> None:
     """An open month with its total before and after, a final one as it stays."""
     caplog.set_level("INFO")
@@ -963,7 +995,7 @@ async def test_what_a_new_book_changes_is_told_in_the_log(ledger: Ledger, pool: 
         await run_until(rater, lambda: rater.counts.ready)
         return [record.getMessage() for record in caplog.records if "price book of demo" in record.getMessage()]
 
-    again = "the price book of demo changed: 2026-01 is charged again, 1 lines; their amounts came to {} before and come to {} now"
+    again = "by the price book of demo, 2026-01 is charged again, 1 lines; their amounts came to {} before and come to {} now"
     final = "the new price book of demo changes the prices of 2026-01, which is final and stays as it was charged; `parshall recharge`"
     end_s = FEBRUARY + LATE_S
     assert await told(peak_at("2"), end_s - 1) == [again.format(4, 16)]
