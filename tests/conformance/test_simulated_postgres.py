@@ -172,6 +172,7 @@ _ARGUMENTS: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "tenant_set_book": lambda rng: (rng.choice((1, 2)), 1),
     "periods_of_tenant": lambda rng: _one(rng, (1, 2)),
     "period_set_book": lambda rng: (*_one(rng, (1, 2), ("1970-01", "1970-02")), 1),
+    "period_set_bounds": lambda rng: (*_one(rng, (1, 2), ("1970-01", "1970-02")), 3600, 7200),
     "periods_remove": lambda rng: _one(rng, (1, 2)),
     "lines_remove": lambda rng: _one(rng, (1, 2), (None, "1970-01")),
     "usage_bounds": lambda rng: _one(rng, (1, 2)),

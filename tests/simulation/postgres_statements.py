@@ -588,6 +588,11 @@ async def period_set_book(work: Work, tenant: int, period: str, book: int) -> No
 
 
 @statement
+async def period_set_bounds(work: Work, tenant: int, period: str, start_s: int, end_s: int) -> None:
+    await _change(work, "periods", [(tenant, period)], lambda _, row: row._replace(start_s=start_s, end_s=end_s))
+
+
+@statement
 async def periods_remove(work: Work, tenant: int) -> None:
     keys = [key for key, _ in work.rows("periods") if key[0] == tenant]
     await _change(work, "periods", keys, lambda *_: None, mode=UPDATE)
