@@ -9,7 +9,6 @@ import contextlib
 import gzip
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -77,9 +76,8 @@ def _told(path: str) -> Iterator[None]:
     """What the system says of a file becomes ArchiveFailed."""
     try:
         yield
-    except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ArchiveFailed(f"{path}: {reason}") from error
+    except OSError as error:
+        raise ArchiveFailed(f"{path}: {error.strerror or error}") from error
 
 
 def _sync_folder(path: str) -> None:

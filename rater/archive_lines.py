@@ -85,7 +85,7 @@ def line_of(row: LedgerRow) -> tuple[bytes, Archived] | None:
     """The line with its end, and what it is read back as. None where that is not what the row has: damaged, or not text on one line."""
     try:
         headers = [(name, value.decode()) for name, value in zip(row.header_names, row.header_values, strict=True)]
-    except UnicodeDecodeError:
+    except ValueError:  # not text, or not as many names as values
         return None
     if b"\n" in row.value:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,21 +21,23 @@ from rater.archive_lines import ArchiveFailed
 from rater.postgres import Ledger
 from rater.recount import Recount, recount
 from tests.integration.rating import EGRESS, PEAK, PROJECT, REQUESTS, Writer, parshall
-from tests.integration.test_rater import FEBRUARY, JANUARY, LATE_S, LOG, at, book
+from tests.integration.test_rater import FEBRUARY, HOUR, JANUARY, LATE_S, LOG, at, book
 from tests.small_disk import small_disk
 
 TALLIES = {"demo": {"received": 4, "accepted": 3, "duplicate": 1}}
 
 
 class Rated:
-    """Three records, the first two of them rated a hundred days ago; the third one has February alone."""
+    """Three records, the first two of them rated a hundred days ago; February is in the third one alone."""
 
     def __init__(self) -> None:
         self.writer = Writer(1)
         self.records = [
             *self.writer.flush([(EGRESS, "demo", "acme", JANUARY, ("us",), 10**6, 1), (PEAK, "demo", "acme", JANUARY, (), 9, 1)], TALLIES),
-            *self.writer.flush([(EGRESS, "demo", "acme", JANUARY, ("us",), 5, 1), (PEAK, "demo", "acme", JANUARY, (), 5, 1)]),
-            *self.writer.flush([(REQUESTS, "demo", "acme", FEBRUARY, ("eu", "a"), 0, 7)], TALLIES),
+            *self.writer.flush([(EGRESS, "demo", "acme", JANUARY + HOUR, ("us",), 5, 1), (PEAK, "demo", "acme", JANUARY, (), 5, 1)]),
+            *self.writer.flush(
+                [(REQUESTS, "demo", "acme", FEBRUARY, ("eu", "a"), 0, 7), (EGRESS, "demo", "acme", JANUARY, ("us",), 1, 1)], TALLIES
+            ),
         ]
 
 
@@ -102,7 +105,7 @@ async def test_the_audit_counts_with_archives(rated: Rated, dsn: str, pool: asyn
     whole, without = await counted(dsn, tmp_path), await counted(dsn, None)
     assert not list(whole.findings()) and not list(without.findings())
     assert whole.archives.unread == [] and without.archives.unread == [file.name for file in tmp_path.iterdir()]
-    assert without.archives.unread_to_s == JANUARY
+    assert without.archives.unread_to_s == JANUARY + HOUR
     await pool.execute("UPDATE usage SET value = value + 1 WHERE value = 9")
     (what,) = await findings(dsn, tmp_path)
     assert "is 10 (2 events), but its records make it 9 (2 events)" in what
@@ -141,7 +144,9 @@ async def test_rows_that_are_not_what_the_file_has_are_named(rated: Rated, dsn: 
     for change, told in CHANGES:
         await pool.execute("CREATE TABLE kept AS TABLE records; CREATE TABLE known AS TABLE archives")
         await pool.execute(change)
-        assert any(what.startswith(told) for what in await findings(dsn, tmp_path)), change
+        named = await findings(dsn, tmp_path)
+        assert any(what.startswith(told) for what in named), change
+        assert not any("-1 rows" in what for what in named), change
         await pool.execute("TRUNCATE records, archives; INSERT INTO archives OVERRIDING SYSTEM VALUE SELECT * FROM known")
         await pool.execute("INSERT INTO records SELECT * FROM kept; DROP TABLE kept, known")
         assert await findings(dsn, tmp_path) == []
@@ -176,6 +181,17 @@ async def test_a_file_that_is_not_as_it_was_is_named(rated: Rated, dsn: str, poo
         file.write_bytes(changed[damage])
     (what,) = await findings(dsn, tmp_path)
     assert what.startswith(f"archive {file.name} cannot be counted: ") and told in what
+    await pool.execute(f"DELETE FROM usage WHERE window_start_s = {JANUARY}")
+    assert not any(what.startswith("usage of") for what in await findings(dsn, tmp_path)), "nobody can tell"
+
+
+async def test_lines_that_are_no_records(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path) -> None:
+    archive(dsn, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(gzip.compress(b"{}\n"))
+    await pool.execute("UPDATE archives SET sha256 = $1", hashlib.sha256(file.read_bytes()).hexdigest())
+    (what,) = await findings(dsn, tmp_path)
+    assert what.startswith(f"archive {file.name} cannot be counted: Object missing required field")
 
 
 async def test_a_record_whose_bytes_were_changed_stays(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path) -> None:
@@ -274,8 +290,9 @@ async def test_a_database_that_is_not_up_to_date(database: str, tmp_path: Path) 
     )
 
 
-async def test_many_files(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_command, "_FILE_RECORDS", 1)
+@pytest.mark.parametrize("bound", ["_FILE_RECORDS", "_FILE_BYTES"])
+async def test_many_files(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(archive_command, bound, 1)
     async with ledger_archive(dsn) as opened:
         assert await archive_command.move_old(opened, str(tmp_path), 90 * 86400) == 0
     assert len(list(tmp_path.iterdir())) == 2

@@ -79,6 +79,7 @@ RECORD = Writer(1).flush([(PEAK, "demo", "acme", 0, (), 9, 1)])[0]
         row_of(RECORD, hash="0" * 32),
         row_of(RECORD, header_names=["x", *RECORD.headers], header_values=[b"\xff", *RECORD.headers.values()]),
         row_of(RECORD, header_names=[*RECORD.headers][:-1], header_values=[*RECORD.headers.values()][:-1]),
+        row_of(RECORD, header_names=[*RECORD.headers, "more"]),
     ],
 )
 def test_what_would_not_come_back_is_not_archived(row: LedgerRow) -> None:
@@ -98,7 +99,14 @@ def test_a_changed_line_is_refused() -> None:
     made = line_of(row_of(RECORD))
     assert made is not None
     line = made[0]
-    for before, after in ((b'"v":1', b'"v":2'), (b'"n":1', b'"n":2'), (b'"9"', b'"8"'), (b'"stream"', b'"strean"'), (b"]", b"")):
+    for before, after in (
+        (b'"v":1', b'"v":1,"more":1'),
+        (b'"v":1', b'"v":2'),
+        (b'"n":1', b'"n":2'),
+        (b'"9"', b'"8"'),
+        (b'"stream"', b'"strean"'),
+        (b"]", b""),
+    ):
         assert before in line
         with pytest.raises(BadLine):
             read_line(line.replace(before, after, 1))
