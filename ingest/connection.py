@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, cast
 import msgspec
 import structlog
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
 from aiohttp.helpers import rfc822_formatted_time
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpRequestParser, RawRequestMessage
 
 from ingest.auth import Keys
 from ingest.http import EVENTS, JSON, PROBLEM, SERVER, UNEXPECTED, Admitted, Edge, Room, echoed, problem_response, refusal
@@ -175,15 +176,22 @@ class Connection(web.RequestHandler):
         self._go_on()
 
     def _receive(self, data: bytes) -> None:
-        queued, body, within = len(self._messages), self._body, not self._content.is_eof()
-        come = 0 if body is None else body.total_bytes
+        if self._upgrading and len(data) > 1 and not self._content.is_eof():  # see _end_behind_an_upgrade
+            self._read(data[:-1])
+            data = data[-1:]
+        self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        queued, within = len(self._messages), not self._content.is_eof()
+        body = None if self._body is None or self._body.is_eof() else self._body  # its end may have come without another byte
+        come, all_read = 0 if body is None else body.total_bytes, not self._reading_paused
         super().data_received(data)
         messages = len(self._messages) - queued
         if messages:
             message, self._content = self._messages[-1]
             self._upgrading = getattr(message, "upgrade", False)
         if data:
-            self._see_where_the_parser_stands(data, messages, body, come)
+            self._see_where_the_parser_stands(data, messages, body, come, all_read)
         if messages:
             self._begun = _behind(data, self._content.total_bytes) if self._content.is_eof() else 0
         elif not within:
@@ -206,8 +214,9 @@ class Connection(web.RequestHandler):
             self._wire.write(_LARGE_HEAD)
             self.force_close()
 
-    def _see_where_the_parser_stands(self, data: bytes, messages: int, body: StreamReader | None, come: int) -> None:
-        """After `data`, which brought so many messages. `body`: it was within this one, of which `come` bytes were there.
+    def _see_where_the_parser_stands(self, data: bytes, messages: int, body: StreamReader | None, come: int, all_read: bool) -> None:
+        """After `data`, which brought so many messages. `body`: it was within this one, of which `come` bytes were there. `all_read`: it
+        had kept nothing to read later, which it does when the reader of a body is slow.
 
         Upgraded: what stood behind the head, whatever length that names, is kept by aiohttp and parsed later. A CONNECT has no body.
         """
@@ -215,18 +224,22 @@ class Connection(web.RequestHandler):
         if messages:
             content = self._messages[-1][1]
             self._body = None if content.is_eof() else content
-            look = self._in_vain < _MOST_IN_VAIN or self._upgrading
-            if self._body is None and between and len(self._messages) == 1 and not self._upgraded and look:
-                self._in_vain += 1
-                self._head = KnownHead.of(data)
-                self._between = self._head is not None
+            if self._body is None and between and len(self._messages) == 1 and not self._upgraded:
+                behind = len(data) - data.find(_END_OF_HEAD) - len(_END_OF_HEAD) - content.total_bytes  # more than 0 of one in chunks
+                self._between = not behind or (self._upgrading and _ends_with(data, self._loop))
+                if not behind and self._in_vain < _MOST_IN_VAIN:
+                    self._in_vain += 1
+                    self._head = KnownHead.of(data)
         elif body is not None and body.is_eof():
-            self._between = body.total_bytes - come == len(data)
+            self._between = body.total_bytes - come == len(data) or (len(data) == 1 and all_read)
             self._body = None
 
     def _end_behind_an_upgrade(self) -> None:
         """What comes with the end of a request for a protocol that aiohttp does not know, its parser drops, and reads on with what comes
-        later: that must not be answered in the place of what was dropped. It answers the request that is the first by now, no other."""
+        later: that must not be answered in the place of what was dropped. It answers the request that is the first by now, no other.
+
+        So such a request leaves its connection open only where it is known that nothing came with its end. That of a body is looked for
+        byte by byte as it were: the last byte of what comes is read by itself."""
         self._upgrading = False
         if not self._upgraded and not self._between:
             self.close()
@@ -258,7 +271,7 @@ class Connection(web.RequestHandler):
             and message.method == "POST"
             and message.version == HttpVersion11
             and not message.should_close
-            and not message.upgrade
+            and not self._upgraded  # the last of the queue is for a protocol that aiohttp knows
             and content.is_eof()
             and content.exception() is None
             and self._takes_direct()
@@ -394,6 +407,13 @@ def _behind(data: bytes, body: int) -> int:
     if data.endswith(_END_OF_HEAD, 0, head_end):  # almost always; looking for it takes as long as a long body is
         return 0
     return max(0, head_end - data.rfind(_END_OF_HEAD) - len(_END_OF_HEAD))
+
+
+def _ends_with(data: bytes, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the request that these bytes begin with, and that is whole, needs the last of them."""
+    again = HttpRequestParser(BaseProtocol(loop), loop, len(data), auto_decompress=False)
+    messages, _, _ = again.feed_data(data[:-1])
+    return not messages or not messages[0][1].is_eof()
 
 
 class _Direct(msgspec.Struct, frozen=True):  # one a request: a NamedTuple takes five times as long to make

@@ -11,6 +11,7 @@ import json
 import random
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pytest
@@ -114,7 +115,7 @@ UNUSUAL = [
     (4, "Content-Length:\t %d "),
     (4, "Transfer-Encoding: chunked"),
     *((5, more) for more in ("Idempotency-Key: a", "Content-Encoding: gzip", "Connection: keep-alive", "Connection: close", "ce-id: 7")),
-    (5, "Connection: Upgrade\r\nUpgrade: websocket"),
+    *((5, f"Connection: Upgrade\r\nUpgrade: {name}") for name in ("websocket", "h2c", "h2c")),
     *((5, more) for more in ("Expect: 100-continue", "X: Content-Length: 5", "Content-Length: 3", "Transfer-Encoding: chunked")),
 ]
 
@@ -199,10 +200,14 @@ async def turns(number: int) -> None:
         await asyncio.sleep(0)
 
 
+async def of_schedule(schedule: Sequence[Step], first_turns: int = 3) -> Seen:
+    sink = MemorySink()
+    return await feed(make_edge(sink, HttpLimits(max_body_bytes=MOST_BYTES)), sink, schedule, first_turns)
+
+
 async def outcome(seed: int) -> Seen:
     pick = random.Random(seed)
-    sink = MemorySink()
-    return await feed(make_edge(sink, HttpLimits(max_body_bytes=MOST_BYTES)), sink, steps(pick), pick.choice([0, 3]))
+    return await of_schedule(steps(pick), pick.choice([0, 3]))
 
 
 @pytest.fixture
@@ -360,11 +365,66 @@ async def test_nor_is_it_where_an_upgrade_that_aiohttp_knows_came_before(client:
     assert client.wire.written.count(b"Connection: close") == 1
 
 
-async def test_a_sender_that_would_like_another_protocol_keeps_its_connection(client: Client) -> None:
-    """As the HTTP client of Java does, at each request."""
-    wants = plain("1", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n")
-    end = wants.index(b"\r\n\r\n") + 4
-    assert await client.sends(*[wants] * 20, *[wants[:end], wants[end:]] * 20) == [200] * 40
+WISH = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+COUNTED = plain("1", WISH)
+HEAD, _, BODY = COUNTED.partition(b"\r\n\r\n")
+STREAMED = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", HEAD) + b"\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("whole", [f"GET /healthz HTTP/1.1\r\nHost: x\r\n{WISH}\r\n".encode(), COUNTED, STREAMED])
+async def test_a_sender_that_would_like_another_protocol_keeps_its_connection(client: Client, whole: bytes) -> None:
+    """As the HTTP client of Java does, at each request: of a body that it was given as a stream it does not say the length."""
+    plain_one = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert await client.sends(*[whole, plain_one, plain("2")] * 20) == [200] * 60
+    head_end, end = whole.index(b"\r\n\r\n") + 4, len(whole)
+    for cuts in ([head_end], [head_end, end - 1], [end - 1], [head_end + 1, end - 7, end - 5]):
+        if head_end < end:
+            pieces = [whole[start:stop] for start, stop in zip([0, *cuts], [*cuts, end], strict=True)]
+            assert await client.sends(*[*pieces, whole] * 20) == [200] * 40
+    assert b"Connection: close" not in client.wire.written
+
+
+@pytest.mark.parametrize(
+    "between", [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", f"GET /healthz HTTP/1.1\r\nHost: x\r\n{WISH}\r\n".encode()]
+)
+async def test_a_head_is_known_with_its_wish_for_another_protocol(client: Client, recognised: list[bool], between: bytes) -> None:
+    assert await client.sends(COUNTED, COUNTED, between, COUNTED) == [200] * 4
+    assert recognised == [False, True, False, True]
+
+
+async def test_a_byte_behind_a_body_that_ended_unseen_begins_a_head(client: Client) -> None:
+    """The parser had to wait for the reader of that body, and came to its end without another byte."""
+    body = BODY.ljust(2_000_000)
+    head = HEAD.replace(b"Upgrade", b"nothing").replace(b"Content-Length: %d" % len(BODY), b"Content-Length: %d" % len(body))
+    assert await client.sends(plain("2"), head + b"\r\n\r\n", body, SWALLOWS[:1], plain("2")) == [200, 200, 400]
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_nor_is_it_where_the_parser_had_to_wait_for_the_reader(client: Client, behind: bytes) -> None:
+    """It keeps what it has not read then, and reads it with the last byte."""
+    head, _, _ = STREAMED.partition(b"\r\n\r\n")
+    long = b"%x\r\n%b\r\n0\r\n\r\n" % (2_000_000, BODY.ljust(2_000_000))
+    assert await client.sends(head + b"\r\n\r\n", long + behind, plain("last")) == [200]
+    assert client.wire.closed and len(client.sink.batches) == 1
+
+
+async def test_a_wish_for_another_protocol_changes_no_answer() -> None:
+    """Where something came with the end of such a request there are fewer answers, and the connection ends."""
+    kept = wished = 0
+    for seed in range(SCHEDULES):
+        wishing = [step._replace(chunk=step.chunk.replace(b"websocket", b"h2c")) for step in steps(random.Random(seed))]
+        sent = b"".join(step.chunk for step in wishing)
+        bytes_without = iter(sent.replace(b"Connection: Upgrade", b"Connection: nothing"))
+        without = [step._replace(chunk=bytes(islice(bytes_without, len(step.chunk)))) for step in wishing]
+        one, other = await of_schedule(wishing), await of_schedule(without)
+        if b"h2c" not in sent or b"This is not an HTTP request" in other.written:  # what cannot be read takes with it what came before
+            continue
+        answers, more = (re.findall(rb"HTTP/1.[01] (\d+)", seen.written) for seen in (one, other))
+        assert answers == more[: len(answers)] and one.counted == other.counted[: len(one.counted)], f"schedule {seed}"
+        assert one.closed or answers == more, f"schedule {seed}"
+        wished += 1
+        kept += one.closed == other.closed
+    assert wished > kept > wished // 2
 
 
 LINE = b"X-Long: " + b"x" * 8000 + b"\r\n"
