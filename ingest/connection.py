@@ -36,6 +36,12 @@ log = structlog.get_logger()
 _READ_BYTES = 512 * 1024  # a usual body arrives without the socket being stopped and started again
 _MOST_IN_VAIN = 8  # heads in a row that are looked at and do not come again: a sender that never repeats one shall not pay for it
 _MOST_HEAD_BYTES = 32 * 1024  # of a head that comes in pieces: it is kept until it ends, for whoever sends it
+_REMEDIES = {  # by what aiohttp's parser says of a head, or how it begins
+    "Got more than": "no line, and no header, may be longer",
+    "Too many headers": "send at most 128",
+    "Missing": "send it",
+    "Duplicate": "send it once",
+}
 _END_OF_HEAD = b"\r\n\r\n"
 _BACKLOG = 1024  # connections that nobody has accepted yet
 _LINGER_S = 5.0  # how long the rest of a refused body is read and thrown away, so that the sender sees the answer
@@ -394,7 +400,7 @@ class Connection(web.RequestHandler):
             log.error("a request failed unexpectedly", exc_info=exc)
             response = problem_response(503, UNEXPECTED, {"Retry-After": "1"})
         else:
-            response = problem_response(status, "This is not an HTTP request that can be read.")
+            response = problem_response(status, _unreadable(message or ""))
         response.force_close()
         if self._edge is not None:
             self._edge.statuses[response.status] = self._edge.statuses.get(response.status, 0) + 1
@@ -407,6 +413,15 @@ def _behind(data: bytes, body: int) -> int:
     if data.endswith(_END_OF_HEAD, 0, head_end):  # almost always; looking for it takes as long as a long body is
         return 0
     return max(0, head_end - data.rfind(_END_OF_HEAD) - len(_END_OF_HEAD))
+
+
+def _unreadable(message: str) -> str:
+    """What a sender is told to whom aiohttp says this. It may hold what was sent: only that is told whose remedy is clear."""
+    said = message.partition(" when reading")[0].rstrip(".")
+    for begin, remedy in _REMEDIES.items():
+        if said.startswith(begin):
+            return f"The head of the request cannot be read. {said}: {remedy}."
+    return "This is not an HTTP request that can be read."
 
 
 def _ends_with(data: bytes, loop: asyncio.AbstractEventLoop) -> bool:

@@ -50,7 +50,7 @@ async def read(content: StreamReader, most: int, most_s: float, on_size: Callabl
         async with asyncio.timeout(most_s):
             return await _read_on(content, most, on_size)
     except TimeoutError:
-        raise Refused(408, f"The body did not arrive within {most_s:g} s.") from None
+        raise Refused(408, f"The body did not arrive within {most_s:g} s: send the same again.") from None
     except RequestPayloadError:
         raise Refused(400, "The body is not framed as its headers say.") from None
 

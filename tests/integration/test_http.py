@@ -488,7 +488,7 @@ async def test_half_a_request_then_silence_or_gone() -> None:
         async with connection(served) as client:
             client.send(head(100), b"[")
             answer = await client.answer()
-            assert is_problem(answer, 408, "did not arrive within 0.2 s")
+            assert is_problem(answer, 408, "did not arrive within 0.2 s: send the same again.")
             assert answer.headers["connection"] == "close"
         async with connection(served) as client:
             client.send(head(100), b"[")
@@ -863,7 +863,7 @@ async def test_a_refusal_before_the_body_has_come_closes_the_connection(served: 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nA: " + b"x" * 10_000 + b"\r\n\r\n"],
+    [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA A: x\r\n\r\n"],
 )
 async def test_what_is_not_http(served: Served, garbage: bytes) -> None:
     async with connection(served) as client:
@@ -873,6 +873,24 @@ async def test_what_is_not_http(served: Served, garbage: bytes) -> None:
         assert b"Traceback" not in answer.body
         assert await client.ended()
     assert served.edge.statuses == {400: 1}
+
+
+@pytest.mark.parametrize(
+    ("sent", "detail"),
+    [
+        (head(2, more="A: " + "x" * 8200), "Got more than 8190 bytes: no line, and no header, may be longer."),
+        (head(2, path="POST /v1/events?" + "x" * 8190), "Got more than 8190 bytes: no line, and no header, may be longer."),
+        (head(2, more="\n".join(f"A{number}: x" for number in range(125))), "Too many headers received: send at most 128."),
+        (head(2).replace("Host", "A"), "Missing 'Host' header in request: send it."),
+        (head(2, more="Content-Type: application/json"), "Duplicate 'Content-Type' header found: send it once."),
+    ],
+)
+async def test_a_head_that_cannot_be_read_is_told_why(served: Served, sent: str, detail: str) -> None:
+    async with connection(served) as client:
+        client.send(sent, b"[]")
+        answer = await client.answer()
+        assert is_problem(answer, 400, f"The head of the request cannot be read. {detail}")
+        assert await client.ended_or_reset()
 
 
 async def test_draining_says_close(served: Served) -> None:
