@@ -233,7 +233,7 @@ class Connection(web.RequestHandler):
             if self._body is None and between and len(self._messages) == 1 and not self._upgraded:
                 behind = len(data) - data.find(_END_OF_HEAD) - len(_END_OF_HEAD) - content.total_bytes  # more than 0 of one in chunks
                 self._between = not behind or (self._upgrading and _ends_with(data, self._loop))
-                if not behind and self._in_vain < _MOST_IN_VAIN:
+                if not behind and content.total_bytes and self._in_vain < _MOST_IN_VAIN:
                     self._in_vain += 1
                     self._head = KnownHead.of(data)
         elif body is not None and body.is_eof():
