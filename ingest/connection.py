@@ -182,12 +182,9 @@ class Connection(web.RequestHandler):
         self._go_on()
 
     def _receive(self, data: bytes) -> None:
-        if self._upgrading and len(data) > 1 and not self._content.is_eof():  # see _end_behind_an_upgrade
-            self._read(data[:-1])
-            data = data[-1:]
-        self._read(data)
-
-    def _read(self, data: bytes) -> None:
+        last = b""
+        if self._upgrading and len(data) > 1 and not self._content.is_eof():
+            data, last = data[:-1], data[-1:]  # see _end_behind_an_upgrade
         queued, within = len(self._messages), not self._content.is_eof()
         body = None if self._body is None or self._body.is_eof() else self._body  # its end may have come without another byte
         come, all_read = 0 if body is None else body.total_bytes, not self._reading_paused
@@ -208,6 +205,8 @@ class Connection(web.RequestHandler):
             self._crowded = True
         if self._messages and (self._current_request is not None or len(self._messages) > 1):
             self._end_broken_bodies()
+        if last:
+            self._receive(last)
 
     def _bound_the_head(self, more: int) -> None:
         """Of what has come nothing is a whole head. aiohttp bounds each header, and how many there are: a megabyte is within that."""
