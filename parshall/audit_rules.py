@@ -68,7 +68,7 @@ class LogSide:
 @dataclass
 class Settled:
     """The first records of a chain: rated, and taken from the log by retention before anything was read. Nothing but their sums is left to
-    compare, so an audit remembers one by one what the log still has, and not what years have brought."""
+    compare, so an audit remembers one by one what the log still has, and not what years have brought. The last ones of a chain are none."""
 
     last: int  # all up to this number, but for what is missing or unsound
     tallies: Counter[tuple[str, str]] = field(default_factory=Counter)  # (tenant, verdict)
@@ -123,7 +123,7 @@ class RatedSide:
 
     def is_settled(self, key: RecordKey) -> bool:
         chain = self.settled.get(key[:2])
-        return chain is not None and key[2] <= chain.last and key not in self.wanted
+        return chain is not None and key[2] <= chain.last
 
 
 class TenantRow(NamedTuple):
@@ -200,8 +200,7 @@ def _registry(have: Iterable[str], log: LogSide, rated: RatedSide) -> Iterator[D
         if retired is None and writer not in have:
             what = f"writer {writer} is registered, but its journal was not given: what it holds is unknown"
             yield Difference(what, "name its directory with --journal (DATA/writers/N on the machine where it ran)")
-    rating = {key[0] for key in rated.records} | {chain[0] for chain in rated.settled}
-    for writer in sorted(rating - log.writers.keys()):
+    for writer in sorted({key[0] for key in rated.records} - log.writers.keys()):
         what = f"writer {writer} has rated records, but the counter log's registry (usage.writers) does not know it"
         then = "is this the log that PostgreSQL was rated from? If so, the registry has lost entries: start no writer, restore it"
         yield Difference(what, then)
@@ -227,7 +226,7 @@ class _Records:
         stores = (self.journalled, log.records, log.unsound, rated.records)
         keys = {*rated.wanted, *(key for store in stores for key in store if not rated.is_settled(key))}
         keys |= self._in_no_store(keys)
-        self.of_writer: dict[str, list[RecordKey]] = defaultdict(list, {writer: [] for writer, _ in rated.settled})
+        self.of_writer: dict[str, list[RecordKey]] = defaultdict(list)
         for key in keys:
             self.of_writer[key[0]].append(key)
         self.problems = {key: problem for key in keys if (problem := self._problem(key)) is not None}
@@ -235,7 +234,7 @@ class _Records:
 
     def _in_no_store(self, keys: Set[RecordKey]) -> set[RecordKey]:
         """Acknowledged behind the last one that is rated, and nowhere, or only parked: the count of its journal alone tells of it."""
-        rated = {chain: settled.last for chain, settled in self.rated.settled.items()}
+        rated: dict[Chain, int] = {}
         for writer, partition, n in (*self.rated.records, *self.rated.missing):
             rated[writer, partition] = max(rated.get((writer, partition), 0), n)
         due = {

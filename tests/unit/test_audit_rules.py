@@ -27,8 +27,8 @@ from buffer.journal_records import (
 from buffer.journal_state import Standing, standing_after
 from parshall import audit_rules
 from parshall.audit_journal import JournalSide
-from parshall.audit_records import Difference, RecordKey
-from parshall.audit_rules import compare
+from parshall.audit_records import Difference, RecordKey, Stored
+from parshall.audit_rules import LogSide, RatedSide, compare
 from tests.unit.audited_writer import TENANTS, AuditedWriter
 
 SEEDS = range(40)
@@ -115,7 +115,42 @@ async def test_what_retention_took_is_added_up_and_nothing_else_changes(seed: in
             one, other = compare(sides, log, some), compare(sides, log, each)
             assert one.differences == other.differences, deleted
             assert one.rows == other.rows or sides is journals[1], "an old copy does not tell how much of the sums it has flushed"
-    assert len(some.records) <= 2 * 3 and some.settled
+    assert some.settled and set(Counter(key[:2] for key in some.records).values()) == {2}
+
+
+def side_of(identity: str, starts: dict[str, int], records: int) -> RatedSide:
+    side = RatedSide(identity, starts)
+    for chain in (("a" * 32, 0), ("a" * 32, 1), ("b" * 32, 0)):
+        for n in range(1, records + 1):
+            side.take((*chain, n), Stored(f"{n}", {"acme": {"accepted": n, "too_late": 1}}), ("log", f"stream {chain[1]}", n))
+    return side
+
+
+def test_what_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_rules, "_KEPT_OF_A_CHAIN", 2)
+    some = side_of("log", {"stream 0": 3}, 6)
+    assert {chain: (settled.last, dict(settled.tallies)) for chain, settled in some.settled.items()} == {
+        (writer, 0): (3, {("acme", "accepted"): 6, ("acme", "too_late"): 3}) for writer in ("a" * 32, "b" * 32)
+    }
+    assert [key[1:] for key in some.records] == [(0, 4), (0, 5), (0, 6), *((1, n) for n in range(1, 7)), (0, 4), (0, 5), (0, 6)]
+    assert some.positions.keys() == some.records.keys()
+    assert not side_of("log", {"stream 0": 3}, 2).settled, "the last ones are looked at one by one"
+    assert not side_of("log", {}, 6).settled
+    assert {settled.last for settled in side_of("another log", {}, 6).settled.values()} == {4}, "rated from a log that was left"
+
+
+async def test_an_old_copy_of_one_journal_says_nothing_of_another_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_rules, "_KEPT_OF_A_CHAIN", 2)
+    writers = [await lived(seed) for seed in (1, 2)]
+    old, whole = read(writers[0].moments[len(writers[0].moments) // 3][0]), read(writers[1].records())
+    log = LogSide(
+        identity="log", starts={f"stream {number}": 10**6 for number in range(3)}, writers={writer.writer: None for writer in writers}
+    )
+    sides = [writer.rated_side(None, 10**6) for writer in writers]
+    rated = RatedSide("log", log.starts, settled=sides[0].settled | sides[1].settled)
+    rated.records, rated.positions = sides[0].records | sides[1].records, sides[0].positions | sides[1].positions
+    (one,) = compare([old, whole], log, rated).differences
+    assert f"of writer {writers[0].writer}" in one.what and "not yet made according to its journal" in one.what
 
 
 async def test_histories_reach_what_they_are_for() -> None:
