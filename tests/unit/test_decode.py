@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
@@ -860,6 +861,33 @@ def test_an_unusable_body_is_refused_with_the_place(body: bytes, detail: str) ->
         DECODER.decode_batch(TENANT, body, NOW_US)
     assert caught.value.status == 400
     assert caught.value.detail.startswith(detail)
+
+
+def nested(levels: int) -> bytes:
+    return json.dumps([event(unread="?"), event(id="2")]).encode().replace(b'"?"', b'{"a":' * levels + b"1" + b"}" * levels)
+
+
+def is_taken(body: bytes) -> bool:
+    try:
+        return DECODER.decode_batch(TENANT, body, NOW_US).received == 2
+    except Unusable:
+        return False
+
+
+def called_from_further_down(calls: int, function: Callable[[], Any]) -> Any:
+    return next(map(called_from_further_down, (calls - 1,), (function,))) if calls else function()
+
+
+def test_what_is_taken_can_be_read_again_from_another_place_in_the_stack() -> None:
+    """A writer asks about conflicts and copies while it counts: what it could not read there would end it, and each time anew."""
+    most = bisect_left(range(20_000), True, key=lambda levels: not is_taken(nested(levels))) - 1
+    assert most > 500
+    for levels in range(most - 20, most + 1):
+        batch = DECODER.decode_batch(TENANT, nested(levels), NOW_US)
+        alone = decode(event()).deltas
+        assert called_from_further_down(40, lambda batch=batch: batch.refold([0])) == alone
+        assert called_from_further_down(40, lambda batch=batch: batch.describe(0))[:2] == ("1", "/edge")
+        assert len(called_from_further_down(40, batch.times_us)) == 2
 
 
 MANY = 100_000
