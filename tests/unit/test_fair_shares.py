@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections import Counter, deque
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.fair_shares import Shares, TurnQueue, fits
 
-LIMIT = 16
 
-
-def test_the_rule_at_every_small_value() -> None:
+@pytest.mark.parametrize(("limit", "open_to_all"), [(16, 12), (17, 13), (7, 6), (3, 3)])
+def test_the_rule_at_every_small_value(limit: int, open_to_all: int) -> None:
     for size, mine, others, tenants in product(range(1, 20), range(17), range(17), range(1, 5)):
         total = mine + others
-        given_ = fits(size, total=total, mine=mine, tenants=tenants, limit=LIMIT)
-        if total == 0 or total + size <= 12:
+        given_ = fits(size, total=total, mine=mine, tenants=tenants, limit=limit)
+        if total == 0 or total + size <= open_to_all:
             assert given_, "anybody may take three quarters, and one alone whatever it asks"
-        elif total + size > LIMIT:
+        elif total + size > limit:
             assert not given_, "the bound holds"
         else:
-            assert given_ == (mine == 0 or tenants * (mine + size) <= 4), "the last quarter is for those who hold nothing or little"
+            assert given_ == (mine == 0 or 4 * tenants * (mine + size) <= limit), "the last quarter is for those who hold nothing or little"
 
 
 tenants = st.integers(1, 4)
@@ -58,6 +58,32 @@ def test_after_a_flood_the_next_tenant_finds_room(limit: int, size: int) -> None
     assert shares.crowded(1) and not shares.crowded(2)
     assert shares.fits(2, 1)
     assert shares.fits(2, limit // 8)
+
+
+def test_who_has_given_everything_back_takes_no_share_from_others() -> None:
+    shares = Shares(100)
+    for tenant in range(3, 13):
+        shares.take(tenant, 1)
+        shares.give(tenant, 1)
+    shares.take(1, 75)
+    shares.take(2, 5)
+    assert shares.fits(2, 5) and not shares.crowded(2), "the last quarter is for two, not for twelve"
+
+
+def test_a_refusal_is_ones_own_doing_beyond_the_share_of_the_last_quarter() -> None:
+    shares = Shares(100)
+    assert not shares.crowded(1)
+    shares.take(1, 25)
+    assert not shares.crowded(1)
+    shares.take(1, 1)
+    assert shares.crowded(1)
+
+
+def test_nobody_gives_back_more_than_was_taken() -> None:
+    shares = Shares(100)
+    shares.take(1, 5)
+    with pytest.raises(AssertionError, match="more is given back than was taken"):
+        shares.give(1, 6)
 
 
 @given(st.lists(st.tuples(tenants, st.integers()), max_size=60))

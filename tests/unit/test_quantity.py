@@ -69,9 +69,9 @@ def test_a_number_beyond_every_bound_has_too_many_digits_and_is_never_written_ou
 
 
 def test_an_integer_of_too_many_digits_is_too_large_and_not_to_be_rounded() -> None:
-    for value in ("1" * 39, Decimal("1" * 39), 10**38):
+    for value in ("1" * 39, Decimal("1" * 39), 10**38, -(10**38)):
         with pytest.raises(Fault, match="is too large: a value has at most 38 digits"):
-            Quantity("data.n", "meter", 0, False).scaled(value)
+            Quantity("data.n", "meter", 0, True).scaled(value)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_an_integer_of_too_many_digits_is_too_large_and_not_to_be_rounded() -> N
         (True, "true"),
         (False, "false"),
         ("é", '"é"'),
+        ("x" * 78, '"' + "x" * 78 + '"'),
         ("x" * 79, '"' + "x" * 79 + "..."),
         ("x" * 5000, '"' + "x" * 79 + "..."),
         (10**200, "a number of very many digits"),
