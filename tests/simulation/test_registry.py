@@ -11,7 +11,7 @@ from buffer.counter_log import Announced, Retired
 from buffer.journal import Journal
 from buffer.journal_records import Entering, Opened
 from ingest.history import JournalHistory
-from tests.journal_driver import opened
+from tests.journal_driver import call, opened
 from tests.lossy_disk import LossyDisk
 from tests.simulation.counter_log import SharedLog, SimulatedLog
 from tests.simulation.loop import SimulatedLoop, run
@@ -44,6 +44,80 @@ def test_a_registry_that_lost_an_entry_is_waited_for() -> None:
     _in_a_world(check)
 
 
+def test_a_registry_without_the_writer_itself_is_waited_for() -> None:
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        history = JournalHistory(journal, log, b"i" * 16, {})
+        del shared.registry[journal.writer]
+        asking = asyncio.create_task(history.members())
+        await asyncio.sleep(60)
+        assert not asking.done()
+        shared.registry[journal.writer] = None
+        assert journal.writer in await asking
+
+    _in_a_world(check)
+
+
+def test_a_registry_that_cannot_be_reached_is_waited_for() -> None:
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
+        shared.unreachable_until_s = asyncio.get_running_loop().time() + 30
+        asking = [asyncio.create_task(waits) for waits in (history.members(), history.enter(b"b" * 16))]
+        await asyncio.sleep(29)
+        assert not any(task.done() for task in asking)
+        assert (await asking[0]).keys() == {journal.writer, _OTHER}
+        await asking[1]
+        assert [announced.branches for announced in shared.announced[journal.writer]] == [(b"b" * 16,)]
+
+    _in_a_world(check)
+
+
+def test_members_are_told_with_their_branch_of_this_shard() -> None:
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry), shard=1, shards=2)
+        shared.announced[_OTHER] = [Announced(1, (b"0" * 16, b"1" * 16))]
+        assert await history.members() == {journal.writer: b"", _OTHER: b"1" * 16}
+        shared.announced[_OTHER] = [Announced(2, (b"0" * 16, b"1" * 16, b"2" * 16))]  # its tenants lie otherwise
+        assert await history.members() == {journal.writer: b"", _OTHER: b""}
+
+    _in_a_world(check)
+
+
+def test_each_shard_has_its_own_past() -> None:
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        rng, disk = random.Random(3), LossyDisk()
+        journal = await opened(disk, rng)
+        journal.append(Opened(b"o" * 16, 0, 2))
+        for number, (shard, in_shard) in enumerate([(0, 1), (1, 1), (1, 2)], 1):
+            journal.append(Entering(b"branch of shard %d" % shard, shard))
+            one = call(number, 1, tenant=2 + shard, horizon_us=10 * number)
+            journal.append(one._replace(shard=shard, in_shard=in_shard))
+        await journal.drain()
+        await journal.close()
+        journal = await opened(disk, rng)
+        pasts = [JournalHistory(journal, log, b"i" * 16, {}, shard=shard, shards=2) for shard in range(2)]
+        assert [list(past.closed) for past in pasts] == [[(b"o" * 16, 1)], [(b"o" * 16, 2)]]
+        assert [past.horizon_us for past in pasts] == [10, 30]
+        assert [past.branch for past in pasts] == [b"branch of shard 0", b"branch of shard 1"]
+        assert [[claimed[0] for claimed in past.claims()] for past in pasts] == [[2], [3, 3]]
+
+    _in_a_world(check)
+
+
+def test_a_branch_that_is_in_the_journal_is_announced_and_not_journalled_again() -> None:
+    """Each opening enters; and what is journalled before it is on the disk once it has drained."""
+
+    async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
+        for _ in range(3):
+            history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
+            await history.enter(b"b" * 16)
+        assert {announced.at for announced in shared.announced[journal.writer]} == {journal.synced}
+        last = journal.append(Entering(b"c" * 16, 0))
+        await history.drain()
+        assert journal.synced == last
+
+    _in_a_world(check)
+
+
 def test_the_horizon_of_a_writer_retired_meanwhile_is_published() -> None:
     async def check(journal: Journal, shared: SharedLog, log: SimulatedLog) -> None:
         history = JournalHistory(journal, log, b"i" * 16, dict(shared.registry))
@@ -51,6 +125,9 @@ def test_the_horizon_of_a_writer_retired_meanwhile_is_published() -> None:
         assert (await history.members()).keys() == {journal.writer}
         assert (history.horizon_us, history.lost_horizon_us) == (123, 0)
         shared.registry[b"l" * 16] = Retired(456, "its disk is gone")
+        await history.members()
+        assert (history.horizon_us, history.lost_horizon_us) == (123, 456)
+        shared.registry |= {b"m" * 16: Retired(122), b"n" * 16: Retired(455, "its disk is gone")}  # the highest one counts
         await history.members()
         assert (history.horizon_us, history.lost_horizon_us) == (123, 456)
 

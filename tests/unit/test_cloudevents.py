@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ingest.cloudevents import Form, decode_header, form_of, structured
+from ingest.cloudevents import Form, _forms, decode_header, form_of, structured
 
 BOTH = {"ce-specversion": "1.0", "ce-id": "1"}
 
@@ -29,10 +29,18 @@ BOTH = {"ce-specversion": "1.0", "ce-id": "1"}
         ("application/cloudevents+avro", BOTH, None),
         ("application/cloudevents+avro", {}, None),
         ("text/plain", BOTH, None),
+        ("application/json-seq", BOTH, None),
     ],
 )
 def test_the_form_follows_the_media_type_and_the_headers(kind: str | None, headers: dict[str, str], form: Form | None) -> None:
     assert form_of(kind, headers) is form
+
+
+def test_few_media_types_are_remembered() -> None:
+    """A sender may think of ever new ones."""
+    for number in range(1000):
+        form_of(f"application/json; {number}", {})
+    assert _forms.cache_info().currsize <= 64
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,7 @@ def test_the_form_follows_the_media_type_and_the_headers(kind: str | None, heade
         ('"a" and "b"', '"a" and "b"'),
         (r'"a\\b\"c"', r'a\b"c'),
         ('""', ""),
+        (r'"a\"', r'"a\"'),  # the quote at its end is one of the text
         ("a%2", "a%2"),
         ("caf%E9", "café"),
     ],

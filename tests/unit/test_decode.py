@@ -654,6 +654,9 @@ def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:
         (data(zone=None), "invalid_value", "data.zone is null; a dimension is a string or an integer."),
         (data(zone=-(2**63) - 1), "invalid_value", "data.zone is an integer of more than 64 bits"),
         (data(zone=2**63), "invalid_value", "data.zone is an integer of more than 64 bits: send it as a string."),
+        (data(region=-(2**63), zone=None), "invalid_value", "data.zone is null"),
+        (data(region={"secret": 1}), "invalid_value", "data.region is an object; a dimension"),
+        (data(region=["secret"]), "invalid_value", "data.region is an array; a dimension"),
         (data(zone="x" * 257), "too_long", "data.zone has 257 characters; send at most 256."),
         (data(zone="\0"), "invalid_value", "data.zone holds NUL"),
         (data(bytes=...), "missing_field", "data.bytes is missing"),
@@ -681,6 +684,7 @@ def test_a_batch_with_repeating_counters_is_gathered_next_time() -> None:
             "too_many_digits",
             "counts in 6 decimal places: round it before sending.",
         ),
+        (event(type="storage", data={"disk": {"gb": 0.125, "tier": 1}}), "too_many_digits", "the meter peak counts in 2 decimal places"),
         (
             event(type="storage", data={"disk": {"gb": 10**32, "tier": 1}}),
             "too_many_digits",
@@ -785,9 +789,21 @@ def test_a_number_beyond_every_bound_that_is_replaced_by_a_later_member_disturbs
     assert batch.refold([0, 1]) == batch.deltas
 
 
+def test_of_a_member_that_occurs_twice_the_last_counts_beside_data_that_nobody_reads() -> None:
+    batch = decode(json.dumps(event(type="ping", data="text")).replace('"id": "1"', '"id": 5, "id": "1"'))
+    assert not batch.rejections and batch.deltas == decode(event(type="ping", data=...)).deltas
+
+
 def test_of_an_id_or_a_source_that_is_too_long_the_beginning_is_told() -> None:
     (rejection,) = decode(event(id="i" * 300, source="s" * 300)).rejections
     assert (rejection.id, rejection.source) == ("i" * 256, "s" * 256)
+
+
+@pytest.mark.parametrize("id_", [b"5", b"[]", b'"\xff"', b"9" * 5000])
+def test_of_an_id_that_is_no_text_nothing_is_told(id_: bytes) -> None:
+    (rejection,) = DECODER.decode_batch(TENANT, json.dumps(event(id="?")).encode().replace(b'"?"', id_), NOW_US).rejections
+    assert (rejection.id, rejection.source) == ("", "/edge")
+    assert rejection.detail.startswith("id ")
 
 
 @pytest.mark.parametrize(("types", "end"), [(10, "t8, t9."), (11, "t8, ….")])
@@ -988,6 +1004,7 @@ MANY = 100_000
         b'[{"unread":"\\ud800' + b"\\ud83d\\ude00" * MANY + b'"}]',
         json.dumps([event(time=[{}] * MANY)]).encode(),
         json.dumps([event(type=[[[]] * 100] * (MANY // 100))]).encode(),
+        json.dumps([event(type={str(number): 0 for number in range(MANY)})]).encode(),
         json.dumps([event(data=...) | {str(number): 0 for number in range(MANY)}]).encode(),
         json.dumps([data(bytes=...) | {"data": {str(number): 0 for number in range(MANY)}}]).encode(),
     ],

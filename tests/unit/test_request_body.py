@@ -1,18 +1,43 @@
-"""Unpacking a body within bounds."""
+"""Reading and unpacking a body within bounds."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import zlib
 from typing import Any
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
 
-from ingest.request_body import Refused, unpack, zstd
+from ingest.request_body import Refused, read, unpack, zstd
 
 PACK = {"gzip": gzip.compress, "zstd": zstd.compress}
 packings = pytest.mark.parametrize("packing", PACK)
+
+
+@pytest.mark.parametrize("most", [6, 5])
+async def test_a_body_that_comes_in_pieces_is_told_as_it_grows_and_taken_up_to_the_bound(most: int) -> None:
+    loop = asyncio.get_running_loop()
+    content = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
+    pieces, told = [b"cde", b"f"], list[int]()
+
+    def arrived(size: int) -> None:
+        told.append(size)
+        if pieces:
+            content.feed_data(pieces.pop(0))
+        else:
+            content.feed_eof()
+
+    content.feed_data(b"ab")
+    if most == 6:
+        assert await read(content, most, 60, arrived) == b"abcdef"
+    else:
+        with pytest.raises(Refused, match="larger than 5 bytes"):
+            await read(content, most, 60, arrived)
+    assert told == [size for size in (2, 5, 6) if size <= most]
 
 
 @packings
@@ -63,7 +88,9 @@ def test_every_cut_and_what_is_no_part_are_told(packing: str) -> None:
         with pytest.raises(Refused, match=f"The {packing} body ends too early") as caught:
             unpack(packed[:end], packing, 100)
         assert caught.value.status == 400
-    for wrong in (b"[]" + packed, packed + b"more", b"nothing packed"):
+    with pytest.raises(Refused, match=f"The (body is not {packing}|{packing} body ends too early)"):
+        unpack(packed + b"m", packing, 100)
+    for wrong in (b"[]" + packed, packed + b"more", b"nothing packed", zlib.compress(packed)):
         with pytest.raises(Refused, match=f"The body is not {packing}") as caught:
             unpack(wrong, packing, 100)
         assert caught.value.status == 400
