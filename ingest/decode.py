@@ -136,7 +136,7 @@ class Decoder:
         if len(good) != received:
             counts = set(map(id, good))
             indexes = [index for index, event in enumerate(decoded.events) if id(event) in counts]
-            rejections = self._rejections(decoded.elements or split(body, received), indexes, bounds)
+            rejections = self._rejections(decoded.elements or split(body, self._limits.max_events), indexes, bounds)
         again = _Again(self, tenant, body, now_us, received, indexes, counted)
         return Batch(
             tenant=tenant,
@@ -323,7 +323,7 @@ class _Again:
 
     def _split(self) -> Elements:
         if self._elements is None:
-            self._elements = split(self._body, self._received)
+            self._elements = split(self._body, self._decoder._limits.max_events)  # as at first: what was read then can be read now
         return self._elements
 
     def _events(self) -> list[Any]:
@@ -496,9 +496,18 @@ def without_half_pairs(body: bytes) -> bytes:
 def _refuse_bomb(body: bytes, max_events: int) -> None:
     """Splitting costs far more memory than the body when its elements are tiny: find out before."""
     if body.count(b",") > _MOST_COMMAS_AN_EVENT * max_events:
-        elements = len(_objects(body))
+        elements = _count_objects(body)
         if elements > max_events:
             raise _too_many(elements, max_events)
+
+
+def _count_objects(body: bytes) -> int:
+    try:
+        return len(_objects(body))
+    except msgspec.ValidationError:  # an element is no object, and would be none without half pairs
+        raise
+    except msgspec.DecodeError:
+        return len(_objects(without_half_pairs(body)))
 
 
 def _too_many(events: int, max_events: int) -> Unusable:

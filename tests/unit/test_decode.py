@@ -992,6 +992,19 @@ def test_what_is_taken_can_be_read_again_from_another_place_in_the_stack() -> No
         assert len(called_from_further_down(40, batch.times_us)) == 2
 
 
+@pytest.mark.parametrize("other", [3, event(id=5), event(id="3", extension="\ud800")])
+def test_what_is_taken_can_be_read_again_however_many_commas_are_in_it(other: object) -> None:
+    batch = decode(event(unread=[0] * 1000), event(id="2"), other)
+    assert batch.describe(1)[:2] == ("2", "/edge")
+    assert batch.refold([0]) == decode(event()).deltas
+    assert len(batch.times_us()) == len(batch.indexes)
+
+
+def test_half_a_pair_costs_no_neighbour_beside_many_commas() -> None:
+    batch = decode(event(unread=[0] * 5000, extension="\ud800"), event(id="2", subject="\ud800"), event(id="3"))
+    assert (list(batch.indexes), [rejection.index for rejection in batch.rejections]) == ([0, 2], [1])
+
+
 MANY = 100_000
 
 
