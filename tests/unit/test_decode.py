@@ -965,8 +965,8 @@ def test_an_unusable_body_is_refused_with_the_place(body: bytes, detail: str) ->
     assert caught.value.detail.startswith(detail)
 
 
-def nested(levels: int) -> bytes:
-    return json.dumps([event(unread="?"), event(id="2")]).encode().replace(b'"?"', b'{"a":' * levels + b"1" + b"}" * levels)
+def nested(levels: int, opening: bytes, closing: bytes) -> bytes:
+    return json.dumps([event(unread="?"), event(id="2")]).encode().replace(b'"?"', opening * levels + b"1" + closing * levels)
 
 
 def is_taken(body: bytes) -> bool:
@@ -980,12 +980,13 @@ def called_from_further_down(calls: int, function: Callable[[], Any]) -> Any:
     return next(map(called_from_further_down, (calls - 1,), (function,))) if calls else function()
 
 
-def test_what_is_taken_can_be_read_again_from_another_place_in_the_stack() -> None:
+@pytest.mark.parametrize(("opening", "closing"), [(b'{"a":', b"}"), (b"[", b"]"), (b'[{"":', b"}]")])
+def test_what_is_taken_can_be_read_again_from_another_place_in_the_stack(opening: bytes, closing: bytes) -> None:
     """A writer asks about conflicts and copies while it counts: what it could not read there would end it, and each time anew."""
-    most = bisect_left(range(20_000), True, key=lambda levels: not is_taken(nested(levels))) - 1
-    assert most > 500
+    most = bisect_left(range(20_000), True, key=lambda levels: not is_taken(nested(levels, opening, closing))) - 1
+    assert most > 300
     for levels in range(most - 20, most + 1):
-        batch = DECODER.decode_batch(TENANT, nested(levels), NOW_US)
+        batch = DECODER.decode_batch(TENANT, nested(levels, opening, closing), NOW_US)
         alone = decode(event()).deltas
         assert called_from_further_down(40, lambda batch=batch: batch.refold([0])) == alone
         assert called_from_further_down(40, lambda batch=batch: batch.describe(0))[:2] == ("1", "/edge")
