@@ -111,3 +111,13 @@ def test_a_flood_does_not_hold_up_another_tenant() -> None:
         queue.push(1, f"flood {number}")
     queue.push(2, "trickle")
     assert "trickle" in [queue.pop(), queue.pop()]
+
+
+def test_who_comes_waits_behind_those_who_wait() -> None:
+    queue: TurnQueue[str] = TurnQueue()
+    queue.push(1, "a")
+    queue.push(2, "b")
+    assert queue.pop() == "a"
+    queue.push(1, "c")
+    queue.push(3, "d")
+    assert [queue.pop(), queue.pop(), queue.pop()] == ["b", "c", "d"]
