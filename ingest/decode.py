@@ -29,10 +29,9 @@ from ingest.checker import EPOCH, TimeBounds, check, holds_nul, identify, last_m
 from ingest.fold import Counters, Fold, make_fold
 from ingest.quantity import Fault, decode_decimal
 from ingest.shape import Shape, shape_of
+from ingest.stack_room import SHALLOW_BYTES, leaving_room
 
 _REPEATS = 2  # events a counter on average, from which on gathering them first is faster
-_SHALLOW = 850  # so many brackets are not nested too deeply, wherever they are read: every Python takes a thousand levels, less the stack
-_ROOM = 100  # calls by which a body may be read deeper in the stack than it was at first
 _MOST_COMMAS_AN_EVENT = 64  # a body with many more may be a bomb of tiny elements: look closer before it is split
 
 # Half of a surrogate pair, escaped, where each backslash begins an escape: a high one that no low one follows, or a low one behind no high
@@ -127,8 +126,7 @@ class Decoder:
         """`body` is a JSON array of events, or one event. Raises Unusable."""
         body = as_array(body)
         bounds = TimeBounds(now_us - self._max_age_us, now_us + self._max_skew_us)
-        deep = len(body) > _SHALLOW and may_be_deep(body)  # many a body is too short to be asked
-        decoded = _leaving_room(_ROOM, self._decode, body) if deep else self._decode(body)
+        decoded = self._decode(body) if len(body) <= SHALLOW_BYTES else leaving_room(self._decode, body)
         counted, good = self._count(tenant, decoded.sound, now_us, bounds)
         received = len(decoded.events)
         indexes: Sequence[int] = range(received)
@@ -438,18 +436,6 @@ def check_one(body: bytes) -> None:
         raise _too_deep() from None
     except msgspec.MsgspecError as error:
         raise broken(body, error) from None
-
-
-def may_be_deep(body: bytes) -> bool:
-    """Found cheaply: a bracket that is inside of a string, or was closed again, counts too."""
-    return body.count(b"{") + body.count(b"[") > _SHALLOW
-
-
-def _leaving_room(calls: int, decode: Callable[[bytes], _Decoded], body: bytes) -> _Decoded:
-    """How deep JSON may be nested depends on how high the stack stands. A writer reads a request again from another place, and what it
-    could not read there would end it; so what is taken is read at first from further down than it ever is again."""
-    # a call out of C, because some versions of Python do not count those between Python functions
-    return next(map(_leaving_room, (calls - 1,), (decode,), (body,))) if calls else decode(body)
 
 
 def may_hold_nul(body: bytes) -> bool:

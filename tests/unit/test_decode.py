@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tracemalloc
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -980,6 +981,9 @@ def called_from_further_down(calls: int, function: Callable[[], Any]) -> Any:
     return next(map(called_from_further_down, (calls - 1,), (function,))) if calls else function()
 
 
+FURTHER_DOWN = 40 if sys.version_info < (3, 12) else 8  # what lies between two places of a writer; from 3.12 on only calls out of C count
+
+
 @pytest.mark.parametrize(("opening", "closing"), [(b'{"a":', b"}"), (b"[", b"]"), (b'[{"":', b"}]")])
 def test_what_is_taken_can_be_read_again_from_another_place_in_the_stack(opening: bytes, closing: bytes) -> None:
     """A writer asks about conflicts and copies while it counts: what it could not read there would end it, and each time anew."""
@@ -988,9 +992,9 @@ def test_what_is_taken_can_be_read_again_from_another_place_in_the_stack(opening
     for levels in range(most - 20, most + 1):
         batch = DECODER.decode_batch(TENANT, nested(levels, opening, closing), NOW_US)
         alone = decode(event()).deltas
-        assert called_from_further_down(40, lambda batch=batch: batch.refold([0])) == alone
-        assert called_from_further_down(40, lambda batch=batch: batch.describe(0))[:2] == ("1", "/edge")
-        assert len(called_from_further_down(40, batch.times_us)) == 2
+        assert called_from_further_down(FURTHER_DOWN, lambda batch=batch: batch.refold([0])) == alone
+        assert called_from_further_down(FURTHER_DOWN, lambda batch=batch: batch.describe(0))[:2] == ("1", "/edge")
+        assert len(called_from_further_down(FURTHER_DOWN, batch.times_us)) == 2
 
 
 @pytest.mark.parametrize("other", [3, event(id=5), event(id="3", extension="\ud800")])
