@@ -229,9 +229,10 @@ def _decoded(raw: bytes | Raw, field: str) -> Any:
         return [] if text.startswith(b"[") else {}
     try:
         return _anything.decode(text)
-    except UnicodeDecodeError:
-        raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
-    except msgspec.MsgspecError:  # the JSON was read before, so this is an integer of thousands of digits
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # which of them depends on the version of msgspec
+        if text.startswith(b'"'):
+            raise Fault(INVALID_VALUE, f"{field} is not valid UTF-8: encode it as UTF-8 before sending.") from None
+        # The JSON was read before, so this is an integer of thousands of digits.
         raise Fault(TOO_MANY_DIGITS, f"{field} has more digits than any number that is counted.") from None
 
 
