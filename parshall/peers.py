@@ -36,6 +36,7 @@ CHECK = "/configuration/check"
 CONFIGURATION = "/configuration"
 SNAPSHOT = "/snapshot"
 INTERVAL = "/flush-interval"
+INTERVAL_OF_ALL = "/flush-interval-of-all"
 FLUSH_NOW = "/flush-now"
 READY = "/readyz"
 
@@ -45,7 +46,8 @@ _FLUSH_S = 45.0
 _ROUND_S = 25.0  # one of the two rounds of a reload: all are asked, then all are told
 _RELOAD_S = 55.0  # both rounds, for a worker that has the leader do them
 _STARTING_S = 10.0  # of a round: how long to look for a process that is not there
-_LEADER = 0  # every reload goes through one worker, so that two of them cannot cross
+_LEAD_S = 20.0  # for a worker that has the leader set an interval: it may be yet to start, and tells the others then
+_LEADER = 0  # every reload, and every new interval, goes through one worker, so that two of them cannot cross
 
 
 class Interval(msgspec.Struct):
@@ -84,14 +86,16 @@ class Local(NamedTuple):
 
 
 class Control:
-    def __init__(self, local: Local, reload: Callable[[], Awaitable[Reloaded]]) -> None:
-        """`reload`: of all workers, by way of this one."""
+    def __init__(self, local: Local, reload: Callable[[], Awaitable[Reloaded]], set_interval: Callable[[int], Awaitable[None]]) -> None:
+        """`reload` and `set_interval`: of all workers, by way of this one."""
         self._local = local
         self._reload_all = reload
+        self._set_all = set_interval
         self._routes: ControlRoutes = {
             ("GET", READY): self._ready,
             ("GET", SNAPSHOT): self._snapshot,
             ("PUT", INTERVAL): self._set_interval,
+            ("PUT", INTERVAL_OF_ALL): self._set_interval_of_all,
             ("POST", FLUSH_NOW): self._flush_now,
             ("POST", RELOAD): self._reload,
             **follower_routes(local.live),
@@ -109,7 +113,11 @@ class Control:
         return json_response(msgspec.json.encode(self._local.snapshot()))
 
     async def _set_interval(self, request: web.BaseRequest) -> web.Response:
-        self._local.flusher.set_interval(msgspec.json.decode(await request.read(), type=Interval).interval_ms)
+        self._local.flusher.set_interval(await _interval_in(request))
+        return json_response(b"{}")
+
+    async def _set_interval_of_all(self, request: web.BaseRequest) -> web.Response:
+        await self._set_all(await _interval_in(request))
         return json_response(b"{}")
 
     async def _flush_now(self, _request: web.BaseRequest) -> web.Response:
@@ -118,6 +126,10 @@ class Control:
 
     async def _reload(self, _request: web.BaseRequest) -> web.Response:
         return json_response(msgspec.json.encode(await self._reload_all()))
+
+
+async def _interval_in(request: web.BaseRequest) -> int:
+    return msgspec.json.decode(await request.read(), type=Interval).interval_ms
 
 
 def follower_routes(live: LiveSettings) -> ControlRoutes:
@@ -165,6 +177,7 @@ class AllWorkers:
         self._disk = disk
         self._background = background
         self._reloading = asyncio.Lock()
+        self._setting = asyncio.Lock()
 
     # FlushControl of ingest/admin.py
 
@@ -173,15 +186,31 @@ class AllWorkers:
         return self._local.flusher.interval_ms
 
     async def set_flush_interval(self, interval_ms: int) -> None:
-        """Kept first, so that a worker which is not there learns it when it starts. Raises Unavailable when one that is there is silent."""
+        """In all workers, and for later starts. Raises Unavailable."""
         content = msgspec.json.encode(Interval(interval_ms))
-        await self._background.run(self._disk.replace, self._kept.flush_file, content)
+        if self._local.worker != _LEADER:
+            answer = await _ask_until_there(self._sockets[_LEADER], "PUT", INTERVAL_OF_ALL, content, _LEAD_S)
+            _good(f"worker-{_LEADER}", answer, "the interval may be the old one: ask once more")
+            return
+        async with self._setting:
+            await self._set_everywhere(interval_ms, content)
+
+    async def _set_everywhere(self, interval_ms: int, content: bytes) -> None:
+        """Kept first, so that a worker which is not there learns it when it starts. Raises Unavailable when one that is there is silent."""
+        await self._background.run(self._replace, self._kept.flush_file, content)
         self._local.flusher.set_interval(interval_ms)
         told = await asyncio.gather(*(_tell_interval(worker, socket, content) for worker, socket in self._sockets.items()))
         if silent := [str(worker) for worker, heard in zip(self._sockets, told, strict=True) if not heard]:
             raise Unavailable(
                 f"Worker {', '.join(silent)} does not answer and may keep its old interval until it restarts: ask once more.", 5
             )
+
+    def _replace(self, path: str, content: bytes) -> None:
+        """In the background. Raises Unavailable."""
+        try:
+            self._disk.replace(path, content)
+        except OSError as error:
+            raise _not_written(error) from error
 
     async def flush_now(self) -> None:
         until_s = asyncio.get_running_loop().time() + _FLUSH_S
@@ -233,8 +262,7 @@ class AllWorkers:
             known_tenants.remember(self._kept.tenants_file, self._disk, tenants)
             self._disk.replace(self._kept.configuration, content)
         except OSError as error:
-            where = error.filename or "the data folder"
-            raise Unavailable(f"{where} cannot be written ({error.strerror}); nothing is in force yet: ask once more.", 5) from error
+            raise _not_written(error) from error
 
     async def _tell_followers(self, path: str, content: bytes, otherwise: str) -> list[bytes]:
         """What they answered. Raises Refused or Unavailable."""
@@ -262,6 +290,11 @@ class AllWorkers:
         }
 
 
+def _not_written(error: OSError) -> Unavailable:
+    where = error.filename or "the data folder"
+    return Unavailable(f"{where} cannot be written ({error.strerror}); nothing is in force yet: ask once more.", 5)
+
+
 class _Answer(NamedTuple):
     status: int
     content: bytes
@@ -284,12 +317,12 @@ def _detail(answer: _Answer) -> str:
         return f"{answer.status} without a reason, which is in its log"
 
 
-async def _ask_until_there(socket: str, method: str, path: str, body: bytes) -> _Answer | None:
+async def _ask_until_there(socket: str, method: str, path: str, body: bytes, patience_s: float = _ROUND_S) -> _Answer | None:
     """A process that starts, or starts again, is there in a moment."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     while True:
-        answer = await _ask(socket, method, path, began_s + _ROUND_S - loop.time(), body)
+        answer = await _ask(socket, method, path, began_s + patience_s - loop.time(), body)
         if answer is not None or loop.time() > began_s + _STARTING_S:
             return answer
         await asyncio.sleep(0.1)

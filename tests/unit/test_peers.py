@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from buffer.disk import RealDisk
@@ -31,15 +33,17 @@ class Stuck:
 
 
 class Node:
-    """Worker 0, and the place where another may listen."""
+    """Worker 0, and the place where another may listen; or the other way round."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, worker: int = 0) -> None:
         self.flusher = Stuck()
         self.flush_file = str(folder / "flush.json")
-        self.other = str(folder / "worker-1.sock")
-        local = peers.Local(0, cast(Flusher, self.flusher), cast(Any, None), tuple, cast(Any, None))
+        self.mine, self.other = (str(folder / f"worker-{number}.sock") for number in (worker, 1 - worker))
+        self.files = Inline()
+        local = peers.Local(worker, cast(Flusher, self.flusher), cast(Any, None), tuple, cast(Any, None))
         kept = peers.Kept(self.flush_file, str(folder / "tenants.json"), str(folder / "reloaded.toml"))
-        self.all = peers.AllWorkers(local, peers.Sockets({1: self.other}, None), kept, RealDisk(), Inline())
+        self.all = peers.AllWorkers(local, peers.Sockets({1 - worker: self.other}, None), kept, RealDisk(), self.files)
+        self.control = peers.Control(local, self.all.reload, self.all.set_flush_interval)
 
     def interval_for_later(self) -> int | None:
         return peers.read_interval(self.flush_file, RealDisk())
@@ -78,6 +82,39 @@ async def test_an_interval_waits_for_a_worker_that_is_away(node: Node, left_behi
     assert (node.flusher.interval_ms, node.interval_for_later()) == (2000, 2000)
 
 
+async def test_two_intervals_at_once_leave_one_in_force_and_kept(tmp_path: Path) -> None:
+    """Each asked of another worker: what is in force in both is what a restart finds."""
+    nodes = [Node(tmp_path, worker) for worker in (0, 1)]
+    async with AsyncExitStack() as listening:
+        for node in nodes:
+            await listening.enter_async_context(await peers.listen(node.control.handle, node.mine))
+        for round_ms in range(1000, 1020):
+            await asyncio.gather(nodes[0].all.set_flush_interval(round_ms), nodes[1].all.set_flush_interval(2 * round_ms))
+            assert nodes[0].flusher.interval_ms == nodes[1].flusher.interval_ms == nodes[0].interval_for_later()
+
+
+async def test_the_others_are_told_one_interval_after_the_other(node: Node) -> None:
+    told: list[bytes] = []
+
+    async def slow(request: web.BaseRequest) -> web.Response:
+        told.append(b"begin")
+        await asyncio.sleep(0.05)
+        told.append(b"end")
+        return web.Response(body=b"{}")
+
+    async with await peers.listen(slow, node.other):
+        await asyncio.gather(*(node.all.set_flush_interval(interval_ms) for interval_ms in (2000, 3000)))
+    assert told == [b"begin", b"end"] * 2
+
+
+async def test_an_interval_that_cannot_be_kept_is_not_in_force(node: Node) -> None:
+    os.mkdir(node.flush_file)
+    with pytest.raises(Unavailable) as refused:
+        await node.all.set_flush_interval(2000)
+    assert refused.value.reason.endswith("cannot be written (Is a directory); nothing is in force yet: ask once more.")
+    assert node.flusher.interval_ms == 1000
+
+
 async def test_a_flush_that_the_log_does_not_take_is_told_after_one_wait(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "_FLUSH_S", 1.0)
     loop = asyncio.get_running_loop()
@@ -109,3 +146,4 @@ def test_the_service_says_what_keeps_it_before_a_command_gives_up() -> None:
     assert peers._FLUSH_S + rounded_up_s < admin_client.PATIENCE_S
     assert 2 * (peers._ROUND_S + rounded_up_s) < peers._RELOAD_S < admin_client.PATIENCE_S - rounded_up_s
     assert peers._STARTING_S < peers._ROUND_S
+    assert peers._STARTING_S + peers._ANSWER_S + rounded_up_s < peers._LEAD_S < admin_client.PATIENCE_S - rounded_up_s
