@@ -28,6 +28,7 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 15.0
 _HEALTHY_S = 30.0  # a child that ran so long starts anew with short pauses
 _MOST_STARTS = 5  # of a child that was never ready
+_HEEDED_S = 5.0  # who ends so soon after a signal may have been ending when it came; heeding one twice does no harm
 
 
 class Order(NamedTuple):
@@ -47,6 +48,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._stop = asyncio.Event()
         self._owed: set[signal.Signals] = set()  # told while it did not run
+        self._told_s: dict[signal.Signals, float] = {}  # when it was told while it ran
 
     async def keep(self) -> None:
         """Run it, again and again, until `stop`. Raises Stop when starting it once more cannot help."""
@@ -57,11 +59,12 @@ class Child:
             began_s = loop.time()
             starts += 1
             process = self._process = self._start()
-            self._deliver_owed()
+            self._deliver_owed(process)
             code = await ended(process)
             if self._stop.is_set():
                 return
             self._give_up_if_hopeless(code, starts)
+            self._owe_again(loop.time())
             pause_s = _FIRST_PAUSE_S if loop.time() - began_s > _HEALTHY_S else min(pause_s * 2, _LONGEST_PAUSE_S)
             log.warning("a process ended and is started again", child=self.order.name, how=in_words(code), pause_ms=int(pause_s * 1000))
             await _first_of(self._stop.wait(), timeout_s=pause_s)
@@ -90,19 +93,31 @@ class Child:
         """A signal. Between two runs, and before the first, it is owed: the next run gets it, once."""
         if self._process is not None and self.running:
             self._process.send_signal(number)
+            self._told_s[number] = asyncio.get_running_loop().time()
         else:
-            self._owed.add(number)
-            log.info("a process does not run now and gets the signal when it starts", child=self.order.name, signal=number.name)
+            self._owe(number)
+
+    def _owe(self, number: signal.Signals) -> None:
+        self._owed.add(number)
+        log.info("a process does not run now and gets the signal when it starts", child=self.order.name, signal=number.name)
+
+    def _owe_again(self, now_s: float) -> None:
+        """What it was told a moment before it ended: a process that is ending takes signals and heeds none."""
+        told_s, self._told_s = self._told_s, {}
+        for number, at_s in told_s.items():
+            if now_s - at_s < _HEEDED_S:
+                self._owe(number)
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def _deliver_owed(self) -> None:
-        """It need not be able to heed them yet: the kernel keeps them for it until it is."""
+    def _deliver_owed(self, process: subprocess.Popen[bytes]) -> None:
+        """Once: were it what ends the process, it would end each run. It need not be able to heed them yet: the kernel keeps them for it
+        until it is."""
         owed, self._owed = self._owed, set()
         for number in owed:
-            self.tell(number)
+            process.send_signal(number)
 
     def _start(self) -> subprocess.Popen[bytes]:
         parent = os.getpid()

@@ -41,6 +41,12 @@ async def counted(tmp_path: Path) -> AsyncIterator[Counted]:
     await keeping
 
 
+def end(child: Child) -> None:
+    """With the exit code that it was given."""
+    assert child._process is not None
+    child._process.send_signal(signal.SIGUSR1)
+
+
 async def until(there: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not there():
@@ -49,15 +55,38 @@ async def until(there: Callable[[], bool]) -> None:
 
 async def test_a_signal_between_two_runs_reaches_the_next_one_once(counted: Counted) -> None:
     await until(lambda: counted.noted == ["started"])
-    counted.child.tell(signal.SIGUSR1)
+    end(counted.child)
     await until(lambda: not counted.child.running)
     for _ in range(2):
         counted.child.tell(signal.SIGHUP)
     await until(lambda: counted.noted == ["started", "started", "told"])
-    counted.child.tell(signal.SIGUSR1)
+    end(counted.child)
     await until(lambda: counted.noted.count("started") == 3)
     counted.child.tell(signal.SIGHUP)
     await until(lambda: counted.noted[3:] == ["started", "told"])
+
+
+async def test_a_signal_to_a_process_that_is_ending_reaches_the_next_run(counted: Counted) -> None:
+    await until(lambda: counted.noted == ["started"])
+    process = counted.child._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)  # so that it does not heed it for certain
+    counted.child.tell(signal.SIGHUP)
+    process.kill()
+    await until(lambda: counted.noted == ["started", "started", "told"])
+
+
+async def test_a_signal_that_was_heeded_long_before_the_end_is_not_repeated(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_HEEDED_S", 0)
+    await until(lambda: counted.noted == ["started"])
+    counted.child.tell(signal.SIGHUP)
+    await until(lambda: counted.noted == ["started", "told"])
+    process = counted.child._process
+    assert process is not None
+    process.kill()
+    await until(lambda: counted.noted == ["started", "told", "started"])
+    counted.child.tell(signal.SIGHUP)
+    await until(lambda: counted.noted == ["started", "told", "started", "told"])
 
 
 async def test_a_signal_before_the_first_run_waits_for_it(tmp_path: Path) -> None:
@@ -79,7 +108,7 @@ async def test_a_child_that_cannot_go_on_is_not_started_again(tmp_path: Path, co
     made = Counted(tmp_path / "noted", code=code)
     keeping = asyncio.ensure_future(made.child.keep())
     await until(lambda: made.noted == ["started"])
-    made.child.tell(signal.SIGUSR1)
+    end(made.child)
     with pytest.raises(Stop, match="counter cannot go on") as stop:
         await asyncio.wait_for(keeping, 20)
     assert (stop.value.code, made.noted) == (code, ["started"])
@@ -162,7 +191,7 @@ async def test_a_stop_between_two_runs_waits_for_nothing(tmp_path: Path, monkeyp
     made = Counted(tmp_path / "noted")
     keeping = asyncio.ensure_future(made.child.keep())
     await until(lambda: made.noted == ["started"])
-    made.child.tell(signal.SIGUSR1)
+    end(made.child)
     await until(lambda: not made.child.running)
     async with asyncio.timeout(20):
         assert await made.child.stop(asyncio.Event()) == OK
