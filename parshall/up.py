@@ -64,6 +64,7 @@ def up(config: str | None, **given: object) -> None:
         settings = read_settings(config, settings_given(given), defaults=defaults)
     demand(settings, "up", {"a meter": (settings.meters, "[[meters]]"), "a tenant": (settings.tenants, "[[tenants]]")})
     configure_logs("up")
+    refuse_usage_without_its_log(settings)
     folder, lock = take_data_folder(settings)
     origin = origin_of(config, settings_given(given), defaults, OF_ALL, settings)
     with reserved(settings) as addresses:
@@ -125,6 +126,21 @@ def find_postgres(settings: Settings, folder: DataFolder) -> tuple[EmbeddedPostg
     except EmbeddedPostgresError as error:
         raise Stop(str(error), UNAVAILABLE) from error
     return postgres, settings.model_copy(update={"postgres": settings.postgres.model_copy(update={"dsn": postgres.dsn})})
+
+
+def refuse_usage_without_its_log(settings: Settings) -> None:
+    """Before the folders are made: the log's comes before PostgreSQL's, so where only that one is there, somebody took the other away."""
+    from parshall.data_folder import DataFolder
+    from parshall.errors import REFUSED
+
+    folder = DataFolder(settings.data)
+    ours = settings.kafka.bootstrap is None and settings.postgres.dsn is None
+    if ours and os.path.isdir(folder.postgres) and not os.path.isdir(folder.log):
+        raise Stop(
+            f"{folder.path} has usage in {folder.postgres}, but the counter log that it came from, {folder.log}, is gone, and with it "
+            "which events were counted: they could be counted twice. Put it back, or choose another --data.",
+            REFUSED,
+        )
 
 
 async def bring_schema_up(settings: Settings) -> None:

@@ -310,6 +310,19 @@ def test_without_its_journal_it_says_for_what_it_waits_and_what_is_left(starts: 
     assert lost.returncode == 2 and "that data folder takes no events any more" in lost.stderr
 
 
+def test_usage_whose_log_is_gone_is_not_counted_on(starts: list[Up], data: Path, port: int) -> None:
+    """It would begin as a new one does, and what is sent again would be added to what PostgreSQL has."""
+    first = Up(data, port)
+    starts.append(first)
+    assert first.send(["a"], now())["accepted"] == 1
+    assert first.interrupt() == 0
+    for name in ("writers", "log"):
+        shutil.rmtree(data / name)
+    code, sentence = refused("--data", str(data), "--listen", f"127.0.0.1:{port}")
+    assert code == 4 and f"{data}/log, is gone" in sentence and "--data" in sentence
+    assert not (data / "log").exists(), "or the next start would find it"
+
+
 # ---- when it cannot start
 
 
