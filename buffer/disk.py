@@ -123,6 +123,8 @@ class RealDisk:
         try:
             _write_all(descriptor, [content])
             os.fsync(descriptor)
+        except OSError as error:
+            raise _named(error, path) from None
         finally:
             os.close(descriptor)
         os.rename(temporary, path)
@@ -141,13 +143,20 @@ class RealDisk:
 
 class RealAppendFile:
     def __init__(self, path: str, flags: int) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | flags, 0o600)
 
     def write(self, parts: Sequence[bytes | memoryview]) -> None:
-        _write_all(self._descriptor, parts)
+        try:
+            _write_all(self._descriptor, parts)
+        except OSError as error:
+            raise _named(error, self._path) from None
 
     def sync(self) -> None:
-        os.fdatasync(self._descriptor)
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise _named(error, self._path) from None
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -215,6 +224,12 @@ def _finish(done: asyncio.Future[T], result: T) -> None:
 def _fail(done: asyncio.Future[Any], error: BaseException) -> None:
     if not done.done():
         done.set_exception(error)
+
+
+def _named(error: OSError, path: str) -> OSError:
+    """Of a file that is open the system says no name, and a person needs to know which disk it is."""
+    error.filename = path
+    return error
 
 
 _MOST_PARTS = 1024  # IOV_MAX on Linux

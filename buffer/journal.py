@@ -122,7 +122,7 @@ class Journal:
     def append(self, record: JournalRecord) -> int:
         """The record's sequence number. Encodes and enqueues; never waits. Raises JournalStopped."""
         if self._closed or self.failed.done():
-            raise JournalStopped("The journal is closed." if self._closed else "The journal has failed.")
+            raise JournalStopped("The journal is closed." if self._closed else self._why_failed())
         if self._segments[-1].size + self._segment_queued_bytes >= self._limits.segment_bytes:
             self._roll()
         if type(record) is Flushed and self._standing.progress is not None:
@@ -228,8 +228,11 @@ class Journal:
             self.failed.exception()  # whoever waits still gets it; nobody is told that it was never retrieved
         for _, waiter in self._waiters:
             if not waiter.done():
-                waiter.set_exception(JournalStopped(f"The journal has failed: {error}"))
+                waiter.set_exception(JournalStopped(self._why_failed()))
         self._waiters = []
+
+    def _why_failed(self) -> str:
+        return f"The journal has failed: {self.failed.exception()}"
 
     # ---- room
 
@@ -305,7 +308,7 @@ class Journal:
     async def drain(self) -> None:
         """Everything appended so far is synced. Raises JournalStopped when it never will be."""
         if self.failed.done():
-            raise JournalStopped("The journal has failed.")
+            raise JournalStopped(self._why_failed())
         if self.synced < self._last:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append((self._last, waiter))

@@ -110,7 +110,7 @@ def main() -> None:
         sys.stderr.close()  # the reader of our output has seen enough
         sys.exit(1)
     except OSError as error:
-        sys.exit(_cannot_write(error) if error.errno in NO_ROOM and error.filename is None else _nowhere() or _report_bug(error))
+        sys.exit(_cannot_write(error) if error.errno in NO_ROOM else _nowhere() or _report_bug(error))
     except Exception as error:
         sys.exit(_report_bug(error))
 
@@ -133,7 +133,8 @@ def _show(error: click.ClickException) -> None:
 
 def _cannot_write(error: OSError) -> int:
     give_up(sys.stdout)
-    say(f"Not everything could be written ({error.strerror}): make room, then run the same command again.")
+    what = "Not everything could" if error.filename is None else f"{error.filename} cannot"
+    say(f"{what} be written ({error.strerror}): make room, then run the same command again.")
     return UNAVAILABLE
 
 

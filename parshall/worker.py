@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from buffer.counter_log import UnfitLog
 from buffer.disk import Background
-from buffer.journal import JournalBusy, JournalError
+from buffer.journal import JournalBusy, JournalError, JournalStopped
 from dedupe.port import ClaimsError, Zombie
 from ingest.admin import admin_routes
 from ingest.agreed_meters import CannotStart
@@ -120,7 +120,7 @@ def why_stopped(error: BaseException) -> int:
             code = FAILED  # a new opening of the journal is what helps
         case ClaimsError() | JournalError() | CannotStart() | UnfitLog():
             code = REFUSED
-        case OSError() | Refused():
+        case OSError() | JournalStopped() | Refused():
             log.error("the worker stops", error=str(error))
             return FAILED
         case _:

@@ -48,7 +48,7 @@ async def drain_journal(settings: Settings, folder: DataFolder | None, directory
 
 def _stop(error: BaseException) -> Stop:
     from buffer.counter_log import LogUnavailable, UnfitLog
-    from buffer.journal import JournalBusy, JournalError
+    from buffer.journal import JournalBusy, JournalError, JournalStopped
     from dedupe.port import ClaimsError
     from ingest.agreed_meters import CannotStart
 
@@ -57,7 +57,7 @@ def _stop(error: BaseException) -> Stop:
     match error:
         case LogUnavailable():
             return Stop(f"The counter log cannot be reached ({error}): run this again.", UNAVAILABLE)
-        case JournalBusy() | OSError():
+        case JournalBusy() | JournalStopped() | OSError():
             return Stop(str(error), UNAVAILABLE)
         case JournalError() | ClaimsError() | CannotStart() | UnfitLog():
             return Stop(str(error), REFUSED)

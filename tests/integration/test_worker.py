@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import pickle
 import signal
+import sys
 import threading
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,13 +23,14 @@ from ingest.auth import hash_key
 from ingest.snapshot import WriterSnapshot
 from parshall import peers, worker
 from parshall.data_folder import DataFolder
-from parshall.errors import OK
+from parshall.errors import FAILED, OK
 from parshall.port import Addresses
-from parshall.settings import Address, Settings
+from parshall.settings import Address, JournalSettings, Settings
 from parshall.supervisor import why_not_ready
 from parshall.wiring import World
 from parshall.worker import Worker, WorkerOrder
 from tests.services import free_port
+from tests.small_disk import small_disk
 
 SETTINGS = Settings.model_validate(
     {
@@ -123,3 +128,33 @@ async def test_while_it_drains_the_admin_address_answers_and_the_other_is_closed
             assert ready.status == 503 and "shutting down" in await ready.text()
             assert 'parshall_events_buffered{tenant="demo",worker="0"} 1.0' in await metrics.text()
         disk.may_sync.set()
+
+
+async def test_a_disk_that_is_filled_to_the_last_byte_is_named_in_one_sentence(tmp_path: Path) -> None:
+    """Whoever finds out first: the flush, or what watches the journal."""
+    with small_disk(8 << 20) as disk:
+        if disk is None:
+            return  # test_small_disk.py says whether that is so
+        folder = DataFolder(str(tmp_path / "data")).make()
+        os.rmdir(f"{folder.path}/writers")
+        os.symlink(disk.path, f"{folder.path}/writers")
+        settings = SETTINGS.model_copy(update={"journal": JournalSettings(min_free_bytes=0)})
+        public = Address("127.0.0.1", free_port())
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "parshall.worker", "worker-0", stdin=PIPE, stderr=PIPE)
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(WorkerOrder(settings, folder, 0, 1, Addresses(public))))
+        process.stdin.close()
+        async with asyncio.timeout(60), aiohttp.ClientSession() as http:
+            while await why_not_ready(folder.control_socket(0)):
+                await asyncio.sleep(0.02)
+            hit = {"specversion": "1.0", "source": "here", "type": "hit"}
+            hits = [hit | {"id": str(n), "subject": f"{n:0256}"} for n in range(500)]  # more than the last block of a file takes
+            async with http.post(f"{public.url}/v1/events", json=hits, headers={"Authorization": "Bearer k"}) as answer:
+                assert answer.status == 200
+            disk.fill()
+            await peers._ask(folder.control_socket(0), "POST", peers.FLUSH_NOW, 20, None)
+            _, said = await process.communicate()
+    assert process.returncode == FAILED
+    (last,) = [json.loads(line) for line in said.decode().splitlines() if '"error"' in line]
+    assert last["event"] == "the worker stops" and "exception" not in last
+    assert "No space left on device" in last["error"] and f"{folder.path}/writers/0/" in last["error"]
