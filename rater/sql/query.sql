@@ -102,7 +102,7 @@ SELECT (SELECT max(as_of_us) FROM progress) AS as_of_us,
   (SELECT count(*) FROM parked) AS parked,
   (SELECT count(*) FROM parked WHERE missing) AS missing,
   (SELECT count(*) FROM chains WHERE held IS NOT NULL) AS held,
-  (SELECT count(DISTINCT (writer, "partition")) FROM parked WHERE missing) AS waiting;
+  (SELECT count(DISTINCT (writer, "partition")) FROM parked WHERE missing AND writer IS NOT NULL) AS waiting;
 
 -- name: positions
 SELECT stream, next_position FROM positions WHERE log = $1;

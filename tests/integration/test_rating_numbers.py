@@ -49,9 +49,9 @@ async def test_each_number_is_what_it_says(ledger: Ledger, pool: asyncpg.Pool) -
     counts = RaterCounts(records=3, skipped=1, parked=6, forks=1, ready=True, ends={"s0": 9, "s1": 4, "s7": 70})
     found = await numbers(pool, counts)
     assert found.pop("rated_as_of_timestamp_seconds") == "1767000000.250000"
-    assert {name: found[name] for name in ("parked_records", "parked_explained", "forked_chains")} == whole(
-        parked_records=5, parked_explained=1, forked_chains=1
-    )
+    assert {name: found[name] for name in ("parked_records", "parked_explained", "held_chains", "forked_chains")} == whole(
+        parked_records=5, parked_explained=1, held_chains=2, forked_chains=1
+    ), "a record without a place holds no writer"
     assert [found[f"rater_behind {stream}"] for stream in ("s0", "s1", "s7")] == ["4.000000", "4.000000", "0.000000"]
     assert [found[f"rater_{name}_total"] for name in ("records", "skipped", "parked", "forks", "unparked")] == [
         "3.000000",
