@@ -56,9 +56,11 @@ class OrderedConnection(asyncio.Protocol):
         try:
             async with asyncio.timeout(timeout_s):
                 await connect(factory)
-        except BaseException:  # uvloop makes it before it connects, and its watch would keep it for ever
+        except BaseException as error:  # uvloop makes it before it connects, and its watch would keep it for ever
             for unconnected in made:
                 unconnected.end(ConnectionEnded("no connection was made"))
+            if isinstance(error, TimeoutError):  # it has no words of its own
+                raise ConnectionEnded(f"no connection was made within {timeout_s:g} s (TLS included, where the URL asks for it)") from None
             raise
         return made[-1]
 

@@ -50,7 +50,7 @@ async def _standings(settings: Settings, log_identity: str, writers: list[bytes]
             return await store.standings(writers)
     except (Unreachable, OSError) as error:
         which = "Redis" if len(settings.redis.urls) == 1 else f"The Redis of shard {shard}"
-        raise Stop(f"{which} cannot be asked: {error}.", UNAVAILABLE) from error
+        raise Stop(f"{which} cannot be asked: {str(error).rstrip('.')}.", UNAVAILABLE) from error
 
 
 def _row(writer: bytes, retired: Retired | None, shard: int, standing: Standing | None) -> Row:

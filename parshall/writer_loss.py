@@ -75,7 +75,7 @@ async def declare_lost(
         if writer not in registry:
             raise Stop(f"No writer {writer.hex()} is registered: `parshall writer list` shows those that are.", USAGE)
         if (retired := registry[writer]) is not None:
-            return [f"Writer {writer.hex()} is {'retired' if retired.lost is None else f'lost already: {retired.lost}'}."]
+            return [f"Writer {writer.hex()} is " + ("retired." if retired.lost is None else f"lost already: {retired.lost}")]
         say("Reading the counter log for what it flushed …")
         places = await _places(settings, folder, writer)
         say("Looking through the claims for what it did not …")
@@ -92,7 +92,7 @@ async def declare_lost(
                 _, lines = await end_lost_writer(log, stores, writer, places, names=names, horizon_us=horizon_us, accept=accept)
                 lines[-1:-1] = [since_when(dead_since_us, now_us), what_is_refused(horizon_us, now_us)]
         except (Unreachable, OSError) as error:
-            raise Stop(f"Redis cannot be asked: {error}.", UNAVAILABLE) from error
+            raise Stop(f"Redis cannot be asked: {str(error).rstrip('.')}.", UNAVAILABLE) from error
         except ClaimsError as error:
             raise Stop(str(error), REFUSED) from error
         return lines

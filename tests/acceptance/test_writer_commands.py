@@ -228,7 +228,8 @@ async def test_a_disk_is_lost(edge: Edge) -> None:
     assert code == 0 and "is retired" in said, said
     assert await horizon_of(edge, gone) == died + timedelta(seconds=86400 + 300)  # max_skew_s of the configuration, and the clocks' margin
     assert (await edge.listed())[gone]["state"] == "lost"
-    assert "20 of tenant demo" in (await edge.writer("lost", gone, "--i-accept-loss"))[1]
+    code, said = await edge.writer("lost", gone, "--i-accept-loss")
+    assert code == 0 and "20 of tenant demo" in said and not said.rstrip().endswith(".."), said
 
     assert some(await edge.send(edge.stays, [*flushed, *unflushed])) == (0, 50, 0)
     await edge.flush(edge.stays)

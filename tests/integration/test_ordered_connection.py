@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from dedupe.ordered_connection import OrderedConnection
+from dedupe.ordered_connection import ConnectionEnded, OrderedConnection
 from dedupe.redis_address import RedisAddress
 
 TIMEOUT_S = 0.2
@@ -47,7 +47,7 @@ def alive() -> int:
 async def left_behind(url: str, attempt: Callable[[str], Awaitable[None]]) -> int:
     before = alive()
     for _ in range(3):
-        with pytest.raises((OSError, TimeoutError)):
+        with pytest.raises((OSError, TimeoutError, ConnectionEnded)):
             await attempt(url)
     await asyncio.sleep(2 * TIMEOUT_S)  # a watch that goes on has looked by now, and is armed again
     return alive() - before
@@ -72,3 +72,9 @@ def test_an_attempt_that_takes_too_long(
 ) -> None:
     with asyncio.Runner(loop_factory=loop) as runner:
         assert runner.run(left_behind(f"rediss://127.0.0.1:{silent}", attempt)) == 0
+
+
+async def test_an_attempt_that_takes_too_long_is_told_in_words(silent: int) -> None:
+    """They are in the log, and what /readyz says."""
+    with pytest.raises(ConnectionEnded, match=r"no connection was made within 0\.2 s"):
+        await attempt(f"rediss://127.0.0.1:{silent}")
