@@ -22,10 +22,10 @@ class EventlessEdge(Edge):
     ) -> None:
         """`elsewhere`: one sentence that says where events go."""
         super().__init__(_NoSink(), None, keys, limits, clock_us=clock_us, not_ready=not_ready)  # type: ignore[arg-type]
-        self._elsewhere_events = elsewhere
+        self.where_events_go = elsewhere
 
     def admit(self, headers: Mapping[str, str], connection: Known) -> Admitted:
-        raise Problem(404, self._elsewhere_events, close=True)
+        raise Problem(404, self.where_events_go, close=True)
 
 
 class AdminEdge(EventlessEdge):

@@ -80,6 +80,8 @@ class Problem(Exception):
 class Edge:
     """One worker's HTTP. `keys` and `decoder` are replaced as a whole when the configuration is read again."""
 
+    where_events_go = "Events go to POST /v1/events."
+
     def __init__(
         self,
         sink: Sink,
@@ -243,7 +245,7 @@ class Edge:
         methods = sorted({method for method, known in self.routes if known == path} | ({"POST"} if path == EVENTS else set()))
         if methods:
             return Problem(405, f"{path} takes {' and '.join(methods)} only.", {"Allow": ", ".join(methods)})
-        return Problem(404, "There is nothing at this path; events go to POST /v1/events.")
+        return Problem(404, f"There is nothing at this path. {self.where_events_go}")
 
     async def _alive(self, _request: web.BaseRequest, _principal: Principal | None) -> web.Response:
         return json_response(b'{"status":"alive"}')

@@ -960,7 +960,7 @@ async def test_health_and_readiness(served: Served) -> None:
 
 
 async def test_no_such_path_or_method(served: Served) -> None:
-    assert is_problem(await get(served, "/v1/nothing"), 404, "events go to POST /v1/events")
+    assert is_problem(await get(served, "/v1/nothing"), 404, "Events go to POST /v1/events")
     answer = await get(served, "/v1/events")
     assert is_problem(answer, 405, "/v1/events takes POST only.")
     assert answer.headers["allow"] == "POST"
@@ -978,6 +978,9 @@ async def test_a_node_that_rates_takes_no_events() -> None:
         assert is_problem(answer, 404, "events go to a node that runs `parshall ingest`")
         assert answer.headers["connection"] == "close"
         assert await client.ended()
+    async with listening(edge) as (port, _):
+        for path in ("GET /v1/admin/flush", "GET /nowhere"):
+            assert is_problem(await ask(port, path), 404, "nothing at this path. This node rates; events go to a node that runs"), path
 
 
 async def test_an_admin_address_has_what_is_for_operators_and_goes_by_the_keys_in_force() -> None:
