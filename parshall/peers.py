@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from buffer.disk import Background, Disk
+from buffer.disk import Background, Disk, Lock
 from ingest.flusher import Flusher
 from ingest.http import json_response, problem_response
 from ingest.sink import Unavailable
@@ -36,7 +36,6 @@ CHECK = "/configuration/check"
 CONFIGURATION = "/configuration"
 SNAPSHOT = "/snapshot"
 INTERVAL = "/flush-interval"
-INTERVAL_OF_ALL = "/flush-interval-of-all"
 FLUSH_NOW = "/flush-now"
 READY = "/readyz"
 
@@ -46,8 +45,8 @@ _FLUSH_S = 45.0
 _ROUND_S = 25.0  # one of the two rounds of a reload: all are asked, then all are told
 _RELOAD_S = 55.0  # both rounds, for a worker that has the leader do them
 _STARTING_S = 10.0  # of a round: how long to look for a process that is not there
-_LEAD_S = 20.0  # for a worker that has the leader set an interval: it may be yet to start, and tells the others then
-_LEADER = 0  # every reload, and every new interval, goes through one worker, so that two of them cannot cross
+_TURN_S = 15.0  # how long to wait while other workers set an interval
+_LEADER = 0  # every reload goes through one worker, so that two of them cannot cross
 
 
 class Interval(msgspec.Struct):
@@ -86,16 +85,14 @@ class Local(NamedTuple):
 
 
 class Control:
-    def __init__(self, local: Local, reload: Callable[[], Awaitable[Reloaded]], set_interval: Callable[[int], Awaitable[None]]) -> None:
-        """`reload` and `set_interval`: of all workers, by way of this one."""
+    def __init__(self, local: Local, reload: Callable[[], Awaitable[Reloaded]]) -> None:
+        """`reload`: of all workers, by way of this one."""
         self._local = local
         self._reload_all = reload
-        self._set_all = set_interval
         self._routes: ControlRoutes = {
             ("GET", READY): self._ready,
             ("GET", SNAPSHOT): self._snapshot,
             ("PUT", INTERVAL): self._set_interval,
-            ("PUT", INTERVAL_OF_ALL): self._set_interval_of_all,
             ("POST", FLUSH_NOW): self._flush_now,
             ("POST", RELOAD): self._reload,
             **follower_routes(local.live),
@@ -113,11 +110,7 @@ class Control:
         return json_response(msgspec.json.encode(self._local.snapshot()))
 
     async def _set_interval(self, request: web.BaseRequest) -> web.Response:
-        self._local.flusher.set_interval(await _interval_in(request))
-        return json_response(b"{}")
-
-    async def _set_interval_of_all(self, request: web.BaseRequest) -> web.Response:
-        await self._set_all(await _interval_in(request))
+        self._local.flusher.set_interval(msgspec.json.decode(await request.read(), type=Interval).interval_ms)
         return json_response(b"{}")
 
     async def _flush_now(self, _request: web.BaseRequest) -> web.Response:
@@ -126,10 +119,6 @@ class Control:
 
     async def _reload(self, _request: web.BaseRequest) -> web.Response:
         return json_response(msgspec.json.encode(await self._reload_all()))
-
-
-async def _interval_in(request: web.BaseRequest) -> int:
-    return msgspec.json.decode(await request.read(), type=Interval).interval_ms
 
 
 def follower_routes(live: LiveSettings) -> ControlRoutes:
@@ -186,14 +175,26 @@ class AllWorkers:
         return self._local.flusher.interval_ms
 
     async def set_flush_interval(self, interval_ms: int) -> None:
-        """In all workers, and for later starts. Raises Unavailable."""
-        content = msgspec.json.encode(Interval(interval_ms))
-        if self._local.worker != _LEADER:
-            answer = await _ask_until_there(self._sockets[_LEADER], "PUT", INTERVAL_OF_ALL, content, _LEAD_S)
-            _good(f"worker-{_LEADER}", answer, "the interval may be the old one: ask once more")
-            return
+        """In all workers, and for later starts; one after the other, whichever worker is asked, so that two cannot cross. No leader: where
+        that one is away, the others need their interval all the more. Raises Unavailable."""
         async with self._setting:
-            await self._set_everywhere(interval_ms, content)
+            turn = await self._turn(asyncio.get_running_loop().time() + _TURN_S)
+            try:
+                await self._set_everywhere(interval_ms, msgspec.json.encode(Interval(interval_ms)))
+            finally:
+                turn.release()
+
+    async def _turn(self, until_s: float) -> Lock:
+        """Among the processes of this node: it ends with the one that has it. Raises Unavailable."""
+        while True:
+            try:
+                return await self._background.run(self._disk.lock, f"{self._kept.flush_file}.lock")
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() > until_s:
+                    raise Unavailable("Another worker is setting a flush interval; nothing is changed: ask once more.", 5) from None
+                await asyncio.sleep(0.02)
+            except OSError as error:
+                raise _not_written(error) from error
 
     async def _set_everywhere(self, interval_ms: int, content: bytes) -> None:
         """Kept first, so that a worker which is not there learns it when it starts. Raises Unavailable when one that is there is silent."""
@@ -317,12 +318,12 @@ def _detail(answer: _Answer) -> str:
         return f"{answer.status} without a reason, which is in its log"
 
 
-async def _ask_until_there(socket: str, method: str, path: str, body: bytes, patience_s: float = _ROUND_S) -> _Answer | None:
+async def _ask_until_there(socket: str, method: str, path: str, body: bytes) -> _Answer | None:
     """A process that starts, or starts again, is there in a moment."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     while True:
-        answer = await _ask(socket, method, path, began_s + patience_s - loop.time(), body)
+        answer = await _ask(socket, method, path, began_s + _ROUND_S - loop.time(), body)
         if answer is not None or loop.time() > began_s + _STARTING_S:
             return answer
         await asyncio.sleep(0.1)

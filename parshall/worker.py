@@ -221,8 +221,7 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(writer.run())
             reloading = tasks.create_task(self._reload_when_asked(workers))
-            control = peers.Control(local, workers.reload, workers.set_flush_interval)
-            tasks.create_task(self._until_stopped(parts, edge, admin, control, [running, reloading]))
+            tasks.create_task(self._until_stopped(parts, edge, admin, peers.Control(local, workers.reload), [running, reloading]))
 
     def _all_workers(self, local: peers.Local, files: Background) -> peers.AllWorkers:
         others = {worker: self._folder.control_socket(worker) for worker in range(self._order.workers) if worker != self._order.worker}

@@ -43,7 +43,7 @@ class Node:
         local = peers.Local(worker, cast(Flusher, self.flusher), cast(Any, None), tuple, cast(Any, None))
         kept = peers.Kept(self.flush_file, str(folder / "tenants.json"), str(folder / "reloaded.toml"))
         self.all = peers.AllWorkers(local, peers.Sockets({1 - worker: self.other}, None), kept, RealDisk(), self.files)
-        self.control = peers.Control(local, self.all.reload, self.all.set_flush_interval)
+        self.control = peers.Control(local, self.all.reload)
 
     def interval_for_later(self) -> int | None:
         return peers.read_interval(self.flush_file, RealDisk())
@@ -107,6 +107,17 @@ async def test_the_others_are_told_one_interval_after_the_other(node: Node) -> N
     assert told == [b"begin", b"end"] * 2
 
 
+async def test_who_does_not_get_its_turn_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "_TURN_S", 0.1)
+    held = RealDisk().lock(f"{node.flush_file}.lock")  # by another process, which stands still
+    with pytest.raises(Unavailable, match="Another worker is setting a flush interval; nothing is changed"):
+        await node.all.set_flush_interval(2000)
+    assert (node.flusher.interval_ms, node.interval_for_later()) == (1000, None)
+    held.release()
+    await node.all.set_flush_interval(2000)
+    assert (node.flusher.interval_ms, node.interval_for_later()) == (2000, 2000)
+
+
 async def test_an_interval_that_cannot_be_kept_is_not_in_force(node: Node) -> None:
     os.mkdir(node.flush_file)
     with pytest.raises(Unavailable) as refused:
@@ -146,4 +157,4 @@ def test_the_service_says_what_keeps_it_before_a_command_gives_up() -> None:
     assert peers._FLUSH_S + rounded_up_s < admin_client.PATIENCE_S
     assert 2 * (peers._ROUND_S + rounded_up_s) < peers._RELOAD_S < admin_client.PATIENCE_S - rounded_up_s
     assert peers._STARTING_S < peers._ROUND_S
-    assert peers._STARTING_S + peers._ANSWER_S + rounded_up_s < peers._LEAD_S < admin_client.PATIENCE_S - rounded_up_s
+    assert peers._ANSWER_S < peers._TURN_S < admin_client.PATIENCE_S - peers._ANSWER_S - rounded_up_s
