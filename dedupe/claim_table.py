@@ -130,7 +130,7 @@ class ClaimTable:
         )
 
     def _fits_together(self) -> bool:
-        if self._newest and self._gen is None:
+        if not self._interned or (self._newest and self._gen is None):
             return False
         return self._newest.keys() == self._claims.keys() and all(self._claims.values())
 

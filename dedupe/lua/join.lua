@@ -38,6 +38,9 @@ if refusal then
 end
 
 local function fits_together()
+  if redis.call('EXISTS', namespace .. 'incarnations') == 0 then
+    return false -- numbers would be given out a second time, and the claims of one writer be taken for those of another
+  end
   local newest = redis.call('HKEYS', namespace .. 'newest')
   if #newest > 0 and redis.call('EXISTS', namespace .. 'gen', namespace .. 'low') < 2 then
     return false

@@ -115,11 +115,13 @@ class World:
         self.clock_us = START_US
         self.seen = seen
         self.stale: list[tuple[str, Context, tuple[object, ...]]] = []  # requests whose copies stay in the network
+        self.every_writer: list[Writer] = []
         self.writers = [self.new_writer() for _ in range(3)]
         self.digests = [self.random.randbytes(12) for _ in range(40)]
 
     def new_writer(self) -> Writer:
-        return Writer(self.random.randbytes(16), Incarnation(self.random.randbytes(16)))
+        self.every_writer.append(Writer(self.random.randbytes(16), Incarnation(self.random.randbytes(16))))
+        return self.every_writer[-1]
 
     def context(self, writer: Writer, incarnation: Incarnation | None = None) -> Context:
         incarnation = incarnation or writer.now
@@ -309,6 +311,9 @@ class World:
             for key in ("gen", "low"):
                 self.lua.lose(key)
             self.table._gen = None
+        if self.random.random() < 0.5:
+            self.lua.lose("incarnations")
+            self.table._interned.clear()
 
     def forget_incarnation(self, writer: Writer) -> None:
         """Its w: alone: its claims are pending for others from now on, and it has to join again itself."""
@@ -358,6 +363,9 @@ def test_every_reply_is_equal(server: Redis, layout: str) -> None:
                 world.step()
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}, step {step}") from error
+            if step % 50 == 0:
+                check_what_is_kept(world, server)
+        check_what_is_kept(world, server)
         check_size(world, server, layout)
         lua.close()
     print(sorted(seen.items()))
@@ -378,6 +386,34 @@ def check_size(world: World, server: Redis, layout: str) -> None:
     client = redis.Redis.from_url(server.url)
     assert world.table.size == sum(claims_in(layout, client.hgetall(key)) for key in client.scan_iter(NAMESPACE + "claims:*"))
     client.close()
+
+
+KEPT = ["writer", "session", "closed", "mark", "executions", "base"]
+
+
+def check_what_is_kept(world: World, server: Redis) -> None:
+    """What no reply of the moment shows decides later ones: the newest times, the horizon, and all that is known of incarnations."""
+    table = world.table
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        assert {int(g): int(newest) for g, newest in client.hgetall(NAMESPACE + "newest").items()} == table._newest
+        assert int(client.get(NAMESPACE + "horizon") or 0) == table._horizon
+        joined = [writer for key in client.scan_iter(NAMESPACE + "joined:*") for writer in client.smembers(key)]
+        assert sorted(joined) == sorted(writer.hex() for writer in table._joined)
+        numbers = client.hgetall(NAMESPACE + "incarnations")
+        assert {int(number): bytes.fromhex(incarnation) for number, incarnation in numbers.items()} == table._interned
+        writers = {key.rsplit(":", 1)[1]: client.get(key) for key in client.scan_iter(NAMESPACE + "writer:*")}
+        assert writers == {writer.hex(): incarnation.hex() for writer, incarnation in table._writers.items()}
+        ws = {key.rsplit(":", 1)[1]: client.hmget(key, KEPT) for key in client.scan_iter(NAMESPACE + "w:*")}
+    for writer, *_ in ws.values():
+        assert writer in {each.id.hex() for each in world.every_writer}
+    assert {incarnation: kept_as_numbers(values) for incarnation, (_, *values) in ws.items()} == {
+        incarnation.hex(): [w.session, w.closed, w.mark, w.executions, w.base] for incarnation, w in table._w.items()
+    }
+
+
+def kept_as_numbers(values: Sequence[str | None]) -> list[int | None]:
+    """An absent session or closed is no number; an absent mark or count is none yet."""
+    return [absent if value is None else int(value) for value, absent in zip(values, (None, None, 0, 0, -1), strict=True)]
 
 
 # Every reply that a script can give, and every verdict.
@@ -475,4 +511,108 @@ def test_the_first_joiner_finds_claims_that_nothing_names(server: Redis, layout:
     client = redis.Redis.from_url(server.url)
     assert list(client.scan_iter(NAMESPACE + "claims:*")) == []
     client.close()
+    lua.close()
+
+
+def claimed_by_many(world: World, tenants: int) -> Context:
+    """Two generations of claims, in hashes of their own for each tenant."""
+    context = enter_alone(world)
+    for number in (1, 2):
+        clock_us = START_US + number * HOUR_US
+        sections = [Section(tenant, b"%012d" % number, b"ffff") for tenant in range(tenants)]
+        world.ask("claim", context, number, 0, clock_us, clock_us, clock_us, sections)
+    return context
+
+
+def first_to_join(world: World, context: Context) -> str:
+    world.lua.change_replication_id()
+    reply = cast(list[object], world.lua.ask("join", context, b"f" * 16, b"", []))
+    assert reply[0] == b"joining" and reply[2] == 1
+    return "faster" if reply[4] else "whole"
+
+
+LAST = START_US // HOUR_US + 2
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        ("DEL", "open"),
+        ("HSET", "open", "replid", "x" * 40),
+        ("HSET", "open", "branch", "x" * 16),
+        ("DEL", "join"),
+        ("DEL", "gen"),
+        ("DEL", "low"),
+        ("DEL", "newest"),
+        ("DEL", "incarnations"),
+        ("HDEL", "newest", LAST),
+        ("DEL", f"tenants:{LAST}"),
+        ("SREM", f"tenants:{LAST}", 1),
+        ("DEL", f"claims:{LAST}:1"),
+        ("COPY", f"claims:{LAST}:1", f"{NAMESPACE}claims:{LAST}:9"),
+        ("RENAME", f"claims:{LAST}:1", f"{NAMESPACE}claims:{LAST}:9"),
+    ],
+    ids=lambda spoil: " ".join(map(str, spoil)),
+)
+def test_a_store_that_lost_any_of_its_keys_is_claimed_again_as_a_whole(server: Redis, layout: str, spoil: tuple[str | int, ...]) -> None:
+    """Else what nothing leads to any more would be granted once more."""
+    lua = LuaStore(server, layout)
+    world = World(5, lua, Counter())
+    context = claimed_by_many(world, 3)
+    command, key, *arguments = spoil
+    server.ask(str(command), f"{NAMESPACE}{key}", *map(str, arguments))
+    assert first_to_join(world, context) == "whole"
+    lua.close()
+
+
+def test_more_keys_than_are_looked_through_at_once(server: Redis, layout: str) -> None:
+    """All of them are seen when it is asked whether they fit together, and all are deleted where a store is claimed again as a whole."""
+    lua = LuaStore(server, layout)
+    world = World(6, lua, Counter())
+    context = claimed_by_many(world, 2_500)
+    assert first_to_join(world, context) == "faster"
+    lua.lose("open")
+    assert first_to_join(world, context) == "whole"
+    with redis.Redis.from_url(server.url) as client:
+        assert [key for pattern in ("claims", "tenants") for key in client.scan_iter(f"{NAMESPACE}{pattern}:*")] == []
+    lua.close()
+
+
+def evict(server: Redis, key: str) -> None:
+    """This key and no other."""
+    with redis.Redis.from_url(server.url) as client:
+        client.expire(NAMESPACE + key, 86_400)
+        client.config_set("maxmemory-policy", "volatile-lru")
+        client.config_set("maxmemory", 1)
+        while client.exists(NAMESPACE + key):
+            pass
+        client.config_set("maxmemory", 0)
+        client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_what_was_evicted_is_seen_whatever_was_evicted_before(server: Redis, layout: str) -> None:
+    """Also a key whose lack shows nowhere else: without it the claims of a writer that is gone would be pending for ever."""
+    server.ask("CONFIG", "RESETSTAT")
+    lua = LuaStore(server, layout)
+    world = World(7, lua, Counter())
+    context = claimed_by_many(world, 1)
+    gone = [context_of(IDENTITY, name * 16, name * 16, 1) for name in (b"1", b"2")]
+    for each in gone:
+        lua.ask("hello", each, START_US)
+
+    def open_again(how: str) -> None:
+        assert first_to_join(world, context) == how
+        with redis.Redis.from_url(server.url) as client:
+            era = client.hget(f"{NAMESPACE}join", "era")
+        assert lua.ask("joined", context, era, 0, 0, 0, {context.writer}) == [b"joined", 1, 0]
+
+    open_again("faster")
+    evict(server, f"w:{gone[0].incarnation.hex()}")
+    open_again("whole")
+    assert cast(list[object], lua.ask("hello", context, START_US))[2] == 1, "what was evicted before is no reason to begin once more"
+    server.ask("CONFIG", "RESETSTAT")
+    open_again("faster")
+    evict(server, f"w:{gone[1].incarnation.hex()}")
+    assert cast(list[object], lua.ask("hello", context, START_US))[2] == 0, "as many as had been evicted before the claims were begun"
+    server.ask("CONFIG", "RESETSTAT")
     lua.close()

@@ -544,6 +544,7 @@ def test_a_member_that_is_elsewhere_is_missing(store: Store, one: Asker) -> None
         lambda table: setattr(table, "_gen", None),
         lambda table: table._claims.clear(),
         lambda table: table._newest.clear(),
+        lambda table: table._interned.clear(),
         lambda table: setattr(table._open, "branch", b"x" * 16),
         lambda table: setattr(table._open, "replication_id", "some other"),
     ],
