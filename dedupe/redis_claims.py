@@ -150,7 +150,7 @@ class RedisClaims:
         must say that it is not complete. A replica refuses this, and is no store."""
         for key in (b"open", b"join"):
             with suppress(ConnectionEnded):
-                await connection.ask(pack([b"HDEL", NAMESPACE.encode() + key, b"replid"]))
+                await connection.ask(pack([b"HDEL", self._namespace.encode() + key, b"replid"]))
 
     async def _look_at(self, history: History, connection: OrderedConnection) -> None:
         """Raises StaleJournal where `publish` would, and WrongLog where the claims are another share of the tenants; writes nothing."""

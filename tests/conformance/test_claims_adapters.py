@@ -44,10 +44,11 @@ from dedupe.port import (
 from dedupe.redis_address import RedisAddress
 from dedupe.redis_claims import RedisClaims
 from dedupe.redis_tls import BadOption
-from dedupe.redis_writers import RedisWriters
+from dedupe.redis_writers import Buried, RedisWriters
 from parshall.writer_loss import Loss, end_lost_writer
 from tests.secured_kafka import certificates
 from tests.services import Redis, fetch, free_port, redis_server, valkey_server
+from tests.tcp_proxy import TcpProxy
 
 HOUR_US = 3_600_000_000
 PROJECT = Path(__file__).parents[2]
@@ -291,6 +292,29 @@ async def test_what_a_closed_incarnation_did_not_journal_is_taken_over(place: Pl
         assert await codes(claims, call(1, section("kept", "lost"))) == b"dg"
 
 
+async def test_who_joined_before_does_not_claim_its_journal_again(place: Place) -> None:
+    """Nor does it when others have gone elsewhere; and what it entered is in its journal, should it not have been."""
+    journal = Journal()
+    async with running(place.claims(), journal):
+        pass
+    others = frozenset((b"r" * 16,))
+    elsewhere = replace(journal.reopened(0), registered=others, announced=dict.fromkeys(others, ELSEWHERE))
+    async with running(place.claims(), elsewhere):
+        assert elsewhere.drains == 0
+    forgetful = replace(journal, incarnation=os.urandom(16), closed=[*elsewhere.closed, (elsewhere.incarnation, 0)], branch=b"", drains=0)
+    async with running(place.claims(), forgetful):
+        assert forgetful.drains == 0 and forgetful.branch == journal.branch
+
+
+async def test_who_has_not_joined_claims_its_journal_again_where_the_store_is_open_too(place: Place) -> None:
+    """As a writer that was taken for retired."""
+    async with running(place.claims(), Journal()):
+        pass
+    claims = place.claims()
+    async with running(claims, Journal(kept=[Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:])])):
+        assert await codes(claims, call(1, section("a", "b"))) == b"dg"
+
+
 async def test_an_orderly_close_is_published_and_ends_run(place: Place) -> None:
     journal, other = Journal(), place.claims()
     claims = place.claims()
@@ -352,8 +376,9 @@ async def test_a_store_that_was_left_for_another_one_is_claimed_again(place: Pla
     back.kept = [Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a", "b")[1:])]
     claims = place.claims()
     async with running(claims, back):
-        assert await codes(claims, call(1, section("a", "b", "c"))) == b"ddg"
-        assert back.branch not in (b"", ELSEWHERE, here), "it has begun anew"
+        reply = await answer(claims, call(1, section("a", "b", "c")))
+        assert isinstance(reply, Verdicts) and reply.codes == b"ddg"
+        assert reply.branch == back.branch not in (b"", ELSEWHERE, here), "it has begun anew"
 
 
 async def test_a_journal_that_began_elsewhere_is_no_old_copy(place: Place) -> None:
@@ -361,11 +386,26 @@ async def test_a_journal_that_began_elsewhere_is_no_old_copy(place: Place) -> No
     async with running(place.claims(), Journal()):
         pass
     kept = [Claimed(1, NOW_US // HOUR_US, NOW_US, *section("b")[1:])]
-    claims = place.claims()
-    async with running(claims, Journal(closed=[(os.urandom(16), 3)], kept=kept, branch=ELSEWHERE)):
+    claims, journal = place.claims(), Journal(closed=[(os.urandom(16), 3)], kept=kept, branch=ELSEWHERE)
+    async with running(claims, journal):
         assert await codes(claims, call(1, section("b", "c"))) == b"dg"
+    async with running(place.claims(), journal.reopened(1)):
+        pass
     with pytest.raises(StaleJournal):  # as it is told from one that does not say so
         await asyncio.wait_for(place.claims().run(Journal(closed=[(os.urandom(16), 3)])), 10)
+
+
+async def test_an_old_copy_that_was_elsewhere_is_refused_before_anything_is_claimed_again(place: Place) -> None:
+    """It would close the store to all others."""
+    journal, claims = Journal(), place.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a")))
+        claims.raise_mark(1)
+        await answer(claims, call(2))
+    copy = replace(journal.reopened(0), branch=ELSEWHERE)
+    with pytest.raises(StaleJournal):
+        await asyncio.wait_for(place.claims().run(copy), 10)
+    assert copy.drains == 0
 
 
 async def test_where_a_store_that_was_left_is_claimed_again_the_horizon_of_a_lost_writer_counts(place: Place) -> None:
@@ -387,9 +427,11 @@ async def test_a_new_writer_does_not_believe_a_store_that_others_have_left(place
     async with running(claims, one):
         await answer(claims, call(1, section("a")))
     left = one.reopened(1)
-    new = Journal(registered=frozenset((one.writer,)), announced={one.writer: ELSEWHERE})
+    newcomers = frozenset(os.urandom(16) for _ in range(8))  # they have entered nothing yet
+    new = Journal(registered=newcomers | {one.writer}, announced={one.writer: ELSEWHERE})
     claims = place.claims()
     async with running(claims, new, State.REBUILDING):
+        new.registered = frozenset((one.writer,))
         replies: list[Reply] = []
         claims.send(call(1, section("a", "b")), replies.append)
         await asyncio.sleep(0.1)
@@ -525,6 +567,20 @@ async def test_a_writer_that_is_declared_lost_again_after_an_interruption_loses_
         assert "3 of tenant demo. When they are sent again they count." in (registry.retired[journal.writer].lost or "")
 
 
+async def test_a_writer_is_declared_lost_also_where_memory_is_full_and_its_mark_is_gone(in_redis: InRedis) -> None:
+    journal, claims = Journal(), in_redis.claims()
+    async with running(claims, journal):
+        await answer(claims, call(1, section("a", "b")))
+    with redis_py.Redis(port=in_redis.server.port) as client:
+        client.delete(f"parshall:w:{journal.incarnation.hex()}")
+        client.config_set("maxmemory", 1)
+        async with RedisWriters(in_redis.server.url, IDENTITY) as store:
+            told = [await store.bury(journal.writer, (b"", 0), for_good=True) for _ in range(2)]
+            assert told == [Buried(journal.incarnation, 0, closed, 0) for closed in (None, 0)]
+            claimed = await store.claimed_after(journal.writer, (b"", 0), (b"", 0))
+        assert {call: dict(events) for call, events in claimed.events.items()} == {(journal.incarnation, 1): {1: 2}}
+
+
 async def test_calls_that_an_earlier_incarnation_never_answered_are_not_lost_with_its_writer(in_redis: InRedis) -> None:
     journal, claims = Journal(), in_redis.claims()
     async with running(claims, journal):
@@ -644,6 +700,34 @@ async def test_a_call_whose_reply_is_lost_is_granted_again_under_its_number(in_r
         assert await codes(claims, call(2, section("a"))) == b"d"
 
 
+async def test_each_mark_goes_out_by_itself_also_when_it_was_lost_with_its_connection(
+    in_redis: InRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait for it: they need not wait until somebody looks whether the server is there."""
+    monkeypatch.setattr(redis_claims, "LOOK_S", 60.0)
+    proxy = TcpProxy(("127.0.0.1", in_redis.server.port))
+    await proxy.start()
+    journal, claims = Journal(), claims_at(f"redis://{proxy.address}")
+    with redis_py.Redis(port=in_redis.server.port) as client:
+
+        def mark() -> int:
+            return int(client.hget(f"parshall:w:{journal.incarnation.hex()}", "mark") or 0)
+
+        async with running(claims, journal):
+            for journal.mark in (1, 2):
+                claims.raise_mark(journal.mark)
+                await until(lambda: mark() == journal.mark)
+            proxy.cut_off = True
+            journal.mark = 3
+            claims.raise_mark(3)
+            await asyncio.sleep(3 * redis_claims.IDLE_MARK_S)
+            assert mark() == 2
+            proxy.reset()
+            proxy.cut_off = False
+            await until(lambda: mark() == 3)
+    await proxy.stop()
+
+
 async def test_a_restart_that_loses_everything_is_healed_from_the_journal(in_redis: InRedis) -> None:
     journal, claims = Journal(), in_redis.claims()
     async with running(claims, journal):
@@ -660,7 +744,7 @@ async def test_a_restart_that_loses_everything_is_healed_from_the_journal(in_red
         assert journal.drains == 2
 
 
-async def test_a_restart_that_keeps_everything_is_joined_too(in_redis: InRedis) -> None:
+async def test_a_restart_that_keeps_everything_is_joined_too(in_redis: InRedis, caplog: pytest.LogCaptureFixture) -> None:
     in_redis.server.stop()
     in_redis.server.settings |= {"appendonly": "yes", "appendfsync": "always"}
     await asyncio.to_thread(in_redis.server.start)
@@ -672,6 +756,7 @@ async def test_a_restart_that_keeps_everything_is_joined_too(in_redis: InRedis) 
         await asyncio.to_thread(in_redis.server.restart)
         await until(lambda: journal.drains == 2 and claims.state is State.OPEN)  # it may have joined again by now
         assert await codes(claims, call(2, section("a", "b"))) == b"dg"
+    assert "was left" not in caplog.text
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "SCRIPT FLUSH"])
@@ -901,14 +986,18 @@ class Load:
 
 def evict_claims(server: Redis, *, then: str = "noeviction") -> None:
     """All claims and nothing else are evicted; nobody looks meanwhile, for the event loop stands. `then`: the policy afterwards."""
+    evict_all(server, "parshall:claims:*", then=then)
+
+
+def evict_all(server: Redis, pattern: str, *, then: str) -> None:
     with redis_py.Redis(port=server.port) as client:
-        for key in client.scan_iter("parshall:claims:*"):
+        for key in client.scan_iter(pattern):
             client.expire(key, 86_400)
         before = int(client.info("stats")["evicted_keys"])
         client.config_set("maxmemory-policy", "volatile-lru")
         client.config_set("maxmemory", 1)
         deadline = time.monotonic() + 30
-        while list(client.scan_iter("parshall:claims:*")):
+        while list(client.scan_iter(pattern)):
             assert time.monotonic() < deadline
         client.config_set("maxmemory", 0)
         client.config_set("maxmemory-policy", then)
@@ -1057,6 +1146,28 @@ async def test_what_was_evicted_is_not_forgotten_when_the_policy_is_set_right_by
         claims = InRedis(server).claims()
         async with running(claims, journal):
             assert await codes(claims, call(1, section("a", "b", "c"))) == b"ddg"
+
+
+@pytest.mark.parametrize("namespace", ["parshall:", "mine:"])
+async def test_a_store_that_evicts_says_itself_that_it_is_not_complete(in_redis: InRedis, namespace: str) -> None:
+    """Whatever looks at it next: neither is it open, nor does the next join begin with what it holds."""
+    address = RedisAddress.from_url(in_redis.server.url)
+
+    def claims() -> RedisClaims:
+        return RedisClaims(address, identity=IDENTITY, clock_us=lambda: NOW_US, entropy=os.urandom, namespace=namespace)
+
+    with redis_py.Redis(port=in_redis.server.port) as client:
+        async with running(first := claims(), Journal()):
+            await answer(first, call(1, section("a")))
+        for evicted in (0, 1):
+            assert client.hexists(f"{namespace}open", "replid") and client.hexists(f"{namespace}join", "replid"), "none was evicted"
+            if evicted:
+                client.set("other", "value")
+                evict_all(in_redis.server, "other", then="allkeys-lru")
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            with pytest.raises(UnsuitableStore, match=REMEDY):
+                await asyncio.wait_for(claims().run(Journal()), 10)
+        assert not client.hexists(f"{namespace}open", "replid") and not client.hexists(f"{namespace}join", "replid")
 
 
 async def test_a_count_of_evicted_keys_that_was_reset_counts_anew(in_redis: InRedis, monkeypatch: pytest.MonkeyPatch) -> None:
