@@ -736,7 +736,8 @@ async def test_a_restart_that_loses_everything_is_healed_from_the_journal(in_red
         await asyncio.to_thread(in_redis.server.kill)
         replies: list[Reply] = []
         claims.send(call(2, section("a", "b")), replies.append)
-        await until(lambda: claims.state is not State.OPEN)
+        await until(lambda: "Connect call failed" in claims.reason)
+        assert claims.state is State.DISCONNECTED and claims.clock_off_us is None and not claims.joined
         await asyncio.to_thread(in_redis.server.start)
         await until(lambda: bool(replies))
         assert isinstance(replies[0], Verdicts)
@@ -757,6 +758,21 @@ async def test_a_restart_that_keeps_everything_is_joined_too(in_redis: InRedis, 
         await until(lambda: journal.drains == 2 and claims.state is State.OPEN)  # it may have joined again by now
         assert await codes(claims, call(2, section("a", "b"))) == b"dg"
     assert "was left" not in caplog.text
+
+
+async def test_what_a_replica_lacks_of_a_later_opening_is_claimed_again(in_redis: InRedis) -> None:
+    """The first one claimed its whole journal when it joined; that says nothing of the one after it."""
+    journal = Journal()
+    async with running(in_redis.claims(), journal):
+        pass
+    later, claims = journal.reopened(0), in_redis.claims()
+    async with running(claims, later):
+        lost = Claimed(1, NOW_US // HOUR_US, NOW_US, *section("a")[1:], later.incarnation, 1, 1, later.branch)
+        later.kept, later.mark = [lost], 1
+        in_redis.server.ask("REPLICAOF", "127.0.0.1", "1")
+        in_redis.server.ask("REPLICAOF", "NO", "ONE")
+        assert await codes(claims, call(2, section("a", "b"))) == b"dg"
+        assert lost.branch != later.branch, "it has joined"
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "SCRIPT FLUSH"])
@@ -820,6 +836,17 @@ async def test_a_server_without_memory_waits_and_recovers_as_claims_grow_old(in_
     client.close()
 
 
+async def test_a_writer_whose_clock_is_ahead_begins_no_generation_before_its_time(in_redis: InRedis) -> None:
+    """With all claims that are older than a lifetime by its clock, those of all others would go."""
+    claims = RedisClaims(RedisAddress.from_url(in_redis.server.url), identity=IDENTITY, clock_us=lambda: 2**52, entropy=os.urandom)
+    with redis_py.Redis(port=in_redis.server.port) as client:
+        async with running(claims, Journal()):
+            before, _ = client.time()
+            reply = await answer(claims, call(1, section("a")))
+            after, _ = client.time()
+    assert isinstance(reply, Verdicts) and before // 3600 <= reply.generation <= after // 3600
+
+
 async def test_a_replica_is_not_served_by(in_redis: InRedis) -> None:
     """Read-only or writable: a replica shows its primary's replication id."""
     claims = in_redis.claims()
@@ -862,6 +889,7 @@ async def test_who_joins_a_second_time_is_waited_for_until_it_says_so_again(in_r
             await until(lambda: other.asked > 1)
             await asyncio.sleep(0.3)
             assert second.state is State.REBUILDING, "opened without what the first has not claimed again yet"
+            assert second.joined and second.accepted, "open or not"
             go_on.set()
             await until(lambda: first.state is second.state is State.OPEN)
             assert await codes(second, call(1, section("a", "b"))) == b"dg"
@@ -937,6 +965,19 @@ async def test_whoever_is_not_let_in_stops_and_is_told_by_which_setting(in_redis
     with pytest.raises(UnsuitableStore, match=why) as refused:
         await asyncio.wait_for(claims.run(Journal()), 10)
     assert "right" not in str(refused.value) and "wrong@" not in str(refused.value)
+
+
+async def test_who_was_let_in_before_tries_again(in_redis: InRedis) -> None:
+    """A password may be being changed, on one side after the other."""
+    claims = in_redis.claims()
+    with redis_py.Redis(port=in_redis.server.port) as client:
+        async with running(claims, Journal()) as task:
+            client.config_set("requirepass", "another")
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await until(lambda: "does not let us in" in claims.reason)
+            client.config_set("requirepass", "")
+            await until(lambda: claims.state is State.OPEN)
+            assert not task.done()
 
 
 def rights_in_the_docs() -> list[str]:

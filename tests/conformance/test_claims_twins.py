@@ -477,11 +477,13 @@ def test_claims_are_found_however_many_come(server: Redis, layout: str) -> None:
     check_size(world, server, layout)
     assert len(known) > 5_000
     lua.lose("open")
-    assert world.ask("join", context, b"f" * 16, b"", [])[0] == b"joining"
+    status, era, *_ = world.ask("join", context, b"f" * 16, b"", [])
+    assert status == b"joining"
     again = b"".join(pick.sample(known, 4_000))
     for _ in range(2):  # the second time over what is there
         origin = (START_US // HOUR_US, START_US)
-        world.ask("reclaim", context, b"f" * 16, START_US + 2 * HOUR_US, [Reclaim(1, *origin, again, bytes(4 * len(again) // 12))])
+        section = Reclaim(1, *origin, again, bytes(4 * len(again) // 12))
+        assert world.ask("reclaim", context, era, START_US + 2 * HOUR_US, [section])[0] == b"reclaimed"
     check_size(world, server, layout)
     lua.close()
 
@@ -492,10 +494,11 @@ def test_what_lies_across_two_claims_is_none(server: Redis, layout: str) -> None
     world = World(4, lua, Counter())
     context = enter_alone(world)
     first, second = b"1" * 12, b"2" * 12
-    for number, digests in ((1, [first, second]), (2, [b"ffff" + second[:8]]), (3, [b"ffff" + second[:8], second])):
+    across = b"ffff" + second[:8]
+    for number, digests in enumerate(([first, second], [across], [across, second], [b"f" * 12], [b"f" * 12, first]), 1):
         section = Section(1, b"".join(digests), b"ffff" * len(digests))
         reply = world.ask("claim", context, number, number - 1, START_US, START_US, START_US, [section])
-        assert reply[4] == (b"dd" if number == 3 else b"")
+        assert reply[4] == (b"dd" if number in (3, 5) else b"")
     lua.close()
 
 
@@ -632,4 +635,27 @@ def test_an_open_store_without_its_join_has_lost_a_key(server: Redis, layout: st
     assert cast(list[object], lua.ask("hello", context, START_US))[2] == 1
     lua.lose("join")
     assert cast(list[object], lua.ask("hello", context, START_US))[2] == 0
+    lua.close()
+
+
+def test_at_the_very_limit_a_generation_stays_in_whatever_order_claims_came(server: Redis, layout: str) -> None:
+    lua = LuaStore(server, layout)
+    world = World(9, lua, Counter())
+    context = enter_alone(world)
+    world.ask("claim", context, 1, 0, START_US, START_US, START_US, [Section(1, b"x" * 12, b"ffff")])
+    lua.lose("open")
+    world.table._open.replication_id = None
+    era = world.ask("join", context, b"f" * 16, b"", [])[1]
+    for hours in (0, 2, 1):
+        newest_us = START_US + hours * HOUR_US
+        section = Reclaim(1, newest_us // HOUR_US, newest_us, b"%012d" % hours, b"ffff")
+        world.ask("reclaim", context, era, START_US + min(2, 2 * hours) * HOUR_US, [section])
+    world.ask("joined", context, era, 0, 0, 0, {context.writer})
+    for number, hours, horizon_us in ((2, 3, 0), (3, 4, START_US)):
+        now_us = START_US + hours * HOUR_US
+        reply = world.ask("claim", context, number, 0, now_us, now_us, now_us, [Section(1, b"%012d" % 1, b"ffff")])
+        assert reply[3:] == [horizon_us, b"d"]
+    with redis.Redis.from_url(server.url) as client:
+        live = {key.decode().rsplit(":", 1)[1] for key in client.scan_iter(NAMESPACE + "tenants:*")}
+    assert live == {str(START_US // HOUR_US + hours) for hours in (1, 2)}, "nothing is left behind of what went"
     lua.close()

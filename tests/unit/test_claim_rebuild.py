@@ -95,6 +95,10 @@ def test_what_the_store_has_is_not_claimed_again() -> None:
     assert [claimed.call for claimed in lacking(claims, [old, new], b"", [0, -1, 2, 1])] == [2, 4], "old is covered by the base of new"
     assert [claimed.call for claimed in lacking(claims, [old, new], b"", [1, -1, 3, -1])] == [2, 4]
     assert len(list(lacking(claims, [old, new], b"another branch", [1, -1, 3, -1]))) == 6
+    assert [claimed.call for claimed in lacking(claims, [old, new], b"another branch", [0, -1, 0, 1])] == [2, 3, 4]
+    for base in (-1, 1):
+        counts = [0, base, 0, 0]
+        assert [claimed.call for claimed in lacking(claims, [old, new], b"another branch", counts)] == [1, 2, 3, 4], "the last base decides"
 
 
 class Recorder:
