@@ -6,7 +6,7 @@ Belongs here: what is wrong with an archive or with those rows. Must not know: w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ async def count_archives(
     add_tallies: Callable[[bytes, CounterRecord], None],
 ) -> CountedArchives:
     """`rows`: how many rows of `records` name each archive. `add_tallies`: only of records whose rows are missing."""
-    counted = CountedArchives()
+    counted, numbers = CountedArchives(), {archive.archive for archive in known}
     for archive in known:
         if read is None:
             counted.unread.append(archive.file)
@@ -73,14 +73,15 @@ async def count_archives(
         matched = 0
         try:
             for lines in _some(read(archive.file, archive.sha256)):
-                matched += await _count(connection, archive, [read_line(line) for line in lines], counted, add_usage, add_tallies)
+                some = [read_line(line) for line in lines]
+                matched += await _count(connection, archive, numbers - {archive.archive}, some, counted, add_usage, add_tallies)
         except (ArchiveFailed, BadLine) as error:
             then = "look for a copy of that file, put it there and audit again: usage of the time that it covers is not proved without it"
             counted.findings.append(Finding(f"archive {archive.file} cannot be counted: {error}", then))
             counted.leave_out(archive)
         else:
             counted.findings += _told_rows_without_lines(archive, rows.get(archive.archive, 0) - matched)
-    for number in sorted(rows.keys() - {archive.archive for archive in known}):
+    for number in sorted(rows.keys() - numbers):
         what = f"{rows[number]} rows of `records` say that their bytes are in archive {number}, which is not in the table `archives`"
         counted.findings.append(Finding(what, "put that row back: its file is one that no other row names"))
     return counted
@@ -94,6 +95,7 @@ def _some(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
 async def _count(
     connection: asyncpg.Connection,
     archive: Archive,
+    others: Set[int],
     some: Sequence[Archived],
     counted: CountedArchives,
     add_usage: Callable[[CounterRecord], None],
@@ -108,10 +110,12 @@ async def _count(
     for one in some:
         row = rows.get(one.key)
         if row is None:
+            if one.key in counted.lent:
+                continue
             counted.lent[one.key] = archive.file
             add_tallies(one.key[0], one.record)
-        elif row["archive"] is None:
-            continue  # somebody put its bytes back: it is counted
+        elif row["archive"] is None or row["archive"] in others:
+            continue  # somebody put its bytes back: it is counted there, or in the file that it was moved to then
         else:
             matched += row["archive"] == archive.archive
             counted.findings += _told_other_row(archive, one, dict(row))

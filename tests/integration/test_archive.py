@@ -166,6 +166,11 @@ async def test_bytes_that_were_put_back_are_counted_once(rated: Rated, dsn: str,
     archive(dsn, tmp_path)
     await pool.execute("DELETE FROM records WHERE n = 1; INSERT INTO records SELECT * FROM kept WHERE n = 1")
     assert await findings(dsn, tmp_path) == []
+    assert archive(dsn, tmp_path)[0] == 0, "now it is in two files"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert await findings(dsn, tmp_path) == []
+    await pool.execute("DELETE FROM records WHERE n = 1")
+    assert await findings(dsn, tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "a byte", "another"])
