@@ -36,7 +36,7 @@ Examples:
 
 {EXIT_CODES}"""
 
-_FILE_BYTES = 256 << 20  # of lines, before they are compressed
+_FILE_BYTES = 64 << 20  # of lines, before they are compressed
 _FILE_RECORDS = 100_000
 
 
@@ -106,7 +106,7 @@ class _File:
 
     def add(self, line: bytes, archived: Archived) -> None:
         self.writer.write(line)
-        self._moved.append(Moved(archived.key, archived.hash, archived.record.tallies))
+        self._moved.append(Moved(archived.key, archived.hash, archived.tallies))
         self._last_window_s = max((one for one in (self._last_window_s, archived.last_window_s) if one is not None), default=None)
 
     async def move(self, ledger: LedgerArchive) -> int:

@@ -7,8 +7,7 @@ No transaction is longer than one answer or one file, so neither raters nor the 
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -34,7 +33,7 @@ class Moved(NamedTuple):
 
     key: RecordRow
     hash: str
-    tallies: Mapping[str, Mapping[str, int]]
+    tallies: str | None  # JSON: as objects they would take many times its length; None: it has none
 
 
 class LedgerArchive:
@@ -54,7 +53,7 @@ class LedgerArchive:
 
     async def move(self, file: str, sha256: str, last_window_s: int | None, moved: Sequence[Moved]) -> None:
         """The bytes of these records are in the file from now on, and here no longer."""
-        columns = zip(*[(*one.key, one.hash, json.dumps(one.tallies) if one.tallies else None) for one in moved], strict=True)
+        columns = zip(*[(*one.key, one.hash, one.tallies) for one in moved], strict=True)
         async with self._connection.transaction():
             archive = await self._connection.fetchval(ARCHIVE["archives_add"], file, sha256, len(moved), last_window_s)
             done = await self._connection.execute(ARCHIVE["records_move"], archive, *map(list, columns), timeout=_TIMEOUT_S)
@@ -69,6 +68,7 @@ async def ledger_archive(dsn: str) -> AsyncIterator[LedgerArchive]:
         try:
             if not await connection.fetchval(ARCHIVE["take_turns"], _LOCK):
                 raise Busy
+            await connection.execute(ARCHIVE["may_move"])  # before a file is written for nothing
             yield LedgerArchive(connection)
         finally:
             with suppress(*FAILURES):

@@ -5,6 +5,7 @@ Pure. Belongs here: the line of format version 1 (docs/FORMATS.md), and what a l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -42,6 +43,11 @@ class Archived(NamedTuple):
     key: RecordRow
     hash: str
     record: CounterRecord
+
+    @property
+    def tallies(self) -> str | None:
+        """JSON; None: it has none."""
+        return json.dumps(self.record.tallies) if self.record.tallies else None
 
     @property
     def last_window_s(self) -> int | None:

@@ -3,6 +3,11 @@
 -- name: take_turns
 SELECT pg_try_advisory_lock($1);
 
+-- name: may_move
+-- Changes nothing: fails where rows could not be moved, on a replica or for a role that may only read.
+WITH moved AS (UPDATE records SET archive = NULL, tallies = NULL, header_names = NULL, header_values = NULL, value = NULL WHERE false)
+INSERT INTO archives (file, sha256, records, last_window_s) SELECT '', '', 0, 0 WHERE false;
+
 -- name: before
 SELECT now() - make_interval(secs => $1);
 

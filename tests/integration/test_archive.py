@@ -16,7 +16,7 @@ import pytest
 
 from parshall import archive_command
 from parshall.archive_files import lines_of
-from rater.archive import Moved, ledger_archive
+from rater.archive import ARCHIVE, Moved, ledger_archive
 from rater.archive_lines import ArchiveFailed
 from rater.postgres import Ledger
 from rater.recount import Recount, recount
@@ -238,7 +238,7 @@ async def test_rows_that_changed_meanwhile_keep_their_bytes(
 ) -> None:
     """Nobody changes them but by hand; and then nothing is moved, rather than something else than was written."""
     async with ledger_archive(dsn) as opened:
-        moved = [Moved(row.key, row.hash, {}) async for rows in opened.due(90 * 86400) for row in rows]
+        moved = [Moved(row.key, row.hash, None) async for rows in opened.due(90 * 86400) for row in rows]
         await pool.execute(meanwhile)
         with pytest.raises(AssertionError, match="nobody else changes"):
             await opened.move("records-1", "0" * 64, None, moved)
@@ -279,6 +279,35 @@ async def test_what_a_command_line_may_say(rated: Rated, dsn: str, tmp_path: Pat
     assert code == 2 and "'5m' is not a time from 1d to 36500d" in errors
     code, _, errors = parshall("postgresql://127.0.0.1:1/none", "archive", str(tmp_path), "--older-than", "90d")
     assert code == 3 and errors.startswith("PostgreSQL cannot be used: ")
+
+
+async def test_where_nothing_may_be_changed_no_file_is_written(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path) -> None:
+    """On a replica, or as somebody who may only read: else every night would leave a file that nobody needs."""
+    database = await pool.fetchval("SELECT current_database()")
+    await pool.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    try:
+        told = archive(dsn.replace("parshall@", "reader@"), tmp_path)
+    finally:
+        await pool.execute("DROP OWNED BY reader; DROP ROLE reader")
+    assert told[:2] == (3, "") and "permission denied" in told[2]
+    await pool.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    told = archive(dsn, tmp_path)
+    assert told[:2] == (3, "") and "read-only transaction" in told[2]
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_archived_rows_are_not_gone_through_again(rated: Rated, dsn: str, pool: asyncpg.Pool, tmp_path: Path) -> None:
+    """They stay for good: a run is not longer for what others have moved."""
+    archive(dsn, tmp_path)
+    columns = "log, stream, next_position, rated_at, archive"
+    await pool.execute(
+        f'INSERT INTO records (writer, "partition", n, hash, {columns}) SELECT writer, "partition", n + again, hash, {columns} '
+        "FROM records, generate_series(10, 20000) AS again WHERE n = 1"
+    )
+    await pool.execute("ANALYZE records")
+    due = ARCHIVE["due"].replace("$1", "now()").replace("$2", "''::bytea").replace("$3", "0").replace("$4", "0").replace("$5", "100")
+    plan = "\n".join(row[0] for row in await pool.fetch(f"EXPLAIN (ANALYZE, COSTS off, TIMING off) {due}"))
+    assert "using records_here" in plan and "Rows Removed by Filter" not in plan
 
 
 async def test_a_database_that_is_not_up_to_date(database: str, tmp_path: Path) -> None:
