@@ -3,12 +3,15 @@
 Belongs here: the connection, the lock and the transaction of a migration. Must not know: what the tables mean.
 
 All steps and the note of what ran are one transaction, begun with an advisory lock: of two processes that start at once the second waits
-and finds nothing to do; a process that is killed half-way leaves nothing behind, no lock either. Why Alembic:
+and finds nothing to do; a process that is killed half-way leaves nothing behind, no lock either. A step that changes a table which somebody
+reads for long (a dump, an audit) lets go at once and tries again later: raters that run would wait behind it. Why Alembic:
 docs/decisions/0003-the-schema-is-migrated-by-alembic.md.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from importlib import resources
 from pathlib import Path
 
@@ -24,7 +27,11 @@ from sqlalchemy.pool import NullPool
 
 from rater.postgres import FAILURES, DatabaseFailed, told
 
+log = logging.getLogger(__name__)
+
 _LOCK = 0x7061727368616C6C  # "parshall": the same number in every version of the project
+_WAIT_MS = 1000  # for a table, with everybody else behind
+_PAUSE_S = 5
 
 
 async def migrate(dsn: str) -> None:
@@ -32,15 +39,30 @@ async def migrate(dsn: str) -> None:
 
     Raises SchemaTooNew when it has seen more than this version knows, DatabaseFailed when it cannot be reached: try again.
     """
+    while True:
+        try:
+            return await _migrate(dsn)
+        except _InUse as error:
+            log.warning("the schema is brought up to date once its tables are not in use (a dump, an audit): %s", error)
+            await asyncio.sleep(_PAUSE_S)
+
+
+class _InUse(DatabaseFailed):
+    """Somebody has used a table for longer than others should wait."""
+
+
+async def _migrate(dsn: str) -> None:
     engine = create_async_engine("postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(dsn), poolclass=NullPool)
     try:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            await connection.execute(text(f"SET LOCAL lock_timeout = {_WAIT_MS}"))
             await connection.run_sync(_upgrade)
     except (SQLAlchemyError, *FAILURES) as error:
         said = _said_by_the_server(error)
-        kind = DatabaseStarts if isinstance(said, asyncpg.CannotConnectNowError) else DatabaseFailed
-        raise kind(told(said)) from error
+        kinds: dict[type[BaseException], type[DatabaseFailed]]
+        kinds = {asyncpg.CannotConnectNowError: DatabaseStarts, asyncpg.LockNotAvailableError: _InUse}
+        raise kinds.get(type(said), DatabaseFailed)(told(said)) from error
     finally:
         await engine.dispose()
 

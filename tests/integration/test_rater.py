@@ -716,11 +716,30 @@ async def test_migrations_run_once_when_several_processes_start(database: str) -
         await migrate(database.replace("/test", "/absent"))
 
 
-async def test_a_database_of_the_first_version(database: str) -> None:
-    """What was rated stays, is known when it comes again, and explains its usage."""
+async def of_the_first_version(database: str) -> asyncpg.Connection:
     connection = await asyncpg.connect(database)
     await connection.execute((PROJECT / "rater/migrations/0001_ledger.sql").read_text())
     await connection.execute("CREATE TABLE schema_steps (version_num varchar(32) PRIMARY KEY); INSERT INTO schema_steps VALUES ('0001')")
+    return connection
+
+
+async def test_raters_go_on_while_a_step_waits_for_a_long_reader(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    reader, ledger = await of_the_first_version(database), Ledger(database, command_timeout_s=20)
+    async with reader.transaction():
+        await reader.fetch("SELECT FROM records")
+        migrating = asyncio.create_task(migrate(database))
+        while "once its tables are not in use" not in caplog.text:
+            assert (await ledger.apply(LOG, at(Writer(1).flush(some())))).forks == 0
+        assert not migrating.done()
+    await migrating
+    assert await reader.fetchval("SELECT version_num FROM schema_steps") == "0002"
+    await reader.close()
+    await ledger.close()
+
+
+async def test_a_database_of_the_first_version(database: str) -> None:
+    """What was rated stays, is known when it comes again, and explains its usage."""
+    connection = await of_the_first_version(database)
     ledger, writer = Ledger(database), Writer(1)
     first = writer.flush(some())
     assert (await ledger.apply(LOG, at(first))).records == 1
