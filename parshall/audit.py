@@ -4,7 +4,8 @@ Belongs here: the command, and reading each store in the right order. Must not k
 audit_journal.py).
 
 Where the log begins is asked before anything: what it had lost by then need not be remembered one by one (`RatedSide.take`).
-PostgreSQL is read first, then the journals, then the log to the end it had after that: so everything that is rated, and everything that
+PostgreSQL is read first, then the journals, then the log to the end it had after that (and what was not remembered of PostgreSQL, but is in
+one of them, is looked up there): so everything that is rated, and everything that
 a journal says was flushed, must be found in what was read later, also while the service runs. The registry of writers is read after
 PostgreSQL and before the journals are looked for: whoever is rated is in it, and whoever is in it has a journal.
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -112,6 +114,8 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
     tenants = _names(settings, folder, directories)
     journals = await asyncio.to_thread(lambda: [_read_journal(tenants, directory, rated.wanted) for directory in directories])
     await _read_log(settings, folder, log)
+    elsewhere = itertools.chain(log.records, *((*journal.acknowledged, *journal.unacknowledged) for journal in journals))
+    rated.hashes = await _read_hashes(settings, folder, filter(rated.is_settled, elsewhere))
     for key in rated.wanted - rated.in_archive.keys():
         lent = next((found[key] for found in (log.found, *(journal.found for journal in journals)) if key in found), None)
         if lent is not None:
@@ -128,21 +132,14 @@ async def _audit(settings: Settings, folder: DataFolder, more_journals: list[str
 async def _read_rated(settings: Settings, folder: DataFolder, archives: str | None, side: RatedSide) -> tuple[RatedSide, Recount]:
     from parshall.archive_files import lines_of
     from parshall.audit_records import Stored
-    from parshall.up import find_postgres
-    from rater.postgres import DatabaseFailed
     from rater.recount import recount
-
-    embedded, settings = find_postgres(settings, folder)
-    assert settings.postgres.dsn is not None
 
     def add(applied: Applied) -> None:
         position = (sys.intern(applied.log), sys.intern(applied.stream), applied.next_position)
         side.take(_key(applied.row), Stored(applied.hash, applied.tallies), position)
 
-    try:
-        found = await recount(settings.postgres.dsn, add, None if archives is None else partial(lines_of, archives))
-    except DatabaseFailed as error:
-        raise Stop(_why_no_postgres(error, folder, embedded=embedded is not None), UNAVAILABLE) from error
+    with _postgres(settings, folder) as dsn:
+        found = await recount(dsn, add, None if archives is None else partial(lines_of, archives))
     side.missing = frozenset(_key(row) for row in found.missing)
     side.unsound = {_key(row): reason for row, reason in found.unsound.items()}
     side.parked = {_key(row): reason for row, reason in found.parked.items()}
@@ -151,6 +148,28 @@ async def _read_rated(settings: Settings, folder: DataFolder, archives: str | No
     side.uncounted = _told_uncounted(found.archives)
     side.held = {(writer.hex(), partition): reason for (writer, partition), reason in found.held.items()}
     return side, found
+
+
+async def _read_hashes(settings: Settings, folder: DataFolder, keys: Iterable[RecordKey]) -> dict[RecordKey, str]:
+    from rater.recount import hashes_of
+
+    with _postgres(settings, folder) as dsn:
+        found = await hashes_of(dsn, ((bytes.fromhex(writer), partition, n) for writer, partition, n in keys))
+    return {_key(row): digest for row, digest in found.items()}
+
+
+@contextlib.contextmanager
+def _postgres(settings: Settings, folder: DataFolder) -> Iterator[str]:
+    """Its DSN. What fails with it meanwhile ends the command."""
+    from parshall.up import find_postgres
+    from rater.postgres import DatabaseFailed
+
+    embedded, settings = find_postgres(settings, folder)
+    assert settings.postgres.dsn is not None
+    try:
+        yield settings.postgres.dsn
+    except DatabaseFailed as error:
+        raise Stop(_why_no_postgres(error, folder, embedded=embedded is not None), UNAVAILABLE) from error
 
 
 def _told_uncounted(archives: CountedArchives) -> list[str]:

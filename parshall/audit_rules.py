@@ -67,7 +67,7 @@ class LogSide:
 
 @dataclass
 class Settled:
-    """The first records of a chain: rated, and taken from the log by retention before anything was read. Nothing but their sums is left to
+    """The first records of a chain: rated, and taken from the log by retention before anything was read. Little but their sums is left to
     compare, so an audit remembers one by one what the log still has, and not what years have brought. The last ones of a chain are none."""
 
     last: int  # all up to this number, but for what is missing or unsound
@@ -83,6 +83,7 @@ class RatedSide:
     records: dict[RecordKey, Stored] = field(default_factory=dict)
     positions: dict[RecordKey, Position] = field(default_factory=dict)
     settled: dict[Chain, Settled] = field(default_factory=dict)
+    hashes: Mapping[RecordKey, str] = field(default_factory=dict)  # of those settled records that another store still has, or again
     missing: frozenset[RecordKey] = frozenset()  # the chains say that they are rated, but they are not there
     unsound: Mapping[RecordKey, str] = field(default_factory=dict)  # rated, but the bytes kept are not what was rated
     parked: Mapping[RecordKey, str] = field(default_factory=dict)  # reason
@@ -230,6 +231,7 @@ class _Records:
         for key in keys:
             self.of_writer[key[0]].append(key)
         self.problems = {key: problem for key in keys if (problem := self._problem(key)) is not None}
+        self.problems |= self._settled_forks()
         self._add_parked()
 
     def _in_no_store(self, keys: Set[RecordKey]) -> set[RecordKey]:
@@ -246,7 +248,7 @@ class _Records:
 
     def _problem(self, key: RecordKey) -> Difference | None:
         """`{it}` and `{be}` are filled in when neighbours are told together."""
-        in_log, rated, journalled = self.log.records.get(key), self.rated.records.get(key), self.journalled.get(key)
+        in_log, rated = self.log.records.get(key), self.rated.records.get(key)
         if key in self.rated.unsound:
             what = f"{{it}} {{be}} rated, but what PostgreSQL keeps of {{it_}} in `records` is not sound: {self.rated.unsound[key]}"
             return Difference(what, f"{_COPY_FIRST}; then put back the row's bytes from {self._lender(key)}")
@@ -255,20 +257,25 @@ class _Records:
             return Difference(
                 what, f"{_COPY_FIRST}; then put the row back from {self._lender(key)}, or restore a backup: the rater goes on from there"
             )
-        if key in self.log.forks or len({one.hash for one in (in_log, rated, journalled) if one is not None}) > 1:
-            return Difference(self._told_fork(in_log, rated, journalled), self._after_fork(key))
+        if (fork := self._fork(key, rated)) is not None:
+            return fork
         if key in self.log.unsound and in_log is None:
             return Difference(f"{{it}} {{be}} in the log, but cannot be read: {self.log.unsound[key]}", self._keep_journal(key))
         if in_log is None:
             return self._told_not_in_log(key)
         return None
 
-    def _told_fork(self, in_log: Stored | None, rated: Stored | None, journalled: Stored | None) -> str:
-        places = (("in the log", in_log), ("in PostgreSQL", rated), ("in the journal", journalled))
-        return f"{{it}} {{has}} different bytes: {', '.join(f'{one.hash} {where}' for where, one in places if one is not None)}"
+    def _settled_forks(self) -> dict[RecordKey, Difference]:
+        rated = {key: Stored(digest, {}) for key, digest in self.rated.hashes.items()}
+        return {key: fork for key, stored in rated.items() if (fork := self._fork(key, stored)) is not None}
 
-    def _after_fork(self, key: RecordKey) -> str:
-        return f"two journals run as writer {key[0]}, or one was changed: stop that writer, look for a copy of its folder, keep both"
+    def _fork(self, key: RecordKey, rated: Stored | None) -> Difference | None:
+        places = (("in the log", self.log.records.get(key)), ("in PostgreSQL", rated), ("in the journal", self.journalled.get(key)))
+        have = [(where, one.hash) for where, one in places if one is not None]
+        if key not in self.log.forks and len({digest for _, digest in have}) <= 1:
+            return None
+        then = f"two journals run as writer {key[0]}, or one was changed: stop that writer, look for a copy of its folder, keep both"
+        return Difference(f"{{it}} {{has}} different bytes: {', '.join(f'{digest} {where}' for where, digest in have)}", then)
 
     def _add_parked(self) -> None:
         """Of a chain only the first one is told, unless it waits for one that is named: the others wait for it."""

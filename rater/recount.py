@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -137,8 +138,26 @@ async def recount(dsn: str, on_record: Callable[[Applied], None], read_archive: 
         raise DatabaseFailed(told(error)) from error
 
 
+async def hashes_of(dsn: str, rows: Iterable[RecordRow]) -> dict[RecordRow, str]:
+    """What was rated under these numbers. Raises DatabaseFailed."""
+    try:
+        connection = await asyncpg.connect(dsn, server_settings={"application_name": "parshall audit"})
+        try:
+            found: dict[RecordRow, str] = {}
+            asked = iter(rows)
+            while some := list(islice(asked, _ROWS_A_FETCH)):
+                for writer, partition, n, digest in await connection.fetch(AUDIT["hashes"], *map(list, zip(*some, strict=True))):
+                    found[writer, partition, n] = digest
+            return found
+        finally:
+            await connection.close(timeout=5)
+    except FAILURES as error:
+        raise DatabaseFailed(told(error)) from error
+
+
 async def _recount(connection: asyncpg.Connection, on_record: Callable[[Applied], None], read_archive: ReadArchive | None) -> Recount:
     found = Recount()
+    await connection.execute(AUDIT["newest_column"])
     known = await known_archives(connection)
     made = _Made(after_s=-1 if read_archive else reach_of(known))
     archived: Counter[int] = Counter()  # archive -> rows

@@ -1,9 +1,17 @@
 -- The audit: what is stored, as it is stored, to be counted again outside the database.
 
+-- name: newest_column
+-- Before all: an unknown column tells of tables of an older Parshall, an unknown table of another database (parshall/database.py).
+SELECT archive FROM records LIMIT 0;
+
 -- name: records
 SELECT writer, "partition", n, replace(hash::text, '-', '') AS hash, log, stream, next_position, header_names, header_values, value,
   archive, tallies::text AS tallies
 FROM records ORDER BY writer, "partition", n;
+
+-- name: hashes
+SELECT r.writer, r."partition", r.n, replace(r.hash::text, '-', '') AS hash
+FROM records AS r JOIN unnest($1::bytea[], $2::bigint[], $3::bigint[]) AS t (writer, "partition", n) USING (writer, "partition", n);
 
 -- name: chains
 SELECT writer, "partition", last_n, held FROM chains ORDER BY writer, "partition";

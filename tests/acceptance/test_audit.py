@@ -18,7 +18,11 @@ from typing import Any, NamedTuple
 import aiohttp
 import asyncpg
 import pytest
+from xxhash import xxh3_128_hexdigest
 
+from parshall import audit_rules
+from parshall.audit import _audit as read_and_compare
+from parshall.check import read_settings
 from parshall.data_folder import DataFolder
 from parshall.embedded_postgres import EmbeddedPostgres
 from tests import services
@@ -323,6 +327,24 @@ async def test_a_byte_of_a_rated_record_is_changed(embedded: Service) -> None:
     statement = f"UPDATE records SET value = set_byte(value, 20, get_byte(value, 20) # 1) {WHERE_RECORD}"
     async with changed(embedded.dsn, "records", statement, *row):
         (await embedded.audit_meanwhile()).names(f"{told_record(row)} is rated", "is not sound: the value hashes to")
+
+
+async def test_other_bytes_were_rated_than_a_journal_has(embedded: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the log has them no longer, and the audit has not remembered them one by one."""
+    monkeypatch.setattr(audit_rules, "_KEPT_OF_A_CHAIN", 0)
+    query = RECORD_ROW.format(0).replace("n FROM records AS r", "n, header_names, header_values, value FROM records AS r")
+    row = await row_of(embedded, query)
+    value = row["value"] + b" "
+    digest = xxh3_128_hexdigest(value)
+    headers = [
+        digest.encode() if name == "hash" else content for name, content in zip(row["header_names"], row["header_values"], strict=True)
+    ]
+    statement = f"UPDATE records SET log = 'another', hash = $4::text::uuid, header_values = $5, value = $6 {WHERE_RECORD}"
+    settings = read_settings(str(embedded.folder / "parshall.toml"), {"data": str(embedded.data)}, asks_redis=False)
+    async with changed(embedded.dsn, "records", statement, *row[:3], digest, headers, value):
+        verdict = await read_and_compare(settings, DataFolder(str(embedded.data)), [], None)
+    (difference,) = verdict.differences
+    assert difference.what.startswith(f"{told_record(row)} has different bytes: ") and f"{digest} in PostgreSQL" in difference.what
 
 
 async def test_an_amount_is_changed(embedded: Service) -> None:

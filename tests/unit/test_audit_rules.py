@@ -153,6 +153,26 @@ async def test_an_old_copy_of_one_journal_says_nothing_of_another_writer(monkeyp
     assert f"of writer {writers[0].writer}" in one.what and "not yet made according to its journal" in one.what
 
 
+async def test_other_bytes_of_what_retention_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal may keep it for longer than the log, and the log may have it again."""
+    monkeypatch.setattr(audit_rules, "_KEPT_OF_A_CHAIN", 2)
+    looked_at = 0
+    for seed in SEEDS:
+        writer = await lived(seed)
+        side, rated, log = read(writer.records()), writer.rated_side(deleted=len(writer.log)), writer.log_side(deleted=len(writer.log))
+        for key, stored in side.acknowledged.items():
+            if rated.is_settled(key):
+                looked_at += 1
+                for have in ({}, {key: stored}):
+                    log.records = have
+                    rated.hashes = {key: stored.hash}
+                    assert compare([side], log, rated).differences == []
+                    rated.hashes = {key: "f" * 32}
+                    (told,) = compare([side], log, rated).differences
+                    assert told.what.startswith(f"{place(key)} has different bytes: ") and f"{'f' * 32} in PostgreSQL" in told.what
+    assert looked_at > 10
+
+
 async def test_histories_reach_what_they_are_for() -> None:
     reached: Counter[str] = Counter()
     for seed in SEEDS:
