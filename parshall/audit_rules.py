@@ -338,7 +338,9 @@ class _Records:
             return f"the archive {self.rated.in_archive[key]}, which has it"
         if key in self.log.records:
             return "the log, which has it"
-        return f"the journal {self._sides[key[0]].directory}, which has it" if key in self.journalled else "a backup: no other store has it"
+        if key in self.journalled:
+            return f"the journal {self._sides[key[0]].directory}, which has it"
+        return "an archive that was not given, or a backup" if self.rated.uncounted else "a backup: no other store has it"
 
     # ---- telling
 

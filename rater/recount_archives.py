@@ -17,7 +17,7 @@ from buffer.record import CounterRecord
 from rater.archive import ARCHIVE
 from rater.archive_lines import Archived, ArchiveFailed, BadLine, ReadArchive, RecordRow, read_line
 
-_LINES_AT_ONCE = 500
+_LINES_AT_ONCE = 50  # a line may be some MiB once it is read
 
 
 class Finding(NamedTuple):
@@ -31,7 +31,6 @@ class Archive(NamedTuple):
     archive: int
     file: str
     sha256: str
-    records: int
     last_window_s: int | None
 
 

@@ -28,7 +28,7 @@ FROM unnest($2::bytea[], $3::bigint[], $4::bigint[], $5::text[], $6::text[]) AS 
 WHERE r.writer = t.writer AND r."partition" = t."partition" AND r.n = t.n AND r.hash = t.hash::uuid AND r.archive IS NULL;
 
 -- name: archives
-SELECT archive, file, sha256, records, last_window_s FROM archives ORDER BY archive;
+SELECT archive, file, sha256, last_window_s FROM archives ORDER BY archive;
 
 -- name: rows_of
 SELECT r.writer, r."partition", r.n, replace(r.hash::text, '-', '') AS hash, r.archive, r.tallies::text AS tallies

@@ -1046,6 +1046,10 @@ def test_a_record_that_no_store_has_any_more_hides_nothing_else(stores: Stores) 
         del store[stores.first]
     stores.rated.missing = frozenset({stores.first})
     stores.only(f"{place(stores.first)} is missing from the table")
+    for uncounted, lender in ([], "a backup: no other store has it"), (["usage"], "an archive that was not given, or a backup"):
+        stores.rated.uncounted = uncounted
+        (told,) = compare([read(stores.records)], stores.log, stores.rated).differences
+        assert f"put the row back from {lender}, or restore" in told.then
 
 
 def test_parked_records_are_told_once_a_chain(stores: Stores) -> None:
