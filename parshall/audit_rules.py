@@ -26,7 +26,9 @@ from parshall.audit_records import Difference, RecordKey, Stored, key_of, named
 Chain = tuple[str, int]  # (writer, partition)
 Position = tuple[str, str, int]  # (log, stream, position after the record)
 
-_KEPT_OF_A_CHAIN = 300  # more than a flush has in one partition: what its journal does not say to be flushed is still looked at one by one
+# More than a flush has in one partition, unless it is of a million counters in few of them: what its journal does not say to be flushed
+# yet is still looked at one by one.
+_KEPT_OF_A_CHAIN = 300
 
 _BYTES_IN_JOURNAL = "its bytes are in the journal {directory}: keep that folder as it is until they are in the log again"
 _GONE = (
@@ -314,19 +316,19 @@ class _Records:
     def _ahead(self) -> Iterator[Difference]:
         """Rated, but not even committed in a journal that was read after PostgreSQL."""
         for writer, side in self._sides.items():
-            rated = [key for key in self.of_writer[writer] if key in self.rated.records]
-            rated += [(*chain, n) for chain, n in self._settled_ahead(writer)]
-            ahead = sorted(key for key in rated if key[2] > self.committed.get(key[:2], 0) and side.knows_numbers_of(key[1]))
+            each = [key for key in self.of_writer[writer] if key in self.rated.records and key[2] > self.committed.get(key[:2], 0)]
+            runs = [*((key, 1) for key in each), *self._settled_ahead(writer)]
+            ahead = Counter({first: many for first, many in runs if side.knows_numbers_of(first[1])})
             if ahead:
-                more = f" (and {len(ahead) - 1} more of this writer)" if len(ahead) > 1 else ""
-                what = f"{named(ahead[0])}{more} is rated, but not yet made according to its journal {side.directory}"
+                more = f" (and {ahead.total() - 1} more of this writer)" if ahead.total() > 1 else ""
+                what = f"{named(min(ahead))}{more} is rated, but not yet made according to its journal {side.directory}"
                 yield Difference(what, "that folder is an old copy of the journal: never start a service on it; find the newest one")
 
-    def _settled_ahead(self, writer: str) -> Iterator[tuple[Chain, int]]:
-        for chain, settled in self.rated.settled.items():
-            if chain[0] == writer:
-                for n in range(self.committed.get(chain, 0) + 1, settled.last + 1):
-                    yield chain, n
+    def _settled_ahead(self, writer: str) -> Iterator[tuple[RecordKey, int]]:
+        """The first one of each chain, and how many there are: they may be those of years."""
+        for chain, settled in _settled_of(writer, self.rated):
+            if settled.last > (committed := self.committed.get(chain, 0)):
+                yield (*chain, committed + 1), settled.last - committed
 
     def _keep_journal(self, key: RecordKey) -> str:
         if key in self.journalled:
@@ -407,17 +409,16 @@ def _books_of_journal(side: JournalSide, records: _Records) -> _Books:
             continue  # its flush is under way, or was made after the journal was read
         whereabouts, stored = _whereabouts(key, books, records)
         whereabouts.update({EVERY: 1} if stored is None else stored.accepted)
-    for chain, settled in _settled_of(side.writer, records):
+    for chain, settled in _settled_of(side.writer, records.rated):
         books.rated.update(_accepted(settled))
-        if settled.last > records.acknowledged.get(
-            chain, 0
-        ):  # an old copy, which is named: what of them it knows to be flushed cannot be told
+        if settled.last > records.acknowledged.get(chain, 0):
+            # An old copy, which is named, or a flush that nobody acknowledged since: how much of the sum is flushed cannot be told.
             books.gone.update({EVERY: 1})
     return books
 
 
-def _settled_of(writer: str, records: _Records) -> Iterator[tuple[Chain, Settled]]:
-    return ((chain, settled) for chain, settled in records.rated.settled.items() if chain[0] == writer)
+def _settled_of(writer: str, rated: RatedSide) -> Iterator[tuple[Chain, Settled]]:
+    return ((chain, settled) for chain, settled in rated.settled.items() if chain[0] == writer)
 
 
 def _accepted(settled: Settled) -> dict[str, int]:
@@ -445,7 +446,7 @@ def _books_of_records(writer: str, records: _Records) -> _Books:
             whereabouts.update(stored.accepted)
             books.flushed.update(stored.accepted)
             books.tallies.update({(tenant, verdict): n for tenant, counts in stored.tallies.items() for verdict, n in counts.items()})
-    for _, settled in _settled_of(writer, records):
+    for _, settled in _settled_of(writer, records.rated):
         books.rated.update(_accepted(settled))
         books.flushed.update(_accepted(settled))
         books.tallies.update(settled.tallies)
