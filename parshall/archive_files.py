@@ -6,6 +6,7 @@ Belongs here: writing one durably, reading one that is as it was written. Must n
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -44,8 +45,9 @@ class ArchiveWriter:
             self._file.close()
             with open(f"{self._path}.part", "rb") as written:
                 digest = hashlib.file_digest(written, "sha256").hexdigest()
-            os.link(f"{self._path}.part", self._path)  # a rename would replace another one of this name
-            os.unlink(f"{self._path}.part")
+            if os.path.exists(self._path):  # not by a link, which some network file systems do not have
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            os.rename(f"{self._path}.part", self._path)
             _sync_folder(os.path.dirname(self._path))
         return digest
 

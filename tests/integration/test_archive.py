@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from parshall import archive_command
-from parshall.archive_files import lines_of
+from parshall.archive_files import ArchiveWriter, lines_of
 from rater.archive import ARCHIVE, Moved, ledger_archive
 from rater.archive_lines import ArchiveFailed
 from rater.postgres import Ledger
@@ -255,6 +255,15 @@ async def test_a_file_that_is_not_read_back_takes_nothing_away(
         with pytest.raises(ArchiveFailed, match="not read back as it was written"):
             await archive_command.move_old(opened, str(tmp_path), 90 * 86400)
     assert await bytes_here(pool) == [1, 2, 3]
+
+
+def test_a_file_of_that_name_is_not_replaced(tmp_path: Path) -> None:
+    writer = ArchiveWriter(str(tmp_path), "records-1.ndjson.gz")
+    (tmp_path / "records-1.ndjson.gz").write_bytes(b"another")
+    with pytest.raises(ArchiveFailed, match=r"records-1\.ndjson\.gz: File exists"):
+        writer.finish()
+    writer.give_up()
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"another"]
 
 
 async def test_a_full_disk_takes_nothing_away(rated: Rated, dsn: str, pool: asyncpg.Pool) -> None:
