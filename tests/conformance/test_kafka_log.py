@@ -612,6 +612,9 @@ async def test_a_compacted_topic_takes_no_counters_whatever_is_accepted(place: K
     await admin.start()
     try:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, place.cluster.counters, {"cleanup.policy": "compact"})])
+        counters = ConfigResource(ConfigResourceType.TOPIC, place.cluster.counters, {"cleanup.policy": ""})
+        while "'compact'" not in str(await admin.describe_configs([counters])):  # the broker takes it over a moment later
+            await asyncio.sleep(0.05)
     finally:
         await admin.close()
     with pytest.raises(UnfitLog) as refused:
