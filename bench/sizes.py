@@ -192,9 +192,26 @@ async def postgres_sizes(scale_percent: int) -> None:
             )
             each = f", {_tenths(size, rated)} a rated counter" if table == "records" else ""
             print(f"  {table:12} {size:>12,} B, {rows:>9,} rows: {_tenths(size, rows)} a row{each}")
+        await _small_records(ledger, connection, 100 * scale_percent)
         await _archive(dsn, connection)
         await ledger.close()
         await connection.close()
+
+
+async def _small_records(ledger: Ledger, connection: asyncpg.Connection, records: int) -> None:
+    """Of one counter each: what is left of them is the row, its headers and its index entries."""
+    (live,), writer, next_n = [_live(1000, 1)], os.urandom(16), {}
+    one: Deltas = {kind: dict(list(counters.items())[:1]) for kind, counters in list(live.items())[:1]}
+    before = await connection.fetchval("SELECT pg_total_relation_size('records')")
+    for start in range(0, records, 500):
+        batch = []
+        for at in range(start, start + 500):
+            (made,), next_n = encoded(one, writer, next_n, 1)
+            batch.append(Received("s", at + 1, dict(made.headers), made.value))
+        await ledger.apply("log", batch)
+    await connection.execute("VACUUM ANALYZE records")
+    size = await connection.fetchval("SELECT pg_total_relation_size('records')") - before
+    print(f"  small records {size:>10,} B, {records:>9,} rows of one counter: {_tenths(size, records)} a row")
 
 
 async def _archive(dsn: str, connection: asyncpg.Connection) -> None:

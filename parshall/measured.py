@@ -97,13 +97,15 @@ class Constants(NamedTuple):
     journal_counter: Cost = Cost(35, "B/counter", 50, SIZES, "journal, a counter of a flush")
     # Kafka.
     kafka_counter: Cost = Cost(16, "B/counter", 50, SIZES, "Kafka, a counter, compressed by zstd")
-    record: Cost = Cost(450, "B/record", 15, SIZES, "Kafka, journal and PostgreSQL, a record without its counters")
+    record: Cost = Cost(450, "B/record", 15, SIZES, "Kafka and journal, a record without its counters")
     # The rater and PostgreSQL.
     rater: Speed = Speed(20_300, "counters/s", 25, RATING, "a rater process, fed from memory, waiting for PostgreSQL included")
     postgres_counter: Cost = Cost(18_300, "ns/counter", 25, SIZES, "PostgreSQL, CPU")
     postgres_wal: Cost = Cost(940, "B/counter", 25, SIZES, "PostgreSQL, write-ahead log")
     postgres_record: Cost = Cost(40, "B/counter", 50, SIZES, "PostgreSQL, a counter in the table of records")
-    archived_record: Cost = Cost(200, "B/record", 50, SIZES, "PostgreSQL, an archived record, index included")
+    # A row of one counter, less 40 for it.
+    postgres_row: Cost = Cost(715, "B/record", 15, SIZES, "PostgreSQL, a record without its counters, indexes included")
+    archived_record: Cost = Cost(257, "B/record", 15, SIZES, "PostgreSQL, an archived record, index included")
     archive_counter: Cost = Cost(16, "B/counter", 50, SIZES, "archives, a counter, compressed by gzip")
     postgres_usage: Cost = Cost(276, "B/row", 15, SIZES, "PostgreSQL, usage of a series in a window, index included")
     postgres_series: Cost = Cost(180, "B/row", 15, SIZES, "PostgreSQL, a series, indexes included")

@@ -468,7 +468,7 @@ def _postgres(workload: Workload, machines: Machines, counters: Counters, record
     series = min(hits, counters.keys)
     lines = min(hits, counters.keys * workload.kept_months)
     whole_s = min(kept_s, workload.archived_s or kept_s)
-    whole = counters.per_s * c.postgres_record.planned + records * c.record.planned
+    whole = counters.per_s * c.postgres_record.planned + records * c.postgres_row.planned
     in_files = counters.per_s * c.archive_counter.planned + records * c.record.planned
     return Postgres(
         _up(100 * counters.per_s * c.postgres_counter.planned, _SECOND_NS * machines.busy_percent),

@@ -118,7 +118,7 @@ def postgres_rows(asked: Asked) -> tuple[int, int, int]:
 
 def postgres_disk(asked: Asked, counters: int, records: int, costs: Costs) -> int:
     usage, series, lines = postgres_rows(asked)
-    a_second = counters * costs["postgres_record"] + records * costs["record"]
+    a_second = counters * costs["postgres_record"] + records * costs["postgres_row"]
     kept_s = asked.kept_months * MONTH_S
     here_s = min(asked.archived_s, kept_s) if asked.archived_s else kept_s
     of_records = a_second * here_s + records * costs["archived_record"] * (kept_s - here_s)

@@ -143,6 +143,7 @@ SIMPLE = Constants(
     kafka_counter=Cost(20, "", 0, "", ""),
     rater=Speed(10_000, "", 0, "", ""),
     postgres_record=Cost(50, "", 0, "", ""),
+    postgres_row=Cost(600, "", 0, "", ""),
     archived_record=Cost(100, "", 0, "", ""),
     archive_counter=Cost(20, "", 0, "", ""),
     postgres_usage=Cost(200, "", 0, "", ""),
@@ -172,12 +173,12 @@ def test_a_thousand_events_a_second_by_hand() -> None:
     assert (found.kafka.bytes_per_s, found.kafka.retained_bytes) == (1_060, 1_060 * 3 * 604_800)
     # 13 months of 31 days: 9,672 hours, 34,819,200 s.
     assert (found.postgres.usage_rows, found.postgres.series_rows, found.postgres.line_rows) == (193_440, 20, 260)
-    assert found.postgres.record_bytes == (3 * 50 + 2 * 500) * 34_819_200
-    assert found.postgres.all_bytes == 1_150 * 34_819_200 + 193_440 * 200 + 20 * 100 + 260 * 1_000
+    assert found.postgres.record_bytes == (3 * 50 + 2 * 600) * 34_819_200
+    assert found.postgres.all_bytes == 1_350 * 34_819_200 + 193_440 * 200 + 20 * 100 + 260 * 1_000
     assert found.postgres.archive_bytes == 0
     # Ten days whole, then 2 rows of 100 B; in files 3 counters of 20 B and 2 records of 500.
     archived = demand(PLAIN._replace(archived_s=864_000), MACHINES, SIMPLE).postgres
-    assert archived.record_bytes == 1_150 * 864_000 + 2 * 100 * (34_819_200 - 864_000)
+    assert archived.record_bytes == 1_350 * 864_000 + 2 * 100 * (34_819_200 - 864_000)
     assert archived.archive_bytes == (3 * 20 + 2 * 500) * (34_819_200 - 864_000)
 
 
