@@ -200,7 +200,8 @@ async def postgres_sizes(scale_percent: int) -> None:
 
 async def _small_records(ledger: Ledger, connection: asyncpg.Connection, records: int) -> None:
     """Of one counter each: what is left of them is the row, its headers and its index entries."""
-    (live,), writer, next_n = [_live(1000, 1)], os.urandom(16), {}
+    live, writer = _live(1000, 1), os.urandom(16)
+    next_n: dict[int, int] = {}
     one: Deltas = {kind: dict(list(counters.items())[:1]) for kind, counters in list(live.items())[:1]}
     before = await connection.fetchval("SELECT pg_total_relation_size('records')")
     for start in range(0, records, 500):
