@@ -1,7 +1,7 @@
 """All tests, in two streams side by side: `make test`.
 
-The first runs what drives the whole product. The second begins with what only computes (pure decisions, the simulation), at the lower
-priority, and fills the time in which the first waits for servers; then it runs what drives parts of the product, with servers of its own.
+The first runs what drives the whole product, then the simulation. The second begins with what only computes, at the lower priority, and fills
+the time in which the first waits for servers; then it runs what drives parts of the product, with servers of its own. So both end together.
 Belongs here: which folder is in which stream. A part alone: `make test ONLY=tests/unit`.
 """
 
@@ -18,7 +18,8 @@ from typing import IO
 import pytest
 
 TESTS = Path(__file__).parent
-COMPUTING = ("unit", "simulation")
+COMPUTING = ("unit",)
+LAST = ("simulation",)  # of the first stream
 PARTS = ("conformance", "integration")
 NICE = ("nice", "-n", "10")
 NO_TESTS = pytest.ExitCode.NO_TESTS_COLLECTED.value
@@ -32,8 +33,10 @@ def main() -> int:
         second = _Stream([[*NICE, *alone, *_paths(*COMPUTING)], [*alone, *_paths(*PARTS)]], printed)
         second.start()
         try:
-            first = subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *PARTS))])
-            if first != INTERRUPTED:
+            first = [subprocess.call([*command, str(TESTS), *(f"--ignore={folder}" for folder in _paths(*COMPUTING, *LAST, *PARTS))])]
+            if INTERRUPTED not in first:
+                first.append(subprocess.call([*alone, *_paths(*LAST)]))
+            if INTERRUPTED not in first:
                 second.join()
         finally:
             second.end()
@@ -41,7 +44,7 @@ def main() -> int:
         sys.stdout.flush()
         sys.stdout.buffer.write(printed.read())
         sys.stdout.flush()
-    codes = {first, *second.codes} - {NO_TESTS}  # of `ARGS="-k …"` all may be in one stream
+    codes = {*first, *second.codes} - {NO_TESTS}  # of `ARGS="-k …"` all may be in one stream
     return max(codes) if codes else NO_TESTS
 
 
