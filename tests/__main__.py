@@ -1,7 +1,9 @@
 """All tests, in two streams side by side: `make test`.
 
-The first runs what drives the whole product, then the simulation. The second begins with what only computes, at the lower priority, and fills
-the time in which the first waits for servers; then it runs what drives parts of the product, with servers of its own. So both end together.
+The first runs what drives the whole product, then the simulation. The second begins with what only computes, at the lower priority, and
+fills the time in which the first waits for servers; then it runs what drives parts of the product, with servers of its own. So both end
+together.
+
 Belongs here: which folder is in which stream. A part alone: `make test ONLY=tests/unit`.
 """
 
