@@ -82,7 +82,7 @@ class RealDisk:
             self.make_directory(parent)
         with contextlib.suppress(FileExistsError):  # by another process, or by one that died before it had synced the parent
             os.mkdir(path)
-        _sync_directory(parent)
+        sync_directory(parent)
 
     def names(self, directory: str) -> list[str]:
         return sorted(os.listdir(directory))
@@ -103,7 +103,7 @@ class RealDisk:
 
     def create(self, path: str) -> AppendFile:
         file = RealAppendFile(path, os.O_CREAT | os.O_EXCL)
-        _sync_directory(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
         return file
 
     def extend(self, path: str) -> AppendFile:
@@ -128,7 +128,7 @@ class RealDisk:
         finally:
             os.close(descriptor)
         os.rename(temporary, path)
-        _sync_directory(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
 
     def remove(self, path: str) -> None:
         os.unlink(path)
@@ -246,7 +246,8 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
                 rest = rest[os.write(descriptor, rest) :]
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """What was made, renamed or removed in it is so after a power cut, too."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from parshall.archive_files import ArchiveWriter, lines_of
 from parshall.database import dsn_given, told_tables
 from parshall.errors import EXIT_CODES, FAILED, UNAVAILABLE, USAGE, Stop
 from parshall.roles import options
-from parshall.size_command import Time
+from parshall.time_option import Time
 from rater.archive import Busy, LedgerArchive, Moved, ledger_archive
 from rater.archive_lines import Archived, ArchiveFailed, BadLine, line_of, read_line
 from rater.postgres import DatabaseFailed

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from buffer.disk import sync_directory
 from rater.archive_lines import ArchiveFailed
 
 _LEVEL = 6
@@ -48,7 +49,7 @@ class ArchiveWriter:
             if os.path.exists(self._path):  # not by a link, which some network file systems do not have
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             os.rename(f"{self._path}.part", self._path)
-            _sync_folder(os.path.dirname(self._path))
+            sync_directory(os.path.dirname(self._path))
         return digest
 
     def give_up(self) -> None:
@@ -80,11 +81,3 @@ def _told(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArchiveFailed(f"{path}: {error.strerror or error}") from error
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

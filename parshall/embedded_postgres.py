@@ -29,6 +29,8 @@ from urllib.parse import quote
 
 import structlog
 
+from buffer.disk import sync_directory
+
 log = structlog.get_logger()
 
 MAJOR_VERSION = "18"
@@ -165,7 +167,7 @@ class EmbeddedPostgres:
         if process.returncode != 0:
             raise EmbeddedPostgresError(f"PostgreSQL could not make its data folder {self._data}.{self._last_words()}")
         os.rename(unfinished, self._data)
-        _sync_folder(self._directory)
+        sync_directory(self._directory)
 
     def _check_version(self) -> None:
         with open(f"{self._data}/PG_VERSION") as file:
@@ -383,11 +385,3 @@ async def _ended(process: subprocess.Popen[bytes], patience_s: float) -> None:
         if process.poll() is not None:
             return
         await asyncio.sleep(_POLL_S)
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

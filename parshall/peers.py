@@ -166,7 +166,6 @@ class AllWorkers:
         self._disk = disk
         self._background = background
         self._reloading = asyncio.Lock()
-        self._setting = asyncio.Lock()
 
     # FlushControl of ingest/admin.py
 
@@ -177,15 +176,14 @@ class AllWorkers:
     async def set_flush_interval(self, interval_ms: int) -> None:
         """In all workers, and for later starts; one after the other, whichever worker is asked, so that two cannot cross. No leader: where
         that one is away, the others need their interval all the more. Raises Unavailable."""
-        async with self._setting:
-            turn = await self._turn(asyncio.get_running_loop().time() + _TURN_S)
-            try:
-                await self._set_everywhere(interval_ms, msgspec.json.encode(Interval(interval_ms)))
-            finally:
-                turn.release()
+        turn = await self._turn(asyncio.get_running_loop().time() + _TURN_S)
+        try:
+            await self._set_everywhere(interval_ms, msgspec.json.encode(Interval(interval_ms)))
+        finally:
+            turn.release()
 
     async def _turn(self, until_s: float) -> Lock:
-        """Among the processes of this node: it ends with the one that has it. Raises Unavailable."""
+        """Among all who ask, in this process and the others of this node: it ends with the process that has it. Raises Unavailable."""
         while True:
             try:
                 return await self._background.run(self._disk.lock, f"{self._kept.flush_file}.lock")

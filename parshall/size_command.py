@@ -12,6 +12,7 @@ import click
 
 from parshall.errors import EXIT_CODES, USAGE, Stop
 from parshall.sizing import Machines, Workload
+from parshall.time_option import Time, milliseconds
 
 HELP = f"""Say what a workload needs: writers, Redis, Kafka, journals and PostgreSQL, and which of them breaks first.
 
@@ -26,7 +27,6 @@ Examples:
 
 {EXIT_CODES}"""
 
-_TIMES_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _THOUSANDS = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 _GIB = 1 << 30
 
@@ -45,28 +45,6 @@ class Count(click.ParamType[int]):
         if not 1 <= number <= self.most:
             self.fail(f"{value!r} is not a whole number from 1 to {self.most:,}, as in 500, 10k or 10M.", param, ctx)
         return number
-
-
-class Time(click.ParamType[int]):
-    """In milliseconds, or in seconds."""
-
-    name = "time"
-
-    def __init__(self, least: str, most: str, unit: str = "s") -> None:
-        self.least, self.most, self.unit = least, most, unit
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        given = _ms(str(value))
-        low, high = _ms(self.least), _ms(self.most)
-        assert low is not None and high is not None
-        if given is None or not low <= given <= high or given % _TIMES_MS[self.unit]:
-            self.fail(f"{value!r} is not a time from {self.least} to {self.most}, as in 30s, 10m, 24h or 7d.", param, ctx)
-        return given // _TIMES_MS[self.unit]
-
-
-def _ms(text: str) -> int | None:
-    match = re.fullmatch(r"(\d{1,9})(ms|s|m|h|d)", text, re.ASCII)
-    return int(match[1]) * _TIMES_MS[match[2]] if match else None
 
 
 _NUMBER = Count(1_000_000_000)
@@ -137,7 +115,7 @@ def size(
 ) -> None:
     from parshall import size_report, sizing
 
-    window = _ms(window_s)
+    window = milliseconds(window_s)
     assert window is not None
     absent: dict[str, Any] = {
         "largest_tenant_percent": largest_tenant_percent or 0,
